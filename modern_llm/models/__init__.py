@@ -1,0 +1,42 @@
+"""Tensors in, tensors out: the decoder, its parts, generation and Hugging Face interop.
+
+Names load on first use, so that checking a configuration does not import torch.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from modern_llm.models.config import ModernLLMConfig, MoEConfig
+    from modern_llm.models.generation import generate, generate_text, stream_tokens
+    from modern_llm.models.interop import from_hugging_face, to_hugging_face
+    from modern_llm.models.transformer import ModernDecoderLM
+
+_HOMES = {
+    "ModernLLMConfig": "config",
+    "MoEConfig": "config",
+    "ModernDecoderLM": "transformer",
+    "generate": "generation",
+    "generate_text": "generation",
+    "stream_tokens": "generation",
+    "from_hugging_face": "interop",
+    "to_hugging_face": "interop",
+}
+__all__ = [
+    "MoEConfig",
+    "ModernDecoderLM",
+    "ModernLLMConfig",
+    "from_hugging_face",
+    "generate",
+    "generate_text",
+    "stream_tokens",
+    "to_hugging_face",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(f"{__name__}.{_HOMES[name]}"), name)

@@ -1,0 +1,256 @@
+"""The decoder's hyper-parameters and the only home of its shape rules. Imports no torch."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+
+from modern_llm.checks import require
+from modern_llm.models.rope import NoRope, PlainRope
+from modern_llm.models.sinks import LearnableSinks, Sinks
+
+
+@dataclass(frozen=True)
+class GQAConfig:
+    """Grouped-query attention (Ainslie et al. 2023, arXiv 2305.13245).
+
+    Args:
+        group_size: query heads that share one key/value head; 1 is multi-head attention, `n_heads` is
+            multi-query attention (Shazeer 2019, arXiv 1911.02150).
+    """
+
+    group_size: int = 1
+
+    def __post_init__(self) -> None:
+        require(self.group_size >= 1, "gqa.group_size", self.group_size, "must be at least 1", "Use model/gqa=mha")
+
+
+@dataclass(frozen=True)
+class MoEConfig:
+    """Mixture of SwiGLU experts in place of the feed-forward layer (Shazeer et al. 2017, arXiv 1701.06538; Fedus
+    et al. 2021, arXiv 2101.03961; Jiang et al. 2024, arXiv 2401.04088).
+
+    Args:
+        n_experts: experts per layer.
+        top_k: experts that each token passes through.
+        expert_hidden_size: hidden width of one expert; null: the model's `ffn_hidden_size`.
+        balance_loss_weight: weight of the load-balance loss (Fedus et al. 2021, eq. 4).
+        z_loss_weight: weight of the router z-loss (Zoph et al. 2022, arXiv 2202.08906, eq. 5).
+    """
+
+    n_experts: int = 8
+    top_k: int = 2
+    expert_hidden_size: int | None = None
+    balance_loss_weight: float = 0.01
+    z_loss_weight: float = 0.001
+
+    def __post_init__(self) -> None:
+        require(self.n_experts >= 2, "moe.n_experts", self.n_experts, "must be at least 2", "Use model/moe=dense for one")
+        require(
+            1 <= self.top_k <= self.n_experts,
+            "moe.top_k",
+            self.top_k,
+            f"must lie between 1 and moe.n_experts={self.n_experts}",
+            "Lower moe.top_k or raise moe.n_experts",
+        )
+        require(
+            self.expert_hidden_size is None or self.expert_hidden_size >= 1,
+            "moe.expert_hidden_size",
+            self.expert_hidden_size,
+            "must be at least 1",
+            "Give a width, or null for the model's ffn_hidden_size",
+        )
+        for key in ("balance_loss_weight", "z_loss_weight"):
+            require(getattr(self, key) >= 0, f"moe.{key}", getattr(self, key), "must not be negative", "Use 0 for none")
+
+
+@dataclass(frozen=True)
+class ModernLLMConfig:
+    """Hyper-parameters of `ModernDecoderLM`.
+
+    Args:
+        vocab_size: rows of the embedding; null: the tokenizer's size, filled in before the model is built.
+        max_seq_len: tokens of context that the model is trained for.
+        d_model: width of the residual stream.
+        n_layers: decoder blocks.
+        n_heads: query heads.
+        head_dim: width of one head; null: d_model / n_heads.
+        ffn_hidden_size: SwiGLU's hidden width; null: 8/3 d_model rounded up to a multiple of 64, which has the
+            parameters of a two-matrix layer of width 4 d_model (Shazeer 2020, arXiv 2002.05202).
+        rope: rotary variant, one of `models/rope.py`.
+        gqa: how query heads share key/value heads.
+        sinks: the kind of attention sink that `use_attention_sinks` turns on, one of `models/sinks.py`.
+        use_attention_sinks: whether the sinks are there.
+        moe: mixture-of-experts feed-forward; null is the dense SwiGLU.
+        sliding_window: last tokens that a position attends to, itself included (Mistral); null: all.
+        qk_norm: RMSNorm on each query and key head before rotation (Qwen3).
+        qkv_bias: biases on the query, key and value projections (Qwen2).
+        tie_embeddings: the output head shares the embedding matrix.
+        norm_eps: epsilon of every RMSNorm.
+        dropout: probability on the embedding and on each residual branch, in training.
+        init_std: standard deviation of the initial weights; branches that write to the residual stream get
+            init_std / sqrt(2 n_layers) (GPT-2).
+
+    Raises:
+        ValueError: an impossible value or combination, with key, value, rule and remedy.
+    """
+
+    vocab_size: int | None = None
+    max_seq_len: int = 512
+    d_model: int = 256
+    n_layers: int = 4
+    n_heads: int = 4
+    head_dim: int | None = None
+    ffn_hidden_size: int | None = None
+    rope: PlainRope | NoRope = field(default_factory=PlainRope)
+    gqa: GQAConfig = field(default_factory=GQAConfig)
+    sinks: Sinks = field(default_factory=LearnableSinks)
+    use_attention_sinks: bool = False
+    moe: MoEConfig | None = None
+    sliding_window: int | None = None
+    qk_norm: bool = False
+    qkv_bias: bool = False
+    tie_embeddings: bool = True
+    norm_eps: float = 1e-5
+    dropout: float = 0.0
+    init_std: float = 0.02
+
+    def __post_init__(self) -> None:
+        for key in ("max_seq_len", "d_model", "n_layers", "n_heads"):
+            require(getattr(self, key) >= 1, f"model.{key}", getattr(self, key), "must be at least 1", "Raise it")
+        for key in ("vocab_size", "head_dim", "ffn_hidden_size", "sliding_window"):
+            value = getattr(self, key)
+            require(value is None or value >= 1, f"model.{key}", value, "must be at least 1", "Raise it, or use null")
+        require(
+            self.head_dim is not None or self.d_model % self.n_heads == 0,
+            "model.n_heads",
+            self.n_heads,
+            f"must divide model.d_model={self.d_model}",
+            "Change one of them, or set model.head_dim",
+        )
+        require(
+            isinstance(self.rope, NoRope) or self.head_size % 2 == 0,
+            "model.head_dim",
+            self.head_size,
+            "must be even, because RoPE rotates pairs",
+            "Change d_model or n_heads, or use model/rope=none",
+        )
+        require(
+            isinstance(self.rope, NoRope) or self.head_size >= 4,
+            "model.head_dim",
+            self.head_size,
+            "must be at least 4 for RoPE",
+            "Use fewer heads, or model/rope=none",
+        )
+        require(
+            self.n_heads % self.gqa.group_size == 0,
+            "model.gqa.group_size",
+            self.gqa.group_size,
+            f"must divide model.n_heads={self.n_heads}",
+            f"Choose among {[g for g in range(1, self.n_heads + 1) if self.n_heads % g == 0]}",
+        )
+        require(0 <= self.dropout < 1, "model.dropout", self.dropout, "must lie in [0, 1)", "Use 0 for none")
+        require(self.norm_eps > 0, "model.norm_eps", self.norm_eps, "must be above 0", "Use 1e-5")
+        require(self.init_std > 0, "model.init_std", self.init_std, "must be above 0", "Use 0.02")
+        if self.use_attention_sinks:
+            num_sinks = getattr(self.sinks, "num_sinks", 0)
+            room = self.sinks.window if self.sinks.window is not None else self.max_seq_len
+            require(
+                num_sinks < room,
+                "model.sinks.num_sinks",
+                num_sinks,
+                f"must be below the window of {room} tokens",
+                "Use fewer sinks, or raise model.sinks.window or model.max_seq_len",
+            )
+            require(
+                self.sliding_window is None,
+                "model.sliding_window",
+                self.sliding_window,
+                "cannot be combined with attention sinks, which bring their own window",
+                "Set model.sinks.window instead and model.sliding_window=null",
+            )
+
+    @property
+    def head_size(self) -> int:
+        """Width of one attention head."""
+        return self.head_dim if self.head_dim is not None else self.d_model // self.n_heads
+
+    @property
+    def n_kv_heads(self) -> int:
+        """Key/value heads."""
+        return self.n_heads // self.gqa.group_size
+
+    @property
+    def ffn_size(self) -> int:
+        """Hidden width of the dense SwiGLU layer."""
+        if self.ffn_hidden_size is not None:
+            return self.ffn_hidden_size
+        return -(-self.d_model * 8 // (3 * 64)) * 64
+
+    @property
+    def expert_size(self) -> int:
+        """Hidden width of one expert."""
+        return self.moe.expert_hidden_size if self.moe and self.moe.expert_hidden_size else self.ffn_size
+
+    @property
+    def active_sinks(self) -> Sinks | None:
+        """The sinks in use, or None."""
+        return self.sinks if self.use_attention_sinks else None
+
+    @property
+    def attention_window(self) -> int | None:
+        """Last tokens that a position attends to, itself included; None: all of them."""
+        if not self.use_attention_sinks:
+            return self.sliding_window
+        if self.sinks.window is not None:
+            return self.sinks.window
+        return self.max_seq_len - self.sinks.kept_tokens
+
+    @property
+    def kept_tokens(self) -> int:
+        """First tokens of a text that stay visible behind the window."""
+        return self.sinks.kept_tokens if self.use_attention_sinks else 0
+
+    def with_vocab_size(self, vocab_size: int) -> ModernLLMConfig:
+        """This configuration for a tokenizer of `vocab_size` ids.
+
+        Raises:
+            ValueError: `vocab_size` is set already and smaller than the tokenizer's.
+        """
+        require(
+            self.vocab_size is None or self.vocab_size >= vocab_size,
+            "model.vocab_size",
+            self.vocab_size,
+            f"is smaller than the tokenizer's {vocab_size} ids",
+            "Use null to take the tokenizer's size",
+        )
+        return self if self.vocab_size is not None else replace(self, vocab_size=vocab_size)
+
+    def parameter_count(self, active_only: bool = False) -> int:
+        """Parameters of the model, embeddings included; `active_only` counts `top_k` experts per layer instead of
+        all. Exact: a test compares it with the built model."""
+        d, head, q_heads, kv_heads = self.d_model, self.head_size, self.n_heads, self.n_kv_heads
+        if self.vocab_size is None:
+            raise ValueError("model.vocab_size=None: the parameter count needs it. Use with_vocab_size first.")
+        qkv = (q_heads + 2 * kv_heads) * head
+        attention = d * qkv + q_heads * head * d + (qkv if self.qkv_bias else 0) + (2 * head if self.qk_norm else 0)
+        if isinstance(self.active_sinks, LearnableSinks):
+            attention += 2 * kv_heads * self.active_sinks.num_sinks * head
+        elif self.active_sinks is not None and self.active_sinks.kept_tokens == 0:
+            attention += q_heads
+        if self.moe is None:
+            feed_forward = 3 * d * self.ffn_size
+        else:
+            experts = self.moe.top_k if active_only else self.moe.n_experts
+            feed_forward = experts * 3 * d * self.expert_size + self.moe.n_experts * d
+        embeddings = self.vocab_size * d * (1 if self.tie_embeddings else 2)
+        return embeddings + self.n_layers * (attention + feed_forward + 2 * d) + d
+
+    def flops_per_token(self, seq_len: int) -> float:
+        """Floating-point operations of training on one token, forward and backward: 6 N + 12 L H D T
+        (Chowdhery et al. 2022, arXiv 2204.02311, appendix B), with N the active parameters that multiply
+        (the output head counted once, the embedding look-up not) and T the tokens attended to."""
+        matmul_parameters = self.parameter_count(active_only=True)
+        if not self.tie_embeddings:
+            matmul_parameters -= (self.vocab_size or 0) * self.d_model
+        reach = min(seq_len, (self.attention_window or seq_len) + self.kept_tokens)
+        return 6 * matmul_parameters + 12 * self.n_layers * self.n_heads * self.head_size * reach
