@@ -44,7 +44,9 @@ class MoEConfig:
     z_loss_weight: float = 0.001
 
     def __post_init__(self) -> None:
-        require(self.n_experts >= 2, "moe.n_experts", self.n_experts, "must be at least 2", "Use model/moe=dense for one")
+        require(
+            self.n_experts >= 2, "moe.n_experts", self.n_experts, "must be at least 2", "Use model/moe=dense for one"
+        )
         require(
             1 <= self.top_k <= self.n_experts,
             "moe.top_k",

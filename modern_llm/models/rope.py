@@ -53,7 +53,9 @@ class ScaledRope(PlainRope):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        require(self.factor >= 1, "rope.factor", self.factor, "must be at least 1", "Use model/rope=plain for no scaling")
+        require(
+            self.factor >= 1, "rope.factor", self.factor, "must be at least 1", "Use model/rope=plain for no scaling"
+        )
 
 
 @dataclass(frozen=True)

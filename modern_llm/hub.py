@@ -1,0 +1,86 @@
+"""Where models and data sets are looked for: a local mirror in the hub's own layout, the local cache, the hub.
+
+The mirror holds `models/<owner>/<name>/` and `datasets/<owner>/<name>/`. It is named by `paths.mirror` or the
+environment variable MODERN_LLM_MIRROR.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+
+MIRROR_VARIABLE = "MODERN_LLM_MIRROR"
+
+
+def _in_mirror(kind: str, name: str, mirror: str | None) -> Path | None:
+    root = mirror or os.environ.get(MIRROR_VARIABLE)
+    folder = Path(root).expanduser() / kind / name if root else None
+    return folder if folder is not None and folder.is_dir() else None
+
+
+def _not_found(kind: str, name: str, mirror: str | None, cause: Exception) -> FileNotFoundError:
+    root = mirror or os.environ.get(MIRROR_VARIABLE)
+    first = f"the mirror {Path(root).expanduser() / kind / name}" if root else "no mirror (none is set)"
+    reason = str(cause).strip().splitlines()
+    return FileNotFoundError(
+        f"{name}: not found. Looked in {first}, in the local Hugging Face cache and on the hub "
+        f"({type(cause).__name__}: {reason[0] if reason else 'no message'}). "
+        f"Connect to the network once, or put it at <mirror>/{kind}/{name} and set paths.mirror=<mirror> "
+        f"or {MIRROR_VARIABLE}."
+    )
+
+
+def find_model(name: str, mirror: str | None = None) -> str:
+    """A folder with the model or tokenizer `name`.
+
+    Args:
+        name: a folder, or a hub name such as `HuggingFaceTB/SmolLM2-135M`.
+        mirror: root of the mirror; None: the environment variable.
+
+    Raises:
+        FileNotFoundError: nowhere; the message names the places and the way out.
+    """
+    if Path(name).expanduser().is_dir():
+        return str(Path(name).expanduser())
+    folder = _in_mirror("models", name, mirror)
+    if folder is not None:
+        return str(folder)
+    from huggingface_hub import snapshot_download
+
+    wanted = ["*.json", "*.safetensors", "*.txt", "*.model", "*.jinja"]
+    try:
+        return snapshot_download(name, allow_patterns=wanted, local_files_only=True)
+    except Exception:
+        try:
+            return snapshot_download(name, allow_patterns=wanted)
+        except Exception as cause:
+            raise _not_found("models", name, mirror, cause) from cause
+
+
+def find_dataset(name: str, config: str | None, split: str, mirror: str | None = None) -> Dataset:
+    """One split of a data set, memory-mapped.
+
+    Args:
+        name: hub name such as `Salesforce/wikitext`.
+        config: configuration of the data set, or None.
+        split: `train`, `validation` or `test`.
+        mirror: root of the mirror; None: the environment variable.
+
+    Raises:
+        FileNotFoundError: nowhere; the message names the places and the way out.
+        ValueError: the data set is there and has no such configuration or split.
+    """
+    import datasets
+
+    folder = _in_mirror("datasets", name, mirror)
+    datasets.disable_progress_bars()
+    try:
+        return datasets.load_dataset(str(folder or name), config, split=split)
+    except Exception as cause:
+        if folder is not None or isinstance(cause, ValueError):
+            raise ValueError(f"{name} ({config}), split {split!r}: {cause}") from cause
+        raise _not_found("datasets", name, mirror, cause) from cause

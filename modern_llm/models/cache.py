@@ -1,0 +1,146 @@
+"""Key/value cache on preallocated memory: all tokens, or the kept first tokens and a ring of the last ones."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from modern_llm.models.config import ModernLLMConfig
+from modern_llm.models.rotary import Rotation, rotate
+
+
+class KVCache:
+    """Rotated keys and values of every layer for B texts.
+
+    A full cache holds `max_tokens`. With an attention window (sliding window, or sinks), a longer text keeps its
+    first `config.kept_tokens` tokens and a ring of its last `config.attention_window`.
+
+    Args:
+        config: shapes and window.
+        batch_size: texts B.
+        max_tokens: tokens that each text will have, prompt and continuation; None: unbounded, which needs a window.
+        dtype, device: of the stored tensors.
+
+    Attributes:
+        length: tokens seen so far, padding included.
+        positions: (B, C) position of every slot's token in its text, or None where no text is padded.
+        real: (B, C) False at padding, or None where no text is padded.
+        real_tokens: (B, 1) tokens seen so far without padding, or None where no text is padded.
+
+    Raises:
+        ValueError: unbounded, and the model has no window.
+    """
+
+    def __init__(
+        self,
+        config: ModernLLMConfig,
+        batch_size: int,
+        max_tokens: int | None,
+        dtype: torch.dtype,
+        device: torch.device,
+    ) -> None:
+        window, self.kept = config.attention_window, config.kept_tokens
+        if window is not None and (max_tokens is None or max_tokens > window + self.kept):
+            self.ring, self.capacity = True, window + self.kept
+        elif max_tokens is not None:
+            self.ring, self.capacity = False, max_tokens
+        else:
+            raise ValueError(
+                "max_tokens=None: an unbounded stream needs a model with an attention window. "
+                "Set model.use_attention_sinks=true, or give a number of tokens."
+            )
+        shape = (batch_size, self.capacity, config.n_kv_heads, config.head_size)
+        self._keys = [torch.empty(shape, dtype=dtype, device=device) for _ in range(config.n_layers)]
+        self._values = [torch.empty(shape, dtype=dtype, device=device) for _ in range(config.n_layers)]
+        # Kept keys at their own positions: in `_keys` they turn with the window.
+        self._kept_keys: list[Tensor | None] = [None] * config.n_layers
+        self.length = 0
+        self.positions: Tensor | None = None
+        self.real: Tensor | None = None
+        self.real_tokens: Tensor | None = None
+
+    def _slot(self, position: int) -> int:
+        if not self.ring or position < self.kept:
+            return position
+        return self.kept + (position - self.kept) % (self.capacity - self.kept)
+
+    def _survivors(self, start: int, stop: int) -> list[int]:
+        """Of the tokens start..stop-1, those that are still held once token stop-1 is in."""
+        if not self.ring:
+            return list(range(start, stop))
+        oldest = stop - (self.capacity - self.kept)
+        return [i for i in range(start, stop) if i < self.kept or i >= oldest]
+
+    def held(self) -> list[int]:
+        """Indices of the tokens held, ascending."""
+        return self._survivors(0, self.length)
+
+    def held_slots(self) -> Tensor:
+        """Where the tokens of `held` lie: (n,)."""
+        return torch.tensor([self._slot(i) for i in self.held()], device=self._keys[0].device)
+
+    def write(self, layer: int, keys: Tensor, values: Tensor) -> None:
+        """Store keys and values (B, T, Hkv, D) behind the tokens seen so far.
+
+        `length` moves once per forward pass, in `advance`, after every layer has written.
+
+        Raises:
+            ValueError: a full cache has no room for them.
+        """
+        start, stop = self.length, self.length + keys.shape[1]
+        if not self.ring:
+            if stop > self.capacity:
+                raise ValueError(
+                    f"the cache holds {self.capacity} tokens and was given {stop}. Ask new_cache for more max_tokens."
+                )
+            self._keys[layer][:, start:stop], self._values[layer][:, start:stop] = keys, values
+            return
+        survivors = self._survivors(start, stop)
+        if stop - start == 1:
+            slot = self._slot(start)
+            self._keys[layer][:, slot], self._values[layer][:, slot] = keys[:, 0], values[:, 0]
+        else:
+            slots = torch.tensor([self._slot(i) for i in survivors], device=keys.device)
+            source = torch.tensor([i - start for i in survivors], device=keys.device)
+            dtype = self._keys[layer].dtype
+            self._keys[layer].index_copy_(1, slots, keys.index_select(1, source).to(dtype))
+            self._values[layer].index_copy_(1, slots, values.index_select(1, source).to(dtype))
+        if start < self.kept:
+            self._kept_keys[layer] = self._keys[layer][:, : self.kept].clone()
+
+    def read_all(self, layer: int, slots: Tensor) -> tuple[Tensor, Tensor]:
+        """Keys and values in the slots (n,), oldest first, every key at its own position: (B, n, Hkv, D) each."""
+        keys, values = self._keys[layer].index_select(1, slots), self._values[layer].index_select(1, slots)
+        kept = self._kept_keys[layer]
+        if kept is not None:
+            keys[:, : self.kept] = kept[:, : len(slots)]
+        return keys, values
+
+    def view(self, layer: int, sink_turn: Rotation | None) -> tuple[Tensor, Tensor]:
+        """Keys and values of every token held and of the one just written, in any order, without a copy.
+
+        Args:
+            sink_turn: what moves the kept keys to their distance inside the window; None: they stay.
+        """
+        kept = self._kept_keys[layer]
+        if sink_turn is not None and kept is not None:
+            self._keys[layer][:, : self.kept] = rotate(kept, sink_turn)
+        filled = min(self.length + 1, self.capacity)
+        return self._keys[layer][:, :filled], self._values[layer][:, :filled]
+
+    def advance(self, tokens: int, real: Tensor | None, positions: Tensor | None) -> None:
+        """Count `tokens` more; real and positions (B, tokens) where any text is padded."""
+        start, stop = self.length, self.length + tokens
+        self.length = stop
+        if real is None or positions is None:
+            return
+        if self.real is None or self.positions is None:
+            device = real.device
+            self.real = torch.ones(len(real), self.capacity, dtype=torch.bool, device=device)
+            self.positions = torch.arange(self.capacity, device=device).repeat(len(real), 1)
+        survivors = self._survivors(start, stop)
+        slots = [self._slot(i) for i in survivors]
+        source = [i - start for i in survivors]
+        self.real[:, slots], self.positions[:, slots] = real[:, source], positions[:, source]
+        before = start if self.real_tokens is None else self.real_tokens
+        self.real_tokens = before + real.sum(1, keepdim=True)

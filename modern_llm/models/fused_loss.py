@@ -1,0 +1,116 @@
+"""Output head and cross-entropy in one, chunk by chunk: the (tokens x vocabulary) logits never exist at once.
+
+`torch.nn.functional.linear_cross_entropy` (torch >= 2.12) does the same; `benchmarks/loss.py` compares them, and
+this one was faster there and also runs on the older torch that the project supports.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+IGNORE_INDEX = -100  # the target id that carries no loss, as in torch.nn.functional.cross_entropy
+_CHUNK_ELEMENTS = 2**24  # logits held at once: 64 MiB in fp32, where the matrix product still runs at full rate
+
+
+def _chunk_rows(vocab_size: int) -> int:
+    return max(_CHUNK_ELEMENTS // vocab_size, 16)
+
+
+def _compute_dtype(hidden: Tensor) -> torch.dtype:
+    device = hidden.device.type
+    return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else hidden.dtype
+
+
+class _LinearCrossEntropy(torch.autograd.Function):
+    """Loss and both gradients in the forward pass: the softmax of a chunk is there once and is used for all three,
+    so no logits are recomputed and three matrix products do the work of four."""
+
+    @staticmethod
+    def forward(ctx: Any, hidden: Tensor, weight: Tensor, targets: Tensor, dtype: torch.dtype) -> Tensor:
+        x, w = hidden.to(dtype), weight.to(dtype)
+        exact = torch.promote_types(dtype, torch.float32)
+        rows = min(_chunk_rows(w.shape[0]), len(x))
+        buffer = torch.empty(rows, w.shape[0], dtype=dtype, device=x.device)
+        grad_hidden = torch.empty_like(x)
+        grad_weight = torch.zeros(w.shape, dtype=exact, device=w.device) if ctx.needs_input_grad[1] else None
+        total = torch.zeros((), dtype=exact, device=x.device)
+        with torch.autocast(x.device.type, enabled=False):
+            for start in range(0, len(x), rows):
+                piece, labels = x[start : start + rows], targets[start : start + rows, None]
+                kept = (labels != IGNORE_INDEX).to(exact)  # (n, 1)
+                labels = labels.clamp(min=0)
+                logits = torch.mm(piece, w.t(), out=buffer[: len(piece)])  # (n, V)
+                if dtype == exact:
+                    chance = torch._log_softmax(logits, -1, False, out=logits)
+                else:
+                    chance = logits.to(exact).log_softmax(dim=-1)
+                total -= (chance.gather(1, labels) * kept).sum()
+                chance.exp_()
+                chance.scatter_add_(1, labels, -torch.ones_like(kept)).mul_(kept)  # d loss / d logits
+                slope = chance.to(dtype)
+                torch.mm(slope, w, out=grad_hidden[start : start + rows])
+                if grad_weight is None:
+                    continue
+                if dtype == exact:
+                    grad_weight.addmm_(slope.t(), piece)
+                else:  # summed in fp32: 16-bit sums over many chunks lose the small terms
+                    grad_weight += slope.t() @ piece
+        ctx.save_for_backward(grad_hidden, grad_weight)
+        ctx.dtypes = hidden.dtype, weight.dtype
+        return total
+
+    @staticmethod
+    def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor, Tensor | None, None, None]:
+        (grad,) = grad_outputs
+        grad_hidden, grad_weight = ctx.saved_tensors
+        hidden_dtype, weight_dtype = ctx.dtypes
+        # In place: the (V, d) gradient of a small model's head is its largest tensor.
+        grad_hidden = (grad_hidden.to(grad.dtype) * grad).to(hidden_dtype)
+        grad_weight = None if grad_weight is None else grad_weight.mul_(grad).to(weight_dtype)
+        return grad_hidden, grad_weight, None, None
+
+
+def linear_cross_entropy(hidden: Tensor, weight: Tensor, targets: Tensor) -> Tensor:
+    """Summed cross-entropy of softmax(hidden @ weight.T) against targets, in nats.
+
+    Args:
+        hidden: (..., d) last hidden states.
+        weight: (V, d) output head.
+        targets: (...) token ids; `IGNORE_INDEX` carries no loss.
+
+    Returns:
+        Scalar in fp32 (float64 for float64 input). Divide by the number of targets for the mean. Backward may run
+        once.
+    """
+    flat, labels = hidden.reshape(-1, hidden.shape[-1]), targets.reshape(-1)
+    if not torch.is_grad_enabled():
+        return token_nll(flat, weight, labels).sum()
+    return _LinearCrossEntropy.apply(flat, weight, labels, _compute_dtype(hidden))
+
+
+@torch.no_grad()
+def token_nll(hidden: Tensor, weight: Tensor, targets: Tensor) -> Tensor:
+    """Negative log-likelihood of every target in nats, without gradient; 0 where the target is ignored.
+
+    Args:
+        hidden: (..., d). weight: (V, d). targets: (...).
+
+    Returns:
+        The shape of targets, fp32 (float64 for float64 input).
+    """
+    dtype = _compute_dtype(hidden)
+    flat, labels, w = hidden.reshape(-1, hidden.shape[-1]).to(dtype), targets.reshape(-1), weight.to(dtype)
+    exact = torch.promote_types(dtype, torch.float32)
+    pieces = []
+    rows = _chunk_rows(w.shape[0])
+    for start in range(0, len(flat), rows):
+        logits = (flat[start : start + rows] @ w.t()).to(exact)
+        pieces.append(
+            torch.nn.functional.cross_entropy(
+                logits, labels[start : start + rows], reduction="none", ignore_index=IGNORE_INDEX
+            )
+        )
+    return torch.cat(pieces).view(targets.shape) if pieces else targets.to(exact)

@@ -1,0 +1,244 @@
+"""Decoding loops over anything with a cache, and the choice of the next token."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+from modern_llm.models.sampling import GREEDY, Sampling
+
+
+class CausalLM(Protocol):
+    """What generation, evaluation and the objectives ask of a causal language model."""
+
+    training: bool
+
+    @property
+    def head_weight(self) -> Tensor:
+        """(V, d) output head."""
+
+    def new_cache(self, batch_size: int, max_tokens: int | None) -> Any:
+        """An empty cache for B texts."""
+
+    def hidden_states(
+        self,
+        input_ids: Tensor,
+        attention_mask: Tensor | None = None,
+        document_ids: Tensor | None = None,
+        cache: Any | None = None,
+    ) -> Any:
+        """An output whose `hidden` is (B, T, d), after the final norm."""
+
+    def train(self, mode: bool = True) -> Any: ...
+
+
+class TextCodec(Protocol):
+    """What `generate_text` asks of a tokenizer."""
+
+    eos_id: int
+
+    @property
+    def bos_id(self) -> int | None: ...
+
+    def encode(self, text: str) -> list[int]: ...
+
+    def decode(self, ids: Sequence[int]) -> str: ...
+
+
+def filter_logits(logits: Tensor, sampling: Sampling, occurred: Tensor | None = None) -> Tensor:
+    """Apply penalty, temperature, top-k, top-p and min-p; what is dropped becomes -inf.
+
+    Args:
+        logits: (B, V) fp32.
+        occurred: (B, V) True at tokens that the repetition penalty applies to.
+    """
+    if occurred is not None and sampling.repetition_penalty != 1:
+        penalised = torch.where(logits > 0, logits / sampling.repetition_penalty, logits * sampling.repetition_penalty)
+        logits = torch.where(occurred, penalised, logits)
+    if sampling.temperature not in (0, 1):
+        logits = logits / sampling.temperature
+    if sampling.top_k is not None and sampling.top_k < logits.shape[-1]:
+        kth = logits.topk(sampling.top_k, dim=-1).values[:, -1:]
+        logits = logits.masked_fill(logits < kth, -torch.inf)
+    if sampling.top_p < 1:
+        ordered, order = logits.sort(dim=-1, descending=True)
+        chance = ordered.softmax(dim=-1)
+        beyond = chance.cumsum(dim=-1) - chance >= sampling.top_p  # the token that crosses p stays
+        logits = logits.masked_fill(torch.zeros_like(beyond).scatter(1, order, beyond), -torch.inf)
+    if sampling.min_p > 0:
+        chance = logits.softmax(dim=-1)
+        logits = logits.masked_fill(chance < sampling.min_p * chance.amax(dim=-1, keepdim=True), -torch.inf)
+    return logits
+
+
+def _choose(logits: Tensor, sampling: Sampling, generators: list[torch.Generator]) -> Tensor:
+    """One id per row of logits (B, V): the largest, or a draw by exponential races, each row by its own generator,
+    so that a text does not depend on its neighbours in the batch."""
+    if sampling.temperature == 0:
+        return logits.argmax(dim=-1)
+    chance = logits.softmax(dim=-1)
+    noise = torch.empty_like(chance)
+    for row, generator in zip(noise, generators, strict=True):
+        row.exponential_(generator=generator)
+    return (chance / noise).argmax(dim=-1)
+
+
+def stream_tokens(
+    model: CausalLM,
+    input_ids: Tensor,
+    attention_mask: Tensor | None = None,
+    *,
+    max_new_tokens: int | None = None,
+    sampling: Sampling = GREEDY,
+    seed: int = 0,
+) -> Iterator[Tensor]:
+    """Prefill, then one token a step on a preallocated cache.
+
+    Args:
+        model: anything that meets `CausalLM`; put into evaluation mode while the stream runs.
+        input_ids: (B, T) prompts.
+        attention_mask: (B, T) 0 at padding, which stands on the left; None: no padding.
+        max_new_tokens: None streams without end, on a bounded cache, which needs a window or sinks.
+        sampling: how a token is chosen.
+        seed: row b draws from a generator seeded with seed + b.
+
+    Yields:
+        (B,) ids of the next token of every text.
+
+    Raises:
+        ValueError: an empty prompt, or padding on the right.
+    """
+    B, T = input_ids.shape
+    if T == 0:
+        raise ValueError("input_ids: a prompt has no tokens. Start it with the tokenizer's bos or eos token.")
+    if attention_mask is not None and not bool(attention_mask[:, -1].all()):
+        raise ValueError("attention_mask: a prompt ends in padding. Pad on the left.")
+    if attention_mask is not None and bool(attention_mask.all()):
+        attention_mask = None
+    device = input_ids.device
+    generators = [torch.Generator(device).manual_seed(seed + b) for b in range(B)]
+    occurred = None
+    was_training = model.training
+    model.train(False)
+    try:
+        with torch.inference_mode():
+            head = model.head_weight
+            if sampling.repetition_penalty != 1:
+                occurred = torch.zeros(B, len(head), dtype=torch.bool, device=device).scatter_(1, input_ids, True)
+                if attention_mask is not None:  # the padding id counts only where it is a real token
+                    padded = input_ids.masked_fill(attention_mask == 0, int(input_ids[0, -1]))
+                    occurred = torch.zeros_like(occurred).scatter_(1, padded, True)
+            cache = model.new_cache(B, None if max_new_tokens is None else T + max_new_tokens)
+            step_ids, mask, produced = input_ids, attention_mask, 0
+            while max_new_tokens is None or produced < max_new_tokens:
+                hidden = model.hidden_states(step_ids, attention_mask=mask, cache=cache).hidden[:, -1]
+                logits = torch.nn.functional.linear(hidden, head.to(hidden.dtype)).float()
+                ids = _choose(filter_logits(logits, sampling, occurred), sampling, generators)
+                if occurred is not None:
+                    occurred.scatter_(1, ids[:, None], True)
+                mask = None if mask is None else mask.new_ones(B, 1)
+                step_ids, produced = ids[:, None], produced + 1
+                yield ids
+    finally:
+        model.train(was_training)
+
+
+def generate(
+    model: CausalLM,
+    input_ids: Tensor,
+    attention_mask: Tensor | None = None,
+    *,
+    max_new_tokens: int,
+    sampling: Sampling = GREEDY,
+    eos_id: int | None = None,
+    seed: int = 0,
+    finished: Callable[[int, list[int]], bool] | None = None,
+) -> list[list[int]]:
+    """Continue a batch of prompts.
+
+    Args:
+        model, input_ids, attention_mask, sampling, seed: as in `stream_tokens`.
+        max_new_tokens: at most this many per text.
+        eos_id: ends a text; not part of the result.
+        finished: called with the row and its new ids after each token; True ends the text.
+
+    Returns:
+        New ids of every text, without prompt and eos.
+    """
+    texts: list[list[int]] = [[] for _ in range(len(input_ids))]
+    open_rows = set(range(len(input_ids)))
+    for ids in stream_tokens(
+        model, input_ids, attention_mask, max_new_tokens=max_new_tokens, sampling=sampling, seed=seed
+    ):
+        chosen = ids.tolist()
+        for row in list(open_rows):
+            if chosen[row] == eos_id:
+                open_rows.discard(row)
+                continue
+            texts[row].append(chosen[row])
+            if finished is not None and finished(row, texts[row]):
+                open_rows.discard(row)
+        if not open_rows:
+            break
+    return texts
+
+
+def generate_text(
+    model: CausalLM,
+    tokenizer: TextCodec,
+    prompts: str | Sequence[str],
+    *,
+    max_new_tokens: int = 100,
+    sampling: Sampling = GREEDY,
+    stop: Sequence[str] = (),
+    seed: int = 0,
+) -> list[str]:
+    """Continue texts.
+
+    Args:
+        model: anything that meets `CausalLM`.
+        tokenizer: of the model; its bos token, where it has one, starts every prompt.
+        prompts: one text or several; batched, shorter ones padded on the left.
+        max_new_tokens: at most this many tokens per text.
+        sampling: how a token is chosen.
+        stop: strings that end a text; the text is cut before the first one.
+        seed: row b draws from a generator seeded with seed + b.
+
+    Returns:
+        The continuations, without their prompts.
+
+    Raises:
+        ValueError: an empty stop string.
+    """
+    if any(not s for s in stop):
+        raise ValueError("stop='': an empty string ends every text at once. Leave it out.")
+    prompts = [prompts] if isinstance(prompts, str) else list(prompts)
+    if not prompts:
+        return []
+    start = [tokenizer.eos_id if tokenizer.bos_id is None else tokenizer.bos_id]
+    encoded = [start + tokenizer.encode(prompt) for prompt in prompts]
+    length = max(map(len, encoded))
+    device = model.head_weight.device
+    input_ids = torch.tensor([[tokenizer.eos_id] * (length - len(ids)) + ids for ids in encoded], device=device)
+    mask = torch.tensor([[0] * (length - len(ids)) + [1] * len(ids) for ids in encoded], device=device)
+
+    def finished(row: int, ids: list[int]) -> bool:
+        # A stop string has at most as many tokens as bytes; looking further back would cost more each step.
+        tail = tokenizer.decode(ids[-max(len(s.encode()) for s in stop) - 4 :])
+        return any(s in tail for s in stop)
+
+    texts = generate(
+        model,
+        input_ids,
+        mask,
+        max_new_tokens=max_new_tokens,
+        sampling=sampling,
+        eos_id=tokenizer.eos_id,
+        seed=seed,
+        finished=finished if stop else None,
+    )
+    decoded = [tokenizer.decode(ids) for ids in texts]
+    return [text[: min((i for s in stop if (i := text.find(s)) >= 0), default=len(text))] for text in decoded]

@@ -1,0 +1,101 @@
+"""Mixture of SwiGLU experts with capacity-free top-k routing.
+
+Shazeer et al. 2017 (arXiv 1701.06538); Switch Transformer (Fedus et al. 2021, arXiv 2101.03961); Mixtral (Jiang
+et al. 2024, arXiv 2401.04088).
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from modern_llm.models.config import MoEConfig
+from modern_llm.models.feedforward import swiglu
+
+
+class Routing(NamedTuple):
+    """What the router decided for N tokens and E experts."""
+
+    experts: Tensor  # (N, k) chosen experts, best first
+    weights: Tensor  # (N, k) mixing weights that sum to 1, fp32
+    balance_loss: Tensor  # scalar, 1 when the load is even
+    z_loss: Tensor  # scalar
+    load: Tensor  # (E,) share of the N k assignments that each expert got, detached
+
+
+def load_balance_loss(probabilities: Tensor, experts: Tensor) -> Tensor:
+    """E * sum_i f_i P_i, f_i the share of assignments to expert i, P_i its mean router probability (Fedus et al.
+    2021, eq. 4 to 6, for k choices per token); 1 when even, at most E / k.
+
+    Args:
+        probabilities: (N, E) softmax of the router.
+        experts: (N, k) chosen experts.
+    """
+    n_experts = probabilities.shape[-1]
+    share = torch.zeros(n_experts, device=experts.device).index_add_(
+        0, experts.flatten(), torch.ones(experts.numel(), device=experts.device)
+    )
+    return n_experts * torch.dot(share / experts.numel(), probabilities.float().mean(0))
+
+
+def _experts_in_turn(x: Tensor, counts: Tensor, gate_up: Tensor, down: Tensor) -> Tensor:
+    """Each expert on its contiguous slice of the sorted tokens; reads the counts on the host."""
+    pieces = x.split(counts.tolist())
+    return torch.cat([F.linear(swiglu(F.linear(p, g)), d) for p, g, d in zip(pieces, gate_up, down, strict=True)])
+
+
+def _experts_grouped(x: Tensor, counts: Tensor, gate_up: Tensor, down: Tensor) -> Tensor:
+    """All experts in two grouped matrix products; nothing is read on the host."""
+    ends = counts.cumsum(0).to(torch.int32)
+    dtype = torch.get_autocast_dtype(x.device.type) if torch.is_autocast_enabled(x.device.type) else x.dtype
+    hidden = swiglu(F.grouped_mm(x.to(dtype), gate_up.to(dtype).transpose(1, 2), offs=ends))
+    return F.grouped_mm(hidden, down.to(dtype).transpose(1, 2), offs=ends)
+
+
+class MoE(nn.Module):
+    """Top-k routed experts; tokens are sorted by expert, so that each expert multiplies one contiguous slice.
+
+    Args:
+        config: number of experts, choices per token, loss weights.
+        d_model: width of input and output.
+        hidden_size: hidden width of one expert.
+    """
+
+    def __init__(self, config: MoEConfig, d_model: int, hidden_size: int) -> None:
+        super().__init__()
+        self.top_k = config.top_k
+        self.router = nn.Linear(d_model, config.n_experts, bias=False)
+        self.gate_up_proj = nn.Parameter(torch.empty(config.n_experts, 2 * hidden_size, d_model))
+        self.down_proj = nn.Parameter(torch.empty(config.n_experts, d_model, hidden_size))
+
+    def route(self, x: Tensor) -> Routing:
+        """Choose experts for x (N, d_model). The softmax runs in fp32 (Fedus et al. 2021, section 2.4)."""
+        logits = self.router(x).float()  # (N, E)
+        probabilities = logits.softmax(dim=-1)
+        weights, experts = probabilities.topk(self.top_k, dim=-1)
+        balance = load_balance_loss(probabilities, experts)
+        z_loss = logits.logsumexp(dim=-1).square().mean()
+        load = torch.bincount(experts.detach().flatten(), minlength=logits.shape[-1]) / experts.numel()
+        return Routing(experts, weights / weights.sum(dim=-1, keepdim=True), balance, z_loss, load)
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Routing]:
+        """x: (B, T, d_model). Returns the mixture, same shape, and the routing of its B T tokens."""
+        tokens = x.reshape(-1, x.shape[-1])  # (N, d_model)
+        routing = self.route(tokens)
+        order = routing.experts.flatten().argsort(stable=True)  # (N k,) assignments sorted by expert
+        source = order // self.top_k  # the token behind each assignment
+        counts = torch.bincount(routing.experts.flatten(), minlength=len(self.gate_up_proj))
+        # Grouped products are 16-bit GPU kernels; elsewhere they are a slower loop inside torch.
+        run = _experts_grouped if x.is_cuda and self._half_precision(x) else _experts_in_turn
+        outputs = run(tokens[source], counts, self.gate_up_proj, self.down_proj)  # (N k, d_model)
+        weights = routing.weights.flatten()[order, None].to(outputs.dtype)
+        mixed = torch.zeros_like(tokens, dtype=outputs.dtype).index_add(0, source, outputs * weights)
+        return mixed.view(x.shape), routing
+
+    @staticmethod
+    def _half_precision(x: Tensor) -> bool:
+        autocast = torch.is_autocast_enabled("cuda") and torch.get_autocast_dtype("cuda") == torch.bfloat16
+        return hasattr(F, "grouped_mm") and (autocast or x.dtype == torch.bfloat16)

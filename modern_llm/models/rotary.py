@@ -1,0 +1,91 @@
+"""Rotation of queries and keys by the frequencies that `rope.py` gives (Su et al. 2021, arXiv 2104.09864)."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from modern_llm.models.rope import NoRope, PlainRope
+
+
+class Rotation(NamedTuple):
+    """cos and sin of every angle, (1 or B, T, 1, D/2), fp32, the variant's attention factor included."""
+
+    cos: Tensor
+    sin: Tensor
+
+
+def rotate(x: Tensor, rotation: Rotation | None) -> Tensor:
+    """Rotate the pairs (x_i, x_{i + D/2}) of every head, the split-half layout of the Llama family.
+
+    Args:
+        x: (B, T, H, D).
+        rotation: angles for the T positions; None leaves x as it is (NoPE).
+    """
+    if rotation is None:
+        return x
+    cos, sin = rotation.cos.to(x.dtype), rotation.sin.to(x.dtype)
+    first, second = x.chunk(2, dim=-1)
+    return torch.cat([first * cos - second * sin, second * cos + first * sin], dim=-1)
+
+
+class Rotary(nn.Module):
+    """Tables of angles, computed in float64 because a 32-bit angle loses whole turns at long distances.
+
+    Args:
+        rope: the variant.
+        head_dim: width of one head.
+        max_seq_len: positions in the table to begin with; it grows when a longer text comes.
+    """
+
+    cos: Tensor
+    sin: Tensor
+
+    def __init__(self, rope: PlainRope | NoRope, head_dim: int, max_seq_len: int) -> None:
+        super().__init__()
+        self.enabled = not isinstance(rope, NoRope)
+        self.attention_factor = rope.attention_factor
+        self.frequencies = rope.frequencies(head_dim)
+        cos, sin = self._angles(0, max_seq_len if self.enabled else 0)
+        self.register_buffer("cos", cos, persistent=False)
+        self.register_buffer("sin", sin, persistent=False)
+
+    def _angles(self, start: int, stop: int) -> tuple[Tensor, Tensor]:
+        positions = torch.arange(start, stop, dtype=torch.float64, device="cpu")
+        frequencies = torch.tensor(self.frequencies, dtype=torch.float64, device="cpu")
+        angles = torch.outer(positions, frequencies)
+        return tuple((f(angles) * self.attention_factor).float() for f in (torch.cos, torch.sin))  # type: ignore[return-value]
+
+    def span(self, start: int, stop: int) -> Rotation | None:
+        """Rotation for the positions start..stop-1, the same in every row: (1, T, 1, D/2)."""
+        if not self.enabled:
+            return None
+        if stop <= len(self.cos):
+            cos, sin = self.cos[start:stop], self.sin[start:stop]
+        else:
+            # An unbounded stream never stores its angles: memory must stay flat.
+            cos, sin = (table.to(self.cos.device) for table in self._angles(start, stop))
+        return Rotation(cos[None, :, None], sin[None, :, None])
+
+    def at(self, positions: Tensor, longest: int) -> Rotation | None:
+        """Rotation for per-row positions.
+
+        Args:
+            positions: (B, T) integers below `longest`.
+            longest: a bound known on the host, so that no device value is read.
+        """
+        if not self.enabled:
+            return None
+        if longest > len(self.cos):
+            self.cos, self.sin = (table.to(self.cos.device) for table in self._angles(0, longest))
+        return Rotation(self.cos[positions][:, :, None], self.sin[positions][:, :, None])
+
+    def turn(self, distance: int) -> Rotation | None:
+        """Rotation by `distance` tokens alone, without the attention factor: moves a key that is rotated already."""
+        if not self.enabled:
+            return None
+        rotation = self.span(distance, distance + 1)
+        assert rotation is not None
+        return Rotation(rotation.cos / self.attention_factor, rotation.sin / self.attention_factor)

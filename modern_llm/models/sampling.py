@@ -1,0 +1,42 @@
+"""How the next token is chosen. Settings alone; imports no torch."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from modern_llm.checks import require
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """Filters are applied in the order of the fields, then one token is drawn.
+
+    Args:
+        repetition_penalty: divides the positive and multiplies the negative logits of tokens that have occurred
+            (Keskar et al. 2019, arXiv 1909.05858); 1 is none.
+        temperature: divides the logits; 0 takes the most likely token.
+        top_k: keep the k most likely tokens; null: all.
+        top_p: keep the smallest set of tokens whose probability reaches p (Holtzman et al. 2019, arXiv
+            1904.09751); 1 keeps all.
+        min_p: drop tokens less likely than p times the most likely one (Nguyen et al. 2024, arXiv 2407.01082); 0
+            keeps all.
+    """
+
+    repetition_penalty: float = 1.0
+    temperature: float = 1.0
+    top_k: int | None = None
+    top_p: float = 1.0
+    min_p: float = 0.0
+
+    def __post_init__(self) -> None:
+        require(self.repetition_penalty > 0, "sampling.repetition_penalty", self.repetition_penalty, "must be above 0",
+                "Use 1 for none")  # fmt: skip
+        require(self.temperature >= 0, "sampling.temperature", self.temperature, "must not be negative",
+                "Use 0 for greedy decoding")  # fmt: skip
+        require(self.top_k is None or self.top_k >= 1, "sampling.top_k", self.top_k, "must be at least 1",
+                "Use null for all tokens")  # fmt: skip
+        require(0 < self.top_p <= 1, "sampling.top_p", self.top_p, "must lie in (0, 1]", "Use 1 for all tokens")
+        require(0 <= self.min_p < 1, "sampling.min_p", self.min_p, "must lie in [0, 1)", "Use 0 for all tokens")
+
+
+GREEDY = Sampling(temperature=0.0)

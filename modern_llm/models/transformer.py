@@ -1,0 +1,176 @@
+"""The decoder: `ModernDecoderLM`, from token ids to logits or loss, on one page."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.utils.checkpoint import checkpoint
+
+from modern_llm.models.attention import Attention, AttentionPlan, plan_attention
+from modern_llm.models.cache import KVCache
+from modern_llm.models.config import ModernLLMConfig
+from modern_llm.models.feedforward import SwiGLU
+from modern_llm.models.fused_loss import IGNORE_INDEX, linear_cross_entropy
+from modern_llm.models.moe import MoE, Routing
+from modern_llm.models.norm import RMSNorm
+from modern_llm.models.rotary import Rotary
+
+
+@dataclass
+class ModelOutput:
+    """What a forward pass gives.
+
+    Attributes:
+        hidden: (B, T, d_model) after the final norm.
+        logits: (B, T, V), or None when labels were given.
+        loss: mean cross-entropy over the labelled positions in nats, or None without labels.
+        aux_losses: weighted auxiliary losses by name, to be added to the loss; means over this batch's tokens.
+        expert_load: (layers, experts) share of the assignments of each expert; None in a dense model.
+        cache: the cache that was given, now holding these tokens.
+    """
+
+    hidden: Tensor
+    logits: Tensor | None = None
+    loss: Tensor | None = None
+    aux_losses: dict[str, Tensor] = field(default_factory=dict)
+    expert_load: Tensor | None = None
+    cache: KVCache | None = None
+
+
+class DecoderBlock(nn.Module):
+    """Pre-norm residual block: x + attention(norm(x)), then x + ffn(norm(x))."""
+
+    def __init__(self, config: ModernLLMConfig) -> None:
+        super().__init__()
+        self.attention_norm = RMSNorm(config.d_model, config.norm_eps)
+        self.attention = Attention(config)
+        self.ffn_norm = RMSNorm(config.d_model, config.norm_eps)
+        self.ffn: SwiGLU | MoE
+        if config.moe is None:
+            self.ffn = SwiGLU(config.d_model, config.ffn_size)
+        else:
+            self.ffn = MoE(config.moe, config.d_model, config.expert_size)
+        self.dropout = config.dropout
+
+    def forward(
+        self, x: Tensor, plan: AttentionPlan, cache: KVCache | None = None, layer: int = 0
+    ) -> tuple[Tensor, Routing | None]:
+        """x: (B, T, d_model). Returns the new residual stream and, with experts, how tokens were routed."""
+        attended = self.attention(self.attention_norm(x), plan, cache, layer)
+        x = x + F.dropout(attended, self.dropout, self.training)
+        normed, routing = self.ffn_norm(x), None
+        if isinstance(self.ffn, MoE):
+            fed, routing = self.ffn(normed)
+        else:
+            fed = self.ffn(normed)
+        return x + F.dropout(fed, self.dropout, self.training), routing
+
+
+class ModernDecoderLM(nn.Module):
+    """Decoder-only language model: RMSNorm, RoPE, grouped-query attention with sinks, SwiGLU or experts.
+
+    Args:
+        config: hyper-parameters, with `vocab_size` set.
+
+    Raises:
+        ValueError: `config.vocab_size` is None.
+    """
+
+    def __init__(self, config: ModernLLMConfig) -> None:
+        super().__init__()
+        if config.vocab_size is None:
+            raise ValueError("model.vocab_size=None: not known yet. Call config.with_vocab_size(tokenizer size) first.")
+        self.config = config
+        self.embedding = nn.Embedding(config.vocab_size, config.d_model)
+        self.rotary = Rotary(config.rope, config.head_size, config.max_seq_len)
+        self.blocks = nn.ModuleList(DecoderBlock(config) for _ in range(config.n_layers))
+        self.final_norm = RMSNorm(config.d_model, config.norm_eps)
+        self.head = nn.Linear(config.d_model, config.vocab_size, bias=False)
+        if config.tie_embeddings:
+            self.head.weight = self.embedding.weight
+        self.activation_checkpointing = False
+        self.reset_parameters()
+
+    @torch.no_grad()
+    def reset_parameters(self) -> None:
+        """Normal(0, init_std); what writes to the residual stream is scaled by 1 / sqrt(2 n_layers) (GPT-2)."""
+        for name, parameter in self.named_parameters():
+            if name.endswith("norm.weight"):
+                nn.init.ones_(parameter)
+            elif name.endswith((".bias", ".sink_logits", ".sink_values")):
+                nn.init.zeros_(parameter)
+            else:
+                residual = name.endswith(("o_proj.weight", "down_proj.weight", "down_proj"))
+                depth = (2 * self.config.n_layers) ** 0.5 if residual else 1.0
+                nn.init.normal_(parameter, std=self.config.init_std / depth)
+
+    @property
+    def head_weight(self) -> Tensor:
+        """(V, d_model) output head."""
+        return self.head.weight
+
+    def new_cache(self, batch_size: int, max_tokens: int | None) -> KVCache:
+        """An empty cache for B texts of at most `max_tokens` tokens; None: unbounded (needs a window or sinks)."""
+        weight = self.head_weight
+        device = weight.device.type
+        dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else weight.dtype
+        return KVCache(self.config, batch_size, max_tokens, dtype, weight.device)
+
+    def hidden_states(
+        self,
+        input_ids: Tensor,
+        attention_mask: Tensor | None = None,
+        document_ids: Tensor | None = None,
+        cache: KVCache | None = None,
+    ) -> ModelOutput:
+        """Everything but the output head. Arguments as in `forward`."""
+        tokens = input_ids.shape[1]
+        plan = plan_attention(self.config, self.rotary, tokens, attention_mask, document_ids, cache)
+        x = F.dropout(self.embedding(input_ids), self.config.dropout, self.training)  # (B, T, d_model)
+        routings = []
+        for layer, block in enumerate(self.blocks):
+            if self.activation_checkpointing and self.training and cache is None:
+                x, routing = checkpoint(block, x, plan, use_reentrant=False)
+            else:
+                x, routing = block(x, plan, cache, layer)
+            if routing is not None:
+                routings.append(routing)
+        if cache is not None:
+            cache.advance(tokens, plan.real, plan.positions)
+        output = ModelOutput(self.final_norm(x), cache=cache)
+        if self.config.moe is not None:
+            balance = torch.stack([r.balance_loss for r in routings]).mean()
+            z_loss = torch.stack([r.z_loss for r in routings]).mean()
+            output.aux_losses["balance_loss"] = self.config.moe.balance_loss_weight * balance
+            output.aux_losses["z_loss"] = self.config.moe.z_loss_weight * z_loss
+            output.expert_load = torch.stack([r.load for r in routings])
+        return output
+
+    def forward(
+        self,
+        input_ids: Tensor,
+        attention_mask: Tensor | None = None,
+        document_ids: Tensor | None = None,
+        labels: Tensor | None = None,
+        cache: KVCache | None = None,
+    ) -> ModelOutput:
+        """Logits, or with labels the loss, without the logits of the whole batch in memory.
+
+        Args:
+            input_ids: (B, T).
+            attention_mask: (B, T) 1 at tokens, 0 at padding, on either side; None: no padding.
+            document_ids: (B, T) number of the packed document of each token; tokens see their own document only.
+            labels: (B, T) the id to be predicted AT each position, shifted already; `IGNORE_INDEX` carries no loss.
+            cache: continue the texts it holds; their keys and values are added to it.
+        """
+        output = self.hidden_states(input_ids, attention_mask, document_ids, cache)
+        if labels is None:
+            output.logits = self.head(output.hidden)
+            return output
+        count = (labels != IGNORE_INDEX).sum().clamp(min=1)
+        output.loss = linear_cross_entropy(output.hidden, self.head_weight, labels) / count
+        output.loss = output.loss + sum(output.aux_losses.values())
+        return output
