@@ -1,0 +1,69 @@
+"""Hydra's way in for the project's sweeps; what they do is in `modern_llm.orchestration.sweep`."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.utils import JobReturn, JobStatus
+from hydra.plugins.launcher import Launcher
+from hydra.types import HydraContext, TaskFunction
+from omegaconf import DictConfig, open_dict
+
+from modern_llm.orchestration.sweep import Sweep, run_in_process
+
+
+class AblationSweeper(BasicSweeper):
+    """Every combination of the swept values, as Hydra's basic sweeper; on top of it, a sweep can be taken up again
+    (`resume=auto` or `resume=<folder>`), a failed job leaves the others alone, and a table and a picture come at the
+    end.
+
+    Args:
+        max_batch_size: jobs handed to the launcher at a time; None: all.
+        params: swept values of an experiment file.
+    """
+
+    def __init__(self, max_batch_size: int | None, params: dict[str, str] | None = None) -> None:
+        super().__init__(max_batch_size, params)
+
+    def sweep(self, arguments: list[str]) -> Any:
+        assert self.config is not None
+        assert self.launcher is not None
+        assert self.hydra_context is not None
+        parser = OverridesParser.create(config_loader=self.hydra_context.config_loader)
+        given = {argument.split("=", 1)[0].lstrip("+~") for argument in arguments}
+        recipe = [p for p in self._parse_config() if p.split("=", 1)[0] not in given]
+        resume = [a.split("=", 1)[1] for a in arguments if a.startswith("resume=")]
+        own = [a for a in arguments if not a.startswith("resume=")]
+        jobs = [job for batch in self.split_arguments(parser.parse_overrides(recipe + own), None) for job in batch]
+        self.validate_batch_is_legal(jobs)
+        outputs = Path(str(self.config.paths.outputs)).expanduser()
+        folder = Path(str(self.config.hydra.sweep.dir))
+        sweep = Sweep.open(folder, outputs / "multirun", jobs, resume[-1] if resume else None)
+        with open_dict(self.config):
+            self.config.hydra.sweep.dir = str(sweep.folder)
+        return sweep.run(self._launch, self.max_batch_size)
+
+    def _launch(self, jobs: Sequence[Sequence[str]], first: int) -> None:
+        assert self.launcher is not None
+        self.launcher.launch(jobs, initial_job_idx=first)
+
+
+class ProcessLauncher(Launcher):
+    """One job after the other, each in a process of its own: nothing leaks from job to job, and a crash ends one."""
+
+    def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
+        self.config = config
+
+    def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> Sequence[JobReturn]:
+        returns = []
+        for number, overrides in enumerate(job_overrides, initial_job_idx):
+            status = run_in_process(list(overrides), Path(str(self.config.hydra.sweep.dir)) / str(number))
+            job = JobReturn()
+            job.overrides = list(overrides)
+            job.status = JobStatus.COMPLETED if status == 0 else JobStatus.FAILED
+            returns.append(job)
+        return returns

@@ -1,0 +1,1 @@
+"""Text to batches: sources, tokenizers, the token cache and the packed stream."""

@@ -1,0 +1,167 @@
+"""From YAML nodes to objects: the only place that touches `hydra.utils`.
+
+A node with `_target_` is checked before anything is built: the target must be a part of this project, its keys must
+be parameters of the target, and their values must have the annotated types. All targets import without torch, so a
+wrong configuration fails in a moment.
+"""
+
+from __future__ import annotations
+
+import difflib
+import inspect
+import types
+from dataclasses import fields, is_dataclass
+from importlib import import_module
+from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
+
+from hydra.errors import InstantiationException
+from hydra.utils import instantiate
+from omegaconf import DictConfig, OmegaConf
+
+# Nothing outside the project is ever called by a configuration, whoever wrote it.
+_ALLOWED_PACKAGE = "modern_llm."
+_SPECIAL_KEYS = {"_target_", "_partial_", "_convert_", "_recursive_"}
+# Groups that a task links to, as a person names them on the command line.
+_LINKS = ("model", "trainer", "hardware", "logger", "paths", "seed")
+
+
+class ConfigError(ValueError):
+    """A configuration that cannot be built; the message names key, value and remedy."""
+
+
+def nearest(key: str, known: list[str]) -> str:
+    """` Did you mean 'x'?`, or the known ones where nothing is near."""
+    close = difflib.get_close_matches(key, known, n=1)
+    return f"Did you mean {close[0]!r}?" if close else f"Known: {', '.join(sorted(known))}."
+
+
+def _as_typed(key: str) -> str:
+    """`task.model.rope.theta` is `model.rope.theta` to the person who types it."""
+    head, _, rest = key.partition(".")
+    return rest if head == "task" and rest.split(".")[0] in _LINKS else key
+
+
+def find_target(path: str, key: str) -> Any:
+    """The class behind a `_target_`.
+
+    Raises:
+        ConfigError: outside the project, or not there.
+    """
+    if not isinstance(path, str) or not path.startswith(_ALLOWED_PACKAGE):
+        raise ConfigError(f"{key}._target_={path!r}: only parts of {_ALLOWED_PACKAGE[:-1]} may be instantiated.")
+    module, _, name = path.rpartition(".")
+    try:
+        target = getattr(import_module(module), name)
+    except (ImportError, AttributeError) as cause:
+        raise ConfigError(f"{key}._target_={path!r}: there is no such class ({cause}).") from cause
+    if not inspect.isclass(target):
+        raise ConfigError(f"{key}._target_={path!r}: is no class.")
+    return target
+
+
+def check(node: Any, key: str = "task") -> None:
+    """Check a resolved container: targets, keys and types, at every depth.
+
+    Raises:
+        ConfigError: with the key, the value and what would be right.
+    """
+    if isinstance(node, list):
+        for index, item in enumerate(node):
+            check(item, f"{key}[{index}]")
+    if not isinstance(node, dict):
+        return
+    for name, value in node.items():
+        check(value, f"{key}.{name}")
+    if "_target_" not in node:
+        return
+    shown = _as_typed(key)
+    target = find_target(node["_target_"], shown)
+    parameters = {n: p for n, p in inspect.signature(target).parameters.items() if n != "self"}
+    hints = get_type_hints(target) if is_dataclass(target) else get_type_hints(target.__init__)
+    for name, value in node.items():
+        if name in _SPECIAL_KEYS:
+            continue
+        full = _as_typed(f"{key}.{name}")
+        if name not in parameters:
+            raise ConfigError(f"{full}={value!r}: {target.__name__} has no such key. {nearest(name, list(parameters))}")
+        if name in hints and not _fits(value, hints[name]):
+            raise ConfigError(f"{full}={value!r}: must be {_in_words(hints[name])}. Change the value.")
+    for name, parameter in parameters.items():
+        if parameter.default is parameter.empty and node.get(name, "???") == "???":
+            raise ConfigError(f"{_as_typed(f'{key}.{name}')}: is missing. Set it: {_as_typed(f'{key}.{name}')}=…")
+
+
+def _fits(value: Any, hint: Any) -> bool:
+    origin, arguments = get_origin(hint), get_args(hint)
+    if hint is Any:
+        return True
+    if origin in (Union, types.UnionType):
+        return any(_fits(value, a) for a in arguments)
+    if origin is Literal:
+        return any(value is a or (type(value) is type(a) and value == a) for a in arguments)
+    if origin is list:
+        return isinstance(value, list) and all(_fits(v, arguments[0]) for v in value)
+    if origin is tuple:
+        return (
+            isinstance(value, list | tuple)
+            and len(value) == len(arguments)
+            and all(_fits(v, a) for v, a in zip(value, arguments, strict=True))
+        )
+    if hint is type(None):
+        return value is None
+    if hint is bool:
+        return isinstance(value, bool)
+    if hint is int:
+        return isinstance(value, int) and not isinstance(value, bool)
+    if hint is float:
+        return isinstance(value, int | float) and not isinstance(value, bool)
+    if hint is str:
+        return isinstance(value, str)
+    if isinstance(value, dict) and "_target_" in value and inspect.isclass(hint):
+        target = find_target(value["_target_"], "")
+        return getattr(hint, "_is_protocol", False) or issubclass(target, hint)
+    return False
+
+
+def _in_words(hint: Any) -> str:
+    origin, arguments = get_origin(hint), get_args(hint)
+    if origin in (Union, types.UnionType):
+        return " or ".join(_in_words(a) for a in arguments)
+    if origin is Literal:
+        return "one of " + ", ".join(map(str, arguments))
+    if origin in (list, tuple):
+        return "a list of " + " and ".join(dict.fromkeys(_in_words(a) for a in arguments))
+    names = {bool: "true or false", int: "a whole number", float: "a number", str: "a text", type(None): "null"}
+    return names.get(hint, f"a {getattr(hint, '__name__', hint)}")
+
+
+def build(node: Any, key: str = "task") -> Any:
+    """Build a node and all below it.
+
+    Args:
+        node: a `DictConfig`, or a plain container, with `_target_`.
+        key: where it stands, for messages.
+
+    Raises:
+        ConfigError: as in `check`, or what a constructor refused.
+    """
+    container = OmegaConf.to_container(node, resolve=True) if isinstance(node, DictConfig) else node
+    check(container, key)
+    try:
+        return instantiate(container, _convert_="all")
+    except InstantiationException as failure:
+        raise ConfigError(str(failure.__cause__ or failure)) from failure
+
+
+def _as_node(value: Any) -> Any:
+    if is_dataclass(value) and not isinstance(value, type):
+        target = f"{type(value).__module__}.{type(value).__qualname__}"
+        return {"_target_": target} | {f.name: _as_node(getattr(value, f.name)) for f in fields(value)}
+    if isinstance(value, dict):
+        return {k: _as_node(v) for k, v in value.items()}
+    return [_as_node(v) for v in value] if isinstance(value, list | tuple) else value
+
+
+def describe(objects: dict[str, Any]) -> str:
+    """YAML from which `build` makes equal objects."""
+    return OmegaConf.to_yaml(OmegaConf.create(_as_node(objects)))

@@ -1,0 +1,1 @@
+"""Model and batch to loss: what is minimised, apart from how."""

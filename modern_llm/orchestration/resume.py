@@ -1,0 +1,118 @@
+"""Which run a `resume` means, and what may be changed when a run goes on.
+
+The rule: a resumed run reads its own `config.yaml`, and the overrides of the new command line are laid over it. They
+may change how long the run is, how it is watched and kept, the size of its steps from here on, and the machine. They
+may not change what the run is: seed, model, data, batch, kind of optimiser. Anything else is refused, before any work.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from fnmatch import fnmatchcase
+from pathlib import Path
+from typing import Any
+
+from omegaconf import DictConfig, OmegaConf
+
+from modern_llm.instantiate import ConfigError
+
+CHANGEABLE = (
+    "trainer.max_steps",
+    "trainer.log_every",
+    "trainer.eval_every",
+    "trainer.save_every",
+    "trainer.keep_checkpoints",
+    "trainer.early_stopping_patience",
+    "trainer.max_bad_steps",
+    "trainer.spike_factor",
+    "trainer.grad_clip",
+    "trainer.optimizer.lr",
+    "trainer.optimizer.weight_decay",
+    "trainer.schedule.*",
+    "task.samples.*",
+    "task.evaluation.*",
+    "task.suggested_steps",
+    "task.objective_metric",
+    "hardware.*",
+    "logger.*",
+    "paths.*",
+)
+_NOT_PART_OF_THE_RUN = ("resume", "name", "hydra")
+# Values of a task that are links to other groups: in the record they stay links, so that one change is enough.
+LINKS = ("model", "trainer", "hardware", "logger", "paths", "seed")
+
+
+def settled(config: DictConfig) -> dict[str, Any]:
+    """The composed configuration without Hydra's part: everything resolved, the task's links to other groups kept."""
+    plain = OmegaConf.to_container(OmegaConf.masked_copy(config, [k for k in config if k != "hydra"]), resolve=True)
+    assert isinstance(plain, dict)
+    if isinstance(plain.get("task"), dict):
+        plain["task"] |= {link: f"${{{link}}}" for link in LINKS if link in plain["task"]}
+    return {str(k): v for k, v in plain.items() if k != "resume"}
+
+
+def _leaves(tree: Any, key: str = "") -> Iterator[tuple[str, Any]]:
+    if isinstance(tree, dict) and tree:
+        for name, value in tree.items():
+            yield from _leaves(value, f"{key}.{name}" if key else str(name))
+    else:
+        yield key, tree
+
+
+def differences(recorded: dict[str, Any], wanted: dict[str, Any]) -> dict[str, tuple[Any, Any]]:
+    """Keys whose values differ: key -> (recorded, wanted); a key that one side lacks counts as None there."""
+    old, new = dict(_leaves(recorded)), dict(_leaves(wanted))
+    return {k: (old.get(k), new.get(k)) for k in {**old, **new} if old.get(k) != new.get(k)}
+
+
+def protected(changes: dict[str, Any]) -> list[str]:
+    """Of the changed keys, those that a resumed run may not change."""
+    free = (*CHANGEABLE, *_NOT_PART_OF_THE_RUN)
+    return [key for key in changes if not any(fnmatchcase(key, pattern) for pattern in free)]
+
+
+def resumed_config(folder: Path, composed: DictConfig, overrides: list[str]) -> dict[str, Any]:
+    """The record of a run with the new overrides laid over it.
+
+    Args:
+        folder: of the run.
+        composed: what the new command line composes to.
+        overrides: the new command line's, as typed.
+
+    Raises:
+        ConfigError: an override changes what may not be changed.
+    """
+    recorded = OmegaConf.to_container(OmegaConf.load(folder / "config.yaml"), resolve=False)
+    assert isinstance(recorded, dict)
+    fresh = settled(composed)
+    wanted = OmegaConf.create(recorded)
+    for override in overrides:
+        key = override.lstrip("+~").split("=", 1)[0].split("@")[0].replace("/", ".")
+        if key.split(".")[0] in (*_NOT_PART_OF_THE_RUN, "experiment"):
+            if key == "experiment" and override != "experiment=null":
+                raise ConfigError(f"{override}: an experiment cannot be laid over a run. Name the keys instead.")
+            continue
+        value = OmegaConf.select(OmegaConf.create(fresh), key)
+        OmegaConf.update(wanted, key, value, merge=False, force_add=True)
+    plain = OmegaConf.to_container(wanted, resolve=False)
+    assert isinstance(plain, dict)
+    changes = differences(recorded, plain)  # type: ignore[arg-type]
+    refused = protected(changes)
+    if refused:
+        listed = "; ".join(f"{k}={changes[k][1]!r} (the run has {changes[k][0]!r})" for k in sorted(refused)[:5])
+        raise ConfigError(
+            f"resume={folder}: these may not change when a run is resumed: {listed}. "
+            "Leave them out, or start a new run. What may change: " + ", ".join(CHANGEABLE) + "."
+        )
+    return plain  # type: ignore[return-value]
+
+
+def newest_unfinished(outputs: Path, wanted: dict[str, Any]) -> Path | None:
+    """The newest run that has not finished and differs from `wanted` only in what may change."""
+    for record in sorted(outputs.glob("*/*/config.yaml"), key=lambda p: p.parent.as_posix(), reverse=True):
+        if (record.parent / "result.json").exists() or record.parent.parent.name == "multirun":
+            continue
+        recorded = OmegaConf.to_container(OmegaConf.load(record), resolve=False)
+        if not protected(differences(recorded, wanted)):  # type: ignore[arg-type]
+            return record.parent
+    return None

@@ -1,0 +1,62 @@
+"""The contract between the launcher and a task, and what every task is given. Imports no torch."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+from modern_llm.checks import require
+
+
+@dataclass(frozen=True)
+class Paths:
+    """Where things are kept.
+
+    Args:
+        outputs: runs and sweeps.
+        cache: tokenised corpora and trained tokenizers, shared by runs.
+        mirror: local mirror in the hub's own layout, looked at first; null: none.
+    """
+
+    outputs: str = "outputs"
+    cache: str = "~/.cache/modern_llm"
+    mirror: str | None = None
+
+    def __post_init__(self) -> None:
+        require(self.mirror is None or Path(self.mirror).expanduser().is_dir(), "paths.mirror", self.mirror,
+                "is no folder", "Give the root of the mirror, or null for none")  # fmt: skip
+
+    @property
+    def cache_folder(self) -> Path:
+        """`cache` with ~ expanded."""
+        return Path(self.cache).expanduser()
+
+
+@dataclass(frozen=True)
+class RunFolder:
+    """The folder of one run.
+
+    Args:
+        path: the folder.
+        record: the composed configuration, as it stands in `config.yaml`.
+    """
+
+    path: Path
+    record: dict[str, Any]
+
+    def write_json(self, name: str, content: Any) -> Path:
+        """Write a JSON file in one go; a reader never sees half of it."""
+        aside = self.path / f"{name}.part"
+        aside.write_text(json.dumps(content, indent=2, ensure_ascii=False), encoding="utf-8")
+        return aside.replace(self.path / name)
+
+
+class Task(Protocol):
+    """What a configuration's `task` builds."""
+
+    objective_metric: str
+
+    def run(self, folder: RunFolder) -> dict[str, float]:
+        """Do it all and return the final metrics; `objective_metric` names the one that a sweep optimises."""

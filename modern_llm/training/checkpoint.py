@@ -1,0 +1,245 @@
+"""Checkpoints: folders written beside and renamed into place, with a manifest of sizes and hashes.
+
+Weights and optimiser state are safetensors, the rest is JSON; nothing is unpickled. A torn checkpoint is found out
+by its manifest, and the one before is used.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import random
+import shutil
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+MODEL_FILE, STATE_TENSORS, STATE_JSON, MANIFEST = (
+    "model.safetensors",
+    "trainer.safetensors",
+    "trainer.json",
+    "manifest.json",
+)
+
+
+class CheckpointError(RuntimeError):
+    """A checkpoint could not be written or read."""
+
+
+def split_tensors(tree: Any, path: str = "") -> tuple[Any, dict[str, Tensor]]:
+    """A nested dict as JSON, and the tensors in it by path; `join_tensors` undoes it."""
+    if isinstance(tree, Tensor):
+        return {"__tensor__": path}, {path: tree.detach().cpu().contiguous()}
+    if isinstance(tree, dict):
+        items = [[key, *split_tensors(value, f"{path}.{key}" if path else str(key))] for key, value in tree.items()]
+        # Pairs, because JSON would turn integer keys into strings.
+        return {"__dict__": [[k, j] for k, j, _ in items]}, {p: t for _, _, ts in items for p, t in ts.items()}
+    return tree, {}
+
+
+def join_tensors(tree: Any, tensors: dict[str, Tensor]) -> Any:
+    """What `split_tensors` took apart."""
+    if isinstance(tree, dict):
+        if "__tensor__" in tree:
+            return tensors[tree["__tensor__"]]
+        return {key: join_tensors(value, tensors) for key, value in tree["__dict__"]}
+    return tree
+
+
+def model_tensors(model: nn.Module) -> dict[str, Tensor]:
+    """Parameters and persistent buffers by name, shared ones once."""
+    tensors = {name: p.detach() for name, p in model.named_parameters()}
+    persistent = model.state_dict(keep_vars=True)
+    tensors |= {name: b.detach() for name, b in model.named_buffers() if name in persistent}
+    return {name: t.contiguous() for name, t in tensors.items()}
+
+
+def load_model_tensors(model: nn.Module, folder: Path) -> None:
+    """Copy the weights of a checkpoint into a model.
+
+    Raises:
+        CheckpointError: names or shapes differ.
+    """
+    saved, there = load_file(folder / MODEL_FILE), model_tensors(model)
+    different = sorted(saved.keys() ^ there.keys())
+    different += sorted(n for n in saved.keys() & there.keys() if saved[n].shape != there[n].shape)
+    if different:
+        raise CheckpointError(
+            f"{folder}: the weights are of another model; {len(different)} tensors differ, the first is "
+            f"{different[0]!r}. Resume with the configuration of the run."
+        )
+    with torch.no_grad():
+        for name, tensor in there.items():
+            tensor.copy_(saved[name])
+
+
+def random_states() -> dict[str, Any]:
+    """State of every global random generator."""
+    numpy_state = np.random.get_state(legacy=False)
+    state: dict[str, Any] = {
+        "python": json.dumps(random.getstate()),
+        "numpy": json.dumps(numpy_state, default=lambda array: array.tolist()),
+        "torch": torch.get_rng_state(),
+    }
+    if torch.cuda.is_available():
+        state |= {f"cuda{i}": s for i, s in enumerate(torch.cuda.get_rng_state_all())}
+    return state
+
+
+def restore_random_states(state: dict[str, Any]) -> None:
+    """Set every global random generator as `random_states` found it."""
+    version, internal, gauss = json.loads(state["python"])
+    random.setstate((version, tuple(internal), gauss))
+    numpy_state = json.loads(state["numpy"])
+    numpy_state["state"]["key"] = np.array(numpy_state["state"]["key"], dtype=np.uint32)
+    np.random.set_state(numpy_state)
+    torch.set_rng_state(state["torch"])
+    cuda = [state[key] for key in sorted(state) if key.startswith("cuda")]
+    if cuda and torch.cuda.is_available():
+        torch.cuda.set_rng_state_all(cuda)
+
+
+def _hash(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _sync(path: Path) -> None:
+    """Force a file or folder to disk; Windows does not open folders."""
+    if os.name == "nt" and path.is_dir():
+        return
+    descriptor = os.open(path, os.O_RDONLY if path.is_dir() else os.O_RDWR)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def torn(folder: Path) -> str | None:
+    """What is wrong with a checkpoint, or None where every file is as the manifest says."""
+    try:
+        files = json.loads((folder / MANIFEST).read_text())["files"]
+        for name, fact in files.items():
+            path = folder / name
+            if path.stat().st_size != fact["bytes"]:
+                return f"{name} has {path.stat().st_size} bytes instead of {fact['bytes']}"
+            if _hash(path) != fact["sha256"]:
+                return f"{name} has another content than was written"
+    except (OSError, ValueError, KeyError, TypeError) as cause:
+        return f"{type(cause).__name__}: {cause}"
+    return None
+
+
+class Checkpoints:
+    """The checkpoints of one run.
+
+    Args:
+        folder: holds `step_<n>/` for each, and `best.json`.
+        keep: newest ones that stay; the best one stays besides.
+    """
+
+    def __init__(self, folder: Path, keep: int) -> None:
+        self.folder, self.keep = folder, keep
+        folder.mkdir(parents=True, exist_ok=True)
+        for leftover in folder.glob("step_*.part"):
+            shutil.rmtree(leftover, ignore_errors=True)
+
+    def all(self) -> list[Path]:
+        """Oldest first."""
+        return sorted(p for p in self.folder.glob("step_*") if p.is_dir() and not p.suffix)
+
+    def last_good(self) -> Path | None:
+        """The newest checkpoint that is whole. Every torn one that is passed over is warned of and set aside."""
+        for folder in reversed(self.all()):
+            fault = torn(folder)
+            if fault is None:
+                return folder
+            aside = folder.with_suffix(".torn")
+            shutil.rmtree(aside, ignore_errors=True)
+            folder.rename(aside)
+            warnings.warn(
+                f"checkpoint {folder} is torn ({fault}); it is set aside as {aside.name}, and the one before it is used",
+                stacklevel=2,
+            )
+        return None
+
+    @property
+    def best(self) -> Path | None:
+        """The best checkpoint that is still there, or None."""
+        try:
+            folder = self.folder / json.loads((self.folder / "best.json").read_text())["checkpoint"]
+        except FileNotFoundError:
+            return None
+        return folder if folder.is_dir() else None
+
+    def mark_best(self, folder: Path | None, value: float | None) -> None:
+        """Say which checkpoint is the best so far, or that none is."""
+        path = self.folder / "best.json"
+        if folder is None:
+            path.unlink(missing_ok=True)
+            return
+        aside = path.with_suffix(".json.part")
+        aside.write_text(json.dumps({"checkpoint": folder.name, "value": value}))
+        aside.replace(path)
+        self._forget_old()
+
+    def save(self, step: int, model: nn.Module, state: dict[str, Any], extras: Callable[[Path], None]) -> Path:
+        """Write a checkpoint, then let go of the oldest.
+
+        Args:
+            step: optimiser steps done.
+            model: whose weights are written.
+            state: everything else of the loop, tensors at any depth.
+            extras: writes further files into the folder (configuration, tokenizer).
+
+        Raises:
+            CheckpointError: it could not be written (a full disk, say); the last good one is untouched and named.
+        """
+        target = self.folder / f"step_{step:08d}"
+        aside = target.with_name(target.name + ".part")
+        try:
+            shutil.rmtree(aside, ignore_errors=True)
+            aside.mkdir()
+            save_file(model_tensors(model), aside / MODEL_FILE)
+            plain, tensors = split_tensors(state)
+            save_file(tensors, aside / STATE_TENSORS)
+            (aside / STATE_JSON).write_text(json.dumps(plain))
+            extras(aside)
+            files = {
+                str(path.relative_to(aside)): {"bytes": path.stat().st_size, "sha256": _hash(path)}
+                for path in sorted(aside.rglob("*"))
+                if path.is_file()
+            }
+            (aside / MANIFEST).write_text(json.dumps({"step": step, "files": files}, indent=1))
+            for path in [*(aside / name for name in files), aside / MANIFEST, aside]:
+                _sync(path)
+            if target.exists():  # a torn one of the same step
+                shutil.rmtree(target)
+            aside.rename(target)
+            _sync(self.folder)
+        except Exception as cause:
+            shutil.rmtree(aside, ignore_errors=True)
+            last = self.all()
+            raise CheckpointError(
+                f"the checkpoint of step {step} could not be written to {self.folder} ({cause}). "
+                f"The last good one is {last[-1] if last else 'none'}. Free disk space and resume the run."
+            ) from cause
+        self._forget_old()
+        return target
+
+    def _forget_old(self) -> None:
+        best = self.best
+        for folder in self.all()[: -self.keep]:
+            if folder != best:
+                shutil.rmtree(folder)
+
+    def load_state(self, folder: Path) -> dict[str, Any]:
+        """The state that was saved with a checkpoint."""
+        return join_tensors(json.loads((folder / STATE_JSON).read_text()), load_file(folder / STATE_TENSORS))

@@ -1,0 +1,111 @@
+"""How much memory a training run will need, before it starts. Closed forms over the configuration; no torch."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+from modern_llm.models.config import ModernLLMConfig
+from modern_llm.training.settings import Hardware, TrainerSettings
+
+_CHUNK_BYTES = 3 * 2**26  # the fused loss holds a chunk of logits, its softmax and a 16-bit copy
+_CONTEXT_BYTES = 600e6  # CUDA context and kernels, which the GPU counts as used
+
+
+@dataclass(frozen=True)
+class MemoryPlan:
+    """Bytes by purpose at the peak of a training step.
+
+    Attributes:
+        weights: parameters in fp32, and their 16-bit copies under autocast.
+        gradients: in fp32, the head's gradient inside the loss included.
+        optimizer: its state.
+        activations: what the backward pass keeps, for one micro-batch.
+        workspace: chunk of logits, and the device's own overhead.
+    """
+
+    weights: float
+    gradients: float
+    optimizer: float
+    activations: float
+    workspace: float
+
+    @property
+    def total(self) -> float:
+        """Bytes in all."""
+        return self.weights + self.gradients + self.optimizer + self.activations + self.workspace
+
+    def table(self) -> str:
+        """One line a purpose, in GB (10^9 bytes)."""
+        rows = [*vars(self).items(), ("total", self.total)]
+        return "\n".join(f"{name:<12}{size / 1e9:8.2f} GB" for name, size in rows)
+
+
+def activation_bytes_per_token(model: ModernLLMConfig, half: bool) -> float:
+    """What one block keeps for its backward pass, per token.
+
+    Args:
+        half: 16-bit autocast; the residual stream and the norms stay in fp32.
+    """
+    size = 2 if half else 4
+    d, head = model.d_model, model.head_size
+    stream = 4 * 4 * d  # both norms keep their input and their normalised input, in fp32
+    normed = 2 * size * d  # the inputs of both projections
+    qkv = size * head * (model.n_heads + 2 * model.n_kv_heads)
+    rotated = size * head * (model.n_heads + model.n_kv_heads)
+    attended = size * head * model.n_heads + 4 * model.n_heads
+    if model.moe is None:
+        fed = 3 * size * model.ffn_size
+    else:
+        fed = model.moe.top_k * (3 * size * model.expert_size + 2 * size * d) + 4 * 4 * model.moe.n_experts
+    return stream + normed + qkv + rotated + attended + fed
+
+
+def plan_memory(model: ModernLLMConfig, seq_len: int, trainer: TrainerSettings, hardware: Hardware) -> MemoryPlan:
+    """The plan of a training step.
+
+    Args:
+        model: with `vocab_size` set.
+        seq_len: tokens per sequence.
+        trainer, hardware: settings; precision `auto` is planned as fp32, the larger.
+    """
+    half = hardware.precision in ("bf16", "fp16")
+    parameters = model.parameter_count()
+    micro = min(hardware.micro_batch_size or trainer.batch_size, trainer.batch_size)
+    block = activation_bytes_per_token(model, half) * micro * seq_len
+    boundary = 4 * model.d_model * micro * seq_len
+    blocks = block + model.n_layers * boundary if hardware.activation_checkpointing else model.n_layers * block
+    head = (model.vocab_size or 0) * model.d_model
+    on_gpu = hardware.device == "cuda"
+    return MemoryPlan(
+        weights=parameters * (6 if half else 4),
+        gradients=4 * parameters + 4 * head,
+        optimizer=trainer.optimizer.state_bytes_per_parameter * parameters,
+        activations=blocks + 4 * boundary,
+        workspace=_CHUNK_BYTES + (_CONTEXT_BYTES if on_gpu else 0),
+    )
+
+
+def check_memory(model: ModernLLMConfig, seq_len: int, trainer: TrainerSettings, hardware: Hardware) -> MemoryPlan:
+    """The plan, held against `hardware.memory_limit_gb`.
+
+    Raises:
+        ValueError: it does not fit; the message says what would.
+    """
+    plan = plan_memory(model, seq_len, trainer, hardware)
+    if hardware.memory_limit_gb is None or plan.total <= hardware.memory_limit_gb * 1e9:
+        return plan
+    ways = []
+    micro = hardware.micro_batch_size or trainer.batch_size
+    for checkpointing in sorted({hardware.activation_checkpointing, True}):
+        for size in (2**k for k in reversed(range(micro.bit_length()))):
+            changed = replace(hardware, micro_batch_size=size, activation_checkpointing=checkpointing)
+            if size <= micro and plan_memory(model, seq_len, trainer, changed).total <= hardware.memory_limit_gb * 1e9:
+                extra = (
+                    " hardware.activation_checkpointing=true" * (not hardware.activation_checkpointing) * checkpointing
+                )
+                ways.append(f"hardware.micro_batch_size={size}{extra}")
+                break
+    raise ValueError(
+        f"hardware.memory_limit_gb={hardware.memory_limit_gb}: the run is planned to need {plan.total / 1e9:.1f} GB.\n"
+        f"{plan.table()}\n" + (f"What fits: {' | '.join(ways)}." if ways else "Use a smaller model or task.seq_len.")
+    )

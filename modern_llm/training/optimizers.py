@@ -1,0 +1,96 @@
+"""The optimisers that `trainer/optimizer` chooses among. Settings are checked here; torch is imported when built."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from modern_llm.checks import require
+
+if TYPE_CHECKING:
+    from torch import Tensor
+    from torch.optim import Optimizer
+
+
+@dataclass(frozen=True)
+class AdamW:
+    """AdamW (Loshchilov & Hutter 2019, arXiv 1711.05101), torch's fused kernel.
+
+    Args:
+        lr: peak learning rate.
+        weight_decay: on matrices and embeddings; vectors (norms, biases, sink logits) are not decayed.
+        betas: decay of the running mean and of the running square.
+        eps: added to the root of the running square.
+    """
+
+    lr: float = 1e-3
+    weight_decay: float = 0.1
+    betas: tuple[float, float] = (0.9, 0.95)
+    eps: float = 1e-8
+
+    def __post_init__(self) -> None:
+        require(self.lr > 0, "trainer.optimizer.lr", self.lr, "must be above 0", "Use 1e-3 for a small model")
+        require(self.weight_decay >= 0, "trainer.optimizer.weight_decay", self.weight_decay, "must not be negative",
+                "Use 0 for none")  # fmt: skip
+        require(len(self.betas) == 2 and all(0 <= b < 1 for b in self.betas), "trainer.optimizer.betas", self.betas,
+                "must be two numbers in [0, 1)", "Use [0.9, 0.95]")  # fmt: skip
+        require(self.eps > 0, "trainer.optimizer.eps", self.eps, "must be above 0", "Use 1e-8")
+
+    @property
+    def state_bytes_per_parameter(self) -> int:
+        """Bytes of state per trained parameter, for the memory plan."""
+        return 8
+
+    def groups(self, parameters: Iterable[tuple[str, Tensor]]) -> list[dict[str, Any]]:
+        """Parameter groups: matrices with weight decay, vectors without. Frozen parameters are left out."""
+        trained = [p for _, p in parameters if p.requires_grad]
+        decayed = [p for p in trained if p.dim() >= 2]
+        plain = [p for p in trained if p.dim() < 2]
+        groups = [{"params": decayed, "weight_decay": self.weight_decay}, {"params": plain, "weight_decay": 0.0}]
+        return [group for group in groups if group["params"]]
+
+    def build(self, parameters: Iterable[tuple[str, Tensor]]) -> Optimizer:
+        """The optimiser over named parameters."""
+        import torch
+
+        return torch.optim.AdamW(self.groups(parameters), lr=self.lr, betas=self.betas, eps=self.eps, fused=True)
+
+
+@dataclass(frozen=True)
+class Muon(AdamW):
+    """Muon (Jordan et al. 2024) on the hidden matrices, AdamW on embeddings, head and vectors. Updates are scaled
+    to AdamW's size (Liu et al. 2025, arXiv 2502.16982, eq. 4), so both share one learning rate.
+
+    Args:
+        momentum: of the running gradient.
+        newton_schulz_steps: iterations of the orthogonalisation.
+    """
+
+    momentum: float = 0.95
+    newton_schulz_steps: int = 5
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        require(0 <= self.momentum < 1, "trainer.optimizer.momentum", self.momentum, "must lie in [0, 1)", "Use 0.95")
+        require(self.newton_schulz_steps >= 1, "trainer.optimizer.newton_schulz_steps", self.newton_schulz_steps,
+                "must be at least 1", "Use 5")  # fmt: skip
+
+    def build(self, parameters: Iterable[tuple[str, Tensor]]) -> Optimizer:
+        from modern_llm.training.muon import MuonWithAdamW
+
+        named = [(name, p) for name, p in parameters if p.requires_grad]
+        # The embedding and the head are look-up tables: their rows are not inputs and outputs of one linear map.
+        hidden = [p for name, p in named if p.dim() >= 2 and "embed" not in name and "head." not in name]
+        chosen = {id(p) for p in hidden}
+        rest = [(name, p) for name, p in named if id(p) not in chosen]
+        groups = [{**group, "use_muon": False} for group in self.groups(rest)]
+        groups.append({"params": hidden, "weight_decay": self.weight_decay, "use_muon": True})
+        return MuonWithAdamW(
+            [group for group in groups if group["params"]],
+            lr=self.lr,
+            momentum=self.momentum,
+            newton_schulz_steps=self.newton_schulz_steps,
+            betas=self.betas,
+            eps=self.eps,
+        )

@@ -1,0 +1,146 @@
+"""What the hardware settings come to on the machine at hand: device, precision, threads, peak rate, memory used."""
+
+from __future__ import annotations
+
+import sys
+import time
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any
+
+import psutil
+import torch
+from torch import nn
+
+from modern_llm.training.settings import Hardware
+
+_DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
+_WORTHWHILE = 1.3  # 16-bit products must be this much faster: casting costs time as well
+
+
+class Runtime:
+    """The machine, set up once.
+
+    Args:
+        hardware: the settings.
+
+    Attributes:
+        device: where tensors live.
+        precision: fp32, bf16 or fp16.
+
+    Raises:
+        ValueError: a device or precision that this machine does not have.
+    """
+
+    def __init__(self, hardware: Hardware) -> None:
+        self.hardware = hardware
+        if hardware.num_threads is not None:
+            torch.set_num_threads(hardware.num_threads)
+        self.device = torch.device(self._choose_device())
+        if self.device.type == "cuda":
+            torch.set_float32_matmul_precision("high")  # TF32 for what stays in fp32
+        self.precision = self._choose_precision()
+
+    def _choose_device(self) -> str:
+        there = {"cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
+        if self.hardware.device == "auto":
+            return next(name for name in ("cuda", "mps", "cpu") if there[name])
+        if not there[self.hardware.device]:
+            raise ValueError(
+                f"hardware.device={self.hardware.device!r}: this machine has none that torch can use. "
+                "Use hardware=cpu or hardware.device=auto."
+            )
+        return self.hardware.device
+
+    def _choose_precision(self) -> str:
+        asked = self.hardware.precision
+        if self.device.type == "cuda":
+            native = torch.cuda.is_bf16_supported(including_emulation=False)
+            if asked == "bf16" and not native:
+                raise ValueError("hardware.precision='bf16': this GPU computes fp16 only. Use hardware.precision=fp16.")
+            return ("bf16" if native else "fp16") if asked == "auto" else asked
+        if asked == "auto":
+            if self.device.type == "mps":
+                return "fp32"
+            fast = self._product_seconds(torch.float32, 512) > _WORTHWHILE * self._product_seconds(torch.bfloat16, 512)
+            return "bf16" if fast else "fp32"
+        return asked
+
+    def _product_seconds(self, dtype: torch.dtype, size: int) -> float:
+        """Seconds of one (size x size) product, the best of a few."""
+        a = torch.ones(size, size, dtype=dtype, device=self.device)
+        best = float("inf")
+        for attempt in range(4):
+            self.synchronise()
+            start = time.perf_counter()
+            a @ a
+            self.synchronise()
+            if attempt:  # the first one loads the kernel
+                best = min(best, time.perf_counter() - start)
+            elif time.perf_counter() - start > 0.5:
+                return time.perf_counter() - start
+        return best
+
+    def peak_flops(self) -> tuple[float, str]:
+        """Operations per second that count as full use, and where the figure is from."""
+        if self.hardware.peak_tflops is not None:
+            return self.hardware.peak_tflops * 1e12, "hardware.peak_tflops"
+        size = 8192 if self.device.type == "cuda" else 1024
+        dtype = _DTYPES.get(self.precision, torch.float32)
+        return 2 * size**3 / self._product_seconds(dtype, size), f"a measured {size} x {size} {self.precision} product"
+
+    def synchronise(self) -> None:
+        """Wait for the device, so that a clock tells the truth."""
+        if self.device.type == "cuda":
+            torch.cuda.synchronize()
+        elif self.device.type == "mps":
+            torch.mps.synchronize()
+
+    def autocast(self) -> AbstractContextManager[Any]:
+        """Computing in the chosen precision."""
+        if self.precision == "fp32":
+            return nullcontext()
+        return torch.autocast(self.device.type, dtype=_DTYPES[self.precision])
+
+    def grad_scaler(self) -> torch.amp.GradScaler:
+        """Loss scaling for fp16, where small gradients vanish (Micikevicius et al. 2018, arXiv 1710.03740)."""
+        return torch.amp.GradScaler(self.device.type, enabled=self.precision == "fp16")
+
+    def prepare(self, model: nn.Module) -> nn.Module:
+        """Move a model here; switch on activation checkpointing and compilation as the settings say.
+
+        Raises:
+            ValueError: activation checkpointing for a model that has none.
+        """
+        model.to(self.device)
+        if self.hardware.activation_checkpointing:
+            if not hasattr(model, "activation_checkpointing"):
+                raise ValueError(
+                    f"hardware.activation_checkpointing=True: {type(model).__name__} has none. Set it to false."
+                )
+            model.activation_checkpointing = True
+        if self.hardware.compile:
+            # Block by block: equal blocks compile once, and decoding with a cache stays eager around them.
+            for part in getattr(model, "blocks", [model]):
+                part.compile()
+        return model
+
+    def peak_memory_gb(self) -> float:
+        """Most memory used so far, in GB (10^9 bytes): of the device on a GPU, of the process on a CPU."""
+        if self.device.type == "cuda":
+            return torch.cuda.max_memory_allocated() / 1e9
+        if sys.platform == "win32":
+            return psutil.Process().memory_info().peak_wset / 1e9
+        import resource
+
+        unit = 1 if sys.platform == "darwin" else 1024
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 1e9
+
+    def describe(self) -> dict[str, Any]:
+        """Device, precision and versions, for the run record."""
+        name = torch.cuda.get_device_name() if self.device.type == "cuda" else None
+        return {
+            "device": str(self.device),
+            "device_name": name,
+            "precision": self.precision,
+            "threads": torch.get_num_threads(),
+        }

@@ -1,0 +1,97 @@
+"""Learning-rate schedules as closed forms: the choices of `trainer/schedule`. Imports no torch.
+
+A schedule gives the factor on the peak learning rate at step s of n, s = 0 … n - 1. All warm up linearly over the
+first w = round(warmup_fraction n) steps, factor (s + 1) / (w + 1), so that no step has rate 0.
+"""
+
+from __future__ import annotations
+
+import math
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+
+from modern_llm.checks import require
+
+
+@dataclass(frozen=True)
+class Schedule(ABC):
+    """Warm-up, then whatever `after_warmup` says.
+
+    Args:
+        warmup_fraction: share of all steps in which the rate rises.
+        final_fraction: factor that the decay ends at.
+    """
+
+    warmup_fraction: float = 0.05
+    final_fraction: float = 0.1
+
+    def __post_init__(self) -> None:
+        require(0 <= self.warmup_fraction < 1, "trainer.schedule.warmup_fraction", self.warmup_fraction,
+                "must lie in [0, 1)", "Use 0 for no warm-up")  # fmt: skip
+        require(0 <= self.final_fraction <= 1, "trainer.schedule.final_fraction", self.final_fraction,
+                "must lie in [0, 1]", "Use 0.1")  # fmt: skip
+
+    def factor(self, step: int, max_steps: int) -> float:
+        """Factor on the peak rate at `step` of `max_steps`, counted from 0."""
+        warmup = round(self.warmup_fraction * max_steps)
+        if step < warmup:
+            return (step + 1) / (warmup + 1)
+        return self.after_warmup((step - warmup) / max(max_steps - warmup, 1))
+
+    @abstractmethod
+    def after_warmup(self, progress: float) -> float:
+        """Factor at `progress` in [0, 1) of the steps behind the warm-up."""
+
+
+@dataclass(frozen=True)
+class Constant(Schedule):
+    """The peak rate throughout; `final_fraction` must be 1."""
+
+    final_fraction: float = 1.0
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        require(self.final_fraction == 1, "trainer.schedule.final_fraction", self.final_fraction,
+                "must be 1 in a constant schedule", "Use trainer/schedule=linear to decay")  # fmt: skip
+
+    def after_warmup(self, progress: float) -> float:
+        return 1.0
+
+
+@dataclass(frozen=True)
+class Linear(Schedule):
+    """Straight down to `final_fraction`."""
+
+    def after_warmup(self, progress: float) -> float:
+        return 1 - (1 - self.final_fraction) * progress
+
+
+@dataclass(frozen=True)
+class Cosine(Schedule):
+    """Half a cosine down to `final_fraction` (Loshchilov & Hutter 2017, arXiv 1608.03983, eq. 5)."""
+
+    def after_warmup(self, progress: float) -> float:
+        return self.final_fraction + (1 - self.final_fraction) * 0.5 * (1 + math.cos(math.pi * progress))
+
+
+@dataclass(frozen=True)
+class WSD(Schedule):
+    """Warm-up, stable, decay (Hu et al. 2024, arXiv 2404.06395): the peak rate, then 1 - sqrt down to
+    `final_fraction` over the last `decay_fraction` of the steps behind the warm-up (Hägele et al. 2024, arXiv
+    2405.18392).
+
+    Args:
+        decay_fraction: share of the steps behind the warm-up in which the rate falls.
+    """
+
+    final_fraction: float = 0.0
+    decay_fraction: float = 0.2
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        require(0 < self.decay_fraction <= 1, "trainer.schedule.decay_fraction", self.decay_fraction,
+                "must lie in (0, 1]", "Use 0.2")  # fmt: skip
+
+    def after_warmup(self, progress: float) -> float:
+        into_decay = (progress - (1 - self.decay_fraction)) / self.decay_fraction
+        return 1.0 if into_decay <= 0 else 1 - (1 - self.final_fraction) * math.sqrt(into_decay)

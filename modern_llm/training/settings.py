@@ -1,0 +1,107 @@
+"""What `trainer` and `hardware` configure. Imports no torch."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+from modern_llm.checks import require
+from modern_llm.training.optimizers import AdamW
+from modern_llm.training.schedules import Cosine, Schedule
+
+
+@dataclass(frozen=True)
+class TrainerSettings:
+    """How the loop runs. The arithmetic of a step depends on these alone, never on `Hardware.micro_batch_size`.
+
+    Args:
+        max_steps: optimiser steps.
+        batch_size: sequences per optimiser step.
+        optimizer: one of `optimizers.py`.
+        schedule: one of `schedules.py`.
+        grad_clip: largest norm of the whole gradient; null: no limit.
+        log_every: steps between rows of metrics.
+        eval_every: steps between evaluations; null: a tenth of max_steps. A checkpoint comes before each.
+        save_every: steps between checkpoints; null: as eval_every.
+        keep_checkpoints: newest checkpoints that stay; the best one stays besides.
+        monitor: evaluation metric that decides which checkpoint is best; lower is better.
+        early_stopping_patience: evaluations without a new best after which training stops; null: never.
+        max_bad_steps: consecutive steps without a finite loss and gradient after which the run stops; each is
+            skipped.
+        spike_factor: skip a step whose gradient norm exceeds this many times its running mean; null: never.
+    """
+
+    max_steps: int = 1000
+    batch_size: int = 16
+    optimizer: AdamW = field(default_factory=AdamW)
+    schedule: Schedule = field(default_factory=Cosine)
+    grad_clip: float | None = 1.0
+    log_every: int = 10
+    eval_every: int | None = None
+    save_every: int | None = None
+    keep_checkpoints: int = 2
+    monitor: str = "validation_loss"
+    early_stopping_patience: int | None = None
+    max_bad_steps: int = 5
+    spike_factor: float | None = None
+
+    def __post_init__(self) -> None:
+        for key in ("max_steps", "batch_size", "log_every", "keep_checkpoints", "max_bad_steps"):
+            require(getattr(self, key) >= 1, f"trainer.{key}", getattr(self, key), "must be at least 1", "Raise it")
+        for key in ("eval_every", "save_every", "early_stopping_patience"):
+            value = getattr(self, key)
+            require(value is None or value >= 1, f"trainer.{key}", value, "must be at least 1", "Raise it, or use null")
+        require(self.grad_clip is None or self.grad_clip > 0, "trainer.grad_clip", self.grad_clip, "must be above 0",
+                "Use null for no limit")  # fmt: skip
+        require(self.spike_factor is None or self.spike_factor > 1, "trainer.spike_factor", self.spike_factor,
+                "must be above 1", "Use 10, or null for never")  # fmt: skip
+
+    @property
+    def eval_interval(self) -> int:
+        """Steps between evaluations."""
+        return self.eval_every or max(self.max_steps // 10, 1)
+
+    @property
+    def save_interval(self) -> int:
+        """Steps between checkpoints."""
+        return self.save_every or self.eval_interval
+
+
+@dataclass(frozen=True)
+class Hardware:
+    """How the machine is used. Nothing here changes what is computed, but for rounding.
+
+    Args:
+        device: `auto` takes CUDA, then Apple's MPS, then the CPU.
+        precision: `auto` measures 16-bit products against fp32 and takes bf16 only where it pays; weights and
+            optimiser stay in fp32.
+        micro_batch_size: sequences that are computed at a time; null: the whole batch.
+        eval_batch_size: sequences per evaluation batch; null: as micro_batch_size.
+        activation_checkpointing: recompute each block in the backward pass (Chen et al. 2016, arXiv 1604.06174):
+            about a third more time for much less memory.
+        compile: torch.compile each block.
+        memory_limit_gb: device memory in GB (10^9 bytes) that the plan must fit in; null: not planned against.
+        num_threads: CPU threads; null: torch's choice.
+        peak_tflops: peak rate of dense products in the chosen precision, for model FLOP utilisation; null:
+            measured with a large product at the start.
+    """
+
+    device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
+    precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
+    micro_batch_size: int | None = None
+    eval_batch_size: int | None = None
+    activation_checkpointing: bool = False
+    compile: bool = False
+    memory_limit_gb: float | None = None
+    num_threads: int | None = None
+    peak_tflops: float | None = None
+
+    def __post_init__(self) -> None:
+        for key in ("micro_batch_size", "eval_batch_size", "num_threads"):
+            value = getattr(self, key)
+            require(
+                value is None or value >= 1, f"hardware.{key}", value, "must be at least 1", "Raise it, or use null"
+            )
+        for key in ("memory_limit_gb", "peak_tflops"):
+            value = getattr(self, key)
+            require(value is None or value > 0, f"hardware.{key}", value, "must be above 0", "Raise it, or use null")
