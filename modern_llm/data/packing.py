@@ -58,7 +58,7 @@ class PackedStream:
         return self
 
     def __next__(self) -> Batch:
-        starts = []
+        starts: list[int] = []
         while len(starts) < self.batch_size:
             if self.position == len(self._starts):
                 self.epoch, self.position = self.epoch + 1, 0

@@ -164,8 +164,8 @@ class BPETokenizer:
     max_training_megabytes: int = 200
 
     def __post_init__(self) -> None:
-        require(self.vocab_size >= 257, "task.tokenizer.vocab_size", self.vocab_size,
-                "must be at least 257 (256 bytes and the end of text)", "Use task/tokenizer=bytes for none")  # fmt: skip
+        require(self.vocab_size >= 257, "task.tokenizer.vocab_size", self.vocab_size, "must be at least 257 (256 bytes "
+                "and the end of text)", "Use task/tokenizer=bytes for none")  # fmt: skip
         require(self.min_frequency >= 1, "task.tokenizer.min_frequency", self.min_frequency, "must be at least 1",
                 "Use 2")  # fmt: skip
         require(self.max_training_megabytes >= 1, "task.tokenizer.max_training_megabytes",
@@ -206,7 +206,7 @@ class BPETokenizer:
             show_progress=False,
         )
         backend.train_from_iterator(text(), trainer)
-        return Tokenizer(backend, eos_id=backend.token_to_id(END_OF_TEXT))
+        return Tokenizer(backend, eos_id=0)  # special tokens come first
 
 
 @dataclass(frozen=True)

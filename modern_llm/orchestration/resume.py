@@ -44,7 +44,8 @@ LINKS = ("model", "trainer", "hardware", "logger", "paths", "seed")
 
 def settled(config: DictConfig) -> dict[str, Any]:
     """The composed configuration without Hydra's part: everything resolved, the task's links to other groups kept."""
-    plain = OmegaConf.to_container(OmegaConf.masked_copy(config, [k for k in config if k != "hydra"]), resolve=True)
+    own = [str(key) for key in config if key != "hydra"]
+    plain = OmegaConf.to_container(OmegaConf.masked_copy(config, own), resolve=True)
     assert isinstance(plain, dict)
     if isinstance(plain.get("task"), dict):
         plain["task"] |= {link: f"${{{link}}}" for link in LINKS if link in plain["task"]}

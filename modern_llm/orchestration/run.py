@@ -68,9 +68,9 @@ def check_root(config: DictConfig) -> None:
     Raises:
         ConfigError: with the nearest real key.
     """
-    for key in config:
+    for key in map(str, config):
         if key not in _ROOT_KEYS:
-            raise ConfigError(f"{key}={config[key]!r}: there is no such key. {nearest(str(key), list(_ROOT_KEYS))}")
+            raise ConfigError(f"{key}={config[key]!r}: there is no such key. {nearest(key, list(_ROOT_KEYS))}")
 
 
 def execute(config: DictConfig) -> float | None:

@@ -96,10 +96,8 @@ class Sweep:
 
         pending = [n for n in range(len(self.jobs)) if job_status(self.folder / str(n)) != "finished"]
         done = len(self.jobs) - len(pending)
-        print(
-            f"sweep: {len(self.jobs)} jobs in {self.folder}" + (f", {done} finished before" if done else ""),
-            file=sys.stderr,
-        )
+        before = f", {done} finished before" if done else ""
+        print(f"sweep: {len(self.jobs)} jobs in {self.folder}{before}", file=sys.stderr)
         try:
             for batch in _consecutive(pending, max_batch_size):
                 launch([self.jobs[n] for n in batch], batch[0])

@@ -23,8 +23,9 @@ def draw_loss(runs: dict[str, RunRecord], path: Path) -> Path:
         colour = colours[number % 10] if len(runs) > 1 else None
         prefix = f"{label}, " if len(runs) > 1 else ""
         steps, losses = run.series("loss")
-        alone = {"color": colour or "C0", "alpha": 0.35 if len(runs) > 1 else 0.9, "linewidth": 1}
-        axes.plot(steps, losses, label=None if len(runs) > 1 else "training", **alone)
+        label_of_training = None if len(runs) > 1 else "training"
+        alpha = 0.35 if len(runs) > 1 else 0.9
+        axes.plot(steps, losses, label=label_of_training, color=colour or "C0", alpha=alpha, linewidth=1)
         steps, losses = run.series("validation_loss")
         axes.plot(steps, losses, label=f"{prefix}validation", color=colour or "C1", marker="o", markersize=3)
     axes.set(xlabel="optimiser step", ylabel="loss (nats per token)")

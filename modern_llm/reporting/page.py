@@ -16,9 +16,11 @@ body { font: 15px/1.5 system-ui, sans-serif; max-width: 60rem; margin: 2rem auto
 h1 { font-size: 1.5rem; margin-bottom: 0 } h2 { font-size: 1.1rem; margin-top: 2rem }
 .note { color: #666; margin-top: .2rem; overflow-wrap: anywhere } img { max-width: 100% }
 table { border-collapse: collapse } td, th { padding: .25rem .8rem .25rem 0; text-align: left; vertical-align: top }
-th { font-weight: 600; border-bottom: 1px solid #ccc } td.number { text-align: right; font-variant-numeric: tabular-nums }
+th { font-weight: 600; border-bottom: 1px solid #ccc }
+td.number { text-align: right; font-variant-numeric: tabular-nums }
 .cards { display: flex; gap: 1rem; flex-wrap: wrap; margin: 1rem 0 }
-.card { border: 1px solid #ddd; border-radius: .4rem; padding: .5rem 1rem } .card b { display: block; font-size: 1.3rem }
+.card { border: 1px solid #ddd; border-radius: .4rem; padding: .5rem 1rem }
+.card b { display: block; font-size: 1.3rem }
 pre { background: #f6f6f6; padding: .8rem; overflow-x: auto; white-space: pre-wrap; font-size: 13px }
 .prompt { color: #888 }
 """

@@ -165,7 +165,7 @@ class Checkpoints:
             shutil.rmtree(aside, ignore_errors=True)
             folder.rename(aside)
             warnings.warn(
-                f"checkpoint {folder} is torn ({fault}); it is set aside as {aside.name}, and the one before it is used",
+                f"checkpoint {folder} is torn ({fault}). It is set aside as {aside.name}; the one before is used",
                 stacklevel=2,
             )
         return None

@@ -1,4 +1,4 @@
-"""Muon: momentum, orthogonalised by Newton-Schulz iterations (Jordan et al. 2024, kellerjordan.github.io/posts/muon)."""
+"""Muon: momentum, orthogonalised by Newton-Schulz iterations (Jordan et al. 2024)."""
 
 from __future__ import annotations
 
@@ -74,7 +74,7 @@ class MuonWithAdamW(Optimizer):
                 state = self.state[p]
                 if not state:
                     state["momentum"] = torch.zeros_like(p)
-                state["momentum"].lerp_(p.grad, 1 - group["momentum"])  # type: ignore[arg-type]
+                state["momentum"].lerp_(p.grad, 1 - group["momentum"])
                 updates.append(p.grad.lerp(state["momentum"], group["momentum"]))  # type: ignore[union-attr]
             directions = orthogonalise(torch.stack(updates), group["newton_schulz_steps"])
             size = 0.2 * max(shape[-2:]) ** 0.5  # root mean square of an AdamW update (Liu et al. 2025, eq. 4)
@@ -90,7 +90,7 @@ class MuonWithAdamW(Optimizer):
                 state["exp_avg"], state["exp_avg_sq"] = torch.zeros_like(p), torch.zeros_like(p)
             state["step"] += 1
             count = state["step"].item()
-            state["exp_avg"].lerp_(p.grad, 1 - beta1)  # type: ignore[arg-type]
+            state["exp_avg"].lerp_(p.grad, 1 - beta1)
             state["exp_avg_sq"].mul_(beta2).addcmul_(p.grad, p.grad, value=1 - beta2)
             root = (state["exp_avg_sq"] / (1 - beta2**count)).sqrt_().add_(group["eps"])
             p.mul_(1 - group["lr"] * group["weight_decay"])

@@ -117,7 +117,7 @@ class Runtime:
                 raise ValueError(
                     f"hardware.activation_checkpointing=True: {type(model).__name__} has none. Set it to false."
                 )
-            model.activation_checkpointing = True
+            setattr(model, "activation_checkpointing", True)  # noqa: B010 - a Module types its attributes narrowly
         if self.hardware.compile:
             # Block by block: equal blocks compile once, and decoding with a cache stays eager around them.
             for part in getattr(model, "blocks", [model]):

@@ -46,7 +46,8 @@ class Evaluator(Protocol):
         metrics: names of what it returns, known before it runs.
     """
 
-    metrics: Sequence[str]
+    @property
+    def metrics(self) -> Sequence[str]: ...
 
     def __call__(self, model: Any) -> dict[str, float]: ...
 
@@ -157,6 +158,7 @@ class Trainer:
         self.scaler = self.runtime.grad_scaler()
         self.guard = Guard(self.settings.max_bad_steps, self.settings.spike_factor)
         self.progress = _Progress()
+        self.last_checkpoint: Path | None = None
         self.peak = self.runtime.peak_flops()[0] if flops_per_token else None
         self.flops_per_token = flops_per_token
         resumed = self._restore()
@@ -346,7 +348,8 @@ class Trainer:
 
     def _restore(self) -> bool:
         """Continue from the newest whole checkpoint, or say that there is none."""
-        folder = self.last_checkpoint = self.checkpoints.last_good()
+        folder = self.checkpoints.last_good()
+        self.last_checkpoint = folder
         if folder is None:
             self.metrics_log.rewind(0)
             self.checkpoints.mark_best(None, None)
