@@ -108,8 +108,9 @@ class Sweep:
                 print(f"{what + ':':<10}{path}")
         statuses = [job_status(self.folder / str(n)) for n in range(len(self.jobs))]
         if any(status != "finished" for status in statuses):
-            print(f"{sum(s != 'finished' for s in statuses)} of {len(statuses)} jobs did not finish; the table says why. "
-                  "Run them again with the same command and resume=auto", file=sys.stderr)  # fmt: skip
+            failed = sum(status != "finished" for status in statuses)
+            print(f"{failed} of {len(statuses)} jobs did not finish; the table says why.", file=sys.stderr)
+            print("Run them again with the same command and resume=auto", file=sys.stderr)
             raise SystemExit(1)
         return statuses
 
