@@ -14,7 +14,8 @@ CONFIG_FOLDER = Path(__file__).resolve().parent / "conf"
 @hydra.main(version_base="1.3", config_path=str(CONFIG_FOLDER), config_name="config")
 def main(config: DictConfig) -> float | None:
     """Compose, check, run; the returned metric is what a sweeper optimises."""
-    return execute(config)
+    with readable_errors(CONFIG_FOLDER):
+        return execute(config)
 
 
 if __name__ == "__main__":

@@ -70,14 +70,20 @@ def check(node: Any, key: str = "task") -> None:
             check(item, f"{key}[{index}]")
     if not isinstance(node, dict):
         return
+    if "_target_" in node:
+        _check_keys(node, key)
     for name, value in node.items():
         check(value, f"{key}.{name}")
-    if "_target_" not in node:
-        return
-    shown = _as_typed(key)
-    target = find_target(node["_target_"], shown)
-    parameters = {n: p for n, p in inspect.signature(target).parameters.items() if n != "self"}
+
+
+def _check_keys(node: dict[str, Any], key: str) -> None:
+    target = find_target(node["_target_"], _as_typed(key))
+    parameters = inspect.signature(target).parameters
     hints = get_type_hints(target) if is_dataclass(target) else get_type_hints(target.__init__)
+    for name, parameter in parameters.items():
+        full = _as_typed(f"{key}.{name}")
+        if node.get(name, "???" if parameter.default is parameter.empty else None) == "???":
+            raise ConfigError(f"{full}: is missing. Set it: {full}=…")
     for name, value in node.items():
         if name in _SPECIAL_KEYS:
             continue
@@ -85,10 +91,8 @@ def check(node: Any, key: str = "task") -> None:
         if name not in parameters:
             raise ConfigError(f"{full}={value!r}: {target.__name__} has no such key. {nearest(name, list(parameters))}")
         if name in hints and not _fits(value, hints[name]):
-            raise ConfigError(f"{full}={value!r}: must be {_in_words(hints[name])}. Change the value.")
-    for name, parameter in parameters.items():
-        if parameter.default is parameter.empty and node.get(name, "???") == "???":
-            raise ConfigError(f"{_as_typed(f'{key}.{name}')}: is missing. Set it: {_as_typed(f'{key}.{name}')}=…")
+            shown = value["_target_"] if isinstance(value, dict) and "_target_" in value else value
+            raise ConfigError(f"{full}={shown!r}: must be {_in_words(hints[name])}. Change the value.")
 
 
 def _fits(value: Any, hint: Any) -> bool:
@@ -118,7 +122,10 @@ def _fits(value: Any, hint: Any) -> bool:
     if hint is str:
         return isinstance(value, str)
     if isinstance(value, dict) and "_target_" in value and inspect.isclass(hint):
-        target = find_target(value["_target_"], "")
+        try:
+            target = find_target(value["_target_"], "")
+        except ConfigError:
+            return True  # its own check says it better
         return getattr(hint, "_is_protocol", False) or issubclass(target, hint)
     return False
 

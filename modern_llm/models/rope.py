@@ -29,7 +29,7 @@ class PlainRope:
     theta: float = 10000.0
 
     def __post_init__(self) -> None:
-        require(self.theta > 1, "rope.theta", self.theta, "must be above 1", "Use 10000, or 500000 for long contexts")
+        require(self.theta > 1, "model.rope.theta", self.theta, "must be above 1", "Use 10000, or 500000 for long contexts")
 
     @property
     def attention_factor(self) -> float:
@@ -54,7 +54,7 @@ class ScaledRope(PlainRope):
     def __post_init__(self) -> None:
         super().__post_init__()
         require(
-            self.factor >= 1, "rope.factor", self.factor, "must be at least 1", "Use model/rope=plain for no scaling"
+            self.factor >= 1, "model.rope.factor", self.factor, "must be at least 1", "Use model/rope=plain for no scaling"
         )
 
 
@@ -101,14 +101,14 @@ class YarnRope(ScaledRope):
         super().__post_init__()
         require(
             self.beta_fast > self.beta_slow > 0,
-            "rope.beta_fast",
+            "model.rope.beta_fast",
             self.beta_fast,
-            f"must be above rope.beta_slow={self.beta_slow}, and both above 0",
+            f"must be above model.rope.beta_slow={self.beta_slow}, and both above 0",
             "The paper uses 32 and 1",
         )
         require(
             self.original_max_seq_len > 0,
-            "rope.original_max_seq_len",
+            "model.rope.original_max_seq_len",
             self.original_max_seq_len,
             "must be above 0",
             "Give the context length of the model before extension",
@@ -156,9 +156,9 @@ class Llama3Rope(ScaledRope):
         super().__post_init__()
         require(
             self.high_freq_factor > self.low_freq_factor > 0,
-            "rope.high_freq_factor",
+            "model.rope.high_freq_factor",
             self.high_freq_factor,
-            f"must be above rope.low_freq_factor={self.low_freq_factor}, and both above 0",
+            f"must be above model.rope.low_freq_factor={self.low_freq_factor}, and both above 0",
             "Llama 3.1 uses 4 and 1",
         )
 

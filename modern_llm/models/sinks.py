@@ -26,7 +26,7 @@ class Sinks:
     def __post_init__(self) -> None:
         require(
             self.window is None or self.window >= 1,
-            "sinks.window",
+            "model.sinks.window",
             self.window,
             "must be at least 1",
             "Give a number of tokens, or null for the model's max_seq_len",
@@ -51,7 +51,7 @@ class LearnableSinks(Sinks):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        require(self.num_sinks >= 1, "sinks.num_sinks", self.num_sinks, "must be at least 1",
+        require(self.num_sinks >= 1, "model.sinks.num_sinks", self.num_sinks, "must be at least 1",
                 "Set model.use_attention_sinks=false for none")  # fmt: skip
 
 
@@ -74,7 +74,7 @@ class StreamingSinks(Sinks):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        require(self.num_sinks >= 1, "sinks.num_sinks", self.num_sinks, "must be at least 1",
+        require(self.num_sinks >= 1, "model.sinks.num_sinks", self.num_sinks, "must be at least 1",
                 "Set model.use_attention_sinks=false for none")  # fmt: skip
 
     @property

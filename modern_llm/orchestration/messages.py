@@ -14,18 +14,18 @@ from hydra.errors import HydraException
 from omegaconf.errors import OmegaConfBaseException
 
 _FULL_ERROR = "HYDRA_FULL_ERROR"
+_WANTS_EVERYTHING = os.environ.get(_FULL_ERROR, "0") not in ("", "0")
 
 
 @contextmanager
 def readable_errors(config_folder: Path) -> Iterator[None]:
-    """Turn a person's mistakes into one message on stderr and exit status 1; an interruption into status 128 + signal.
+    """For the task and, around it, for Hydra: turn a person's mistakes into one message on stderr and exit status 1; an interruption into status 128 + signal.
 
     With HYDRA_FULL_ERROR=1, mistakes show their traceback, too.
 
     Args:
         config_folder: `conf/`, where the real keys are looked up for suggestions.
     """
-    wants_everything = os.environ.get(_FULL_ERROR, "0") not in ("", "0")
     os.environ[_FULL_ERROR] = "1"  # Hydra then lets exceptions through instead of printing them
     try:
         yield
@@ -37,7 +37,7 @@ def readable_errors(config_folder: Path) -> Iterator[None]:
             print(f"\n{failure}. Checkpoint: {failure.checkpoint}", file=sys.stderr)  # type: ignore[attr-defined]
             print("Continue with the same command and resume=auto", file=sys.stderr)
             raise SystemExit(128 + interrupted) from None
-        if wants_everything or not isinstance(failure, Exception) or not _is_mistake(failure):
+        if _WANTS_EVERYTHING or not isinstance(failure, Exception) or not _is_mistake(failure):
             raise
         print(f"Error: {_message(failure, config_folder)}", file=sys.stderr)
         raise SystemExit(1) from None
@@ -68,7 +68,8 @@ def _message(failure: Exception, config_folder: Path) -> str:
     text = next((str(c).strip() for c in chain if str(c).strip()), repr(failure))
     unknown = re.search(r"Could not override '([^']+)'", " ".join(map(str, chain)))
     if unknown is None:
-        return text
+        # OmegaConf puts a frame around what a resolver says.
+        return re.sub(r"^\w+ raised while resolving interpolation: (.*?)\n\s+full_key:.*$", r"\1", text, flags=re.S)
     from modern_llm.instantiate import nearest
 
     key = unknown.group(1).split("@")[0]

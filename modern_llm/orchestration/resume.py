@@ -89,15 +89,19 @@ def resumed_config(folder: Path, composed: DictConfig, overrides: list[str]) -> 
     wanted = OmegaConf.create(recorded)
     for override in overrides:
         key = override.lstrip("+~").split("=", 1)[0].split("@")[0].replace("/", ".")
+        if key == "experiment":  # a recipe brings no changes, but must be that of the run
+            _refuse(folder, differences(recorded, fresh))
         if key.split(".")[0] in (*_NOT_PART_OF_THE_RUN, "experiment"):
-            if key == "experiment" and override != "experiment=null":
-                raise ConfigError(f"{override}: an experiment cannot be laid over a run. Name the keys instead.")
             continue
         value = OmegaConf.select(OmegaConf.create(fresh), key)
         OmegaConf.update(wanted, key, value, merge=False, force_add=True)
     plain = OmegaConf.to_container(wanted, resolve=False)
     assert isinstance(plain, dict)
-    changes = differences(recorded, plain)  # type: ignore[arg-type]
+    _refuse(folder, differences(recorded, plain))  # type: ignore[arg-type]
+    return plain  # type: ignore[return-value]
+
+
+def _refuse(folder: Path, changes: dict[str, tuple[Any, Any]]) -> None:
     refused = protected(changes)
     if refused:
         listed = "; ".join(f"{k}={changes[k][1]!r} (the run has {changes[k][0]!r})" for k in sorted(refused)[:5])
@@ -105,7 +109,6 @@ def resumed_config(folder: Path, composed: DictConfig, overrides: list[str]) -> 
             f"resume={folder}: these may not change when a run is resumed: {listed}. "
             "Leave them out, or start a new run. What may change: " + ", ".join(CHANGEABLE) + "."
         )
-    return plain  # type: ignore[return-value]
 
 
 def newest_unfinished(outputs: Path, wanted: dict[str, Any]) -> Path | None:

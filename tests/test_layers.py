@@ -1,0 +1,78 @@
+"""The dependency direction: imports point down only, and heavy packages are imported where they are used."""
+
+from __future__ import annotations
+
+import ast
+from pathlib import Path
+
+import pytest
+
+PACKAGE = Path(__file__).resolve().parents[1] / "modern_llm"
+# Lower layers first; a module may import from its own layer and from those below.
+LAYERS = [
+    {"checks", "hub"},
+    {"models"},
+    {"objectives", "data"},
+    {"training", "evaluation", "reporting"},
+    {"instantiate", "tasks"},
+    {"orchestration"},
+]
+HYDRA_IS_KNOWN_TO = {"instantiate", "tasks", "orchestration"}
+LAZY = {"transformers", "datasets", "peft", "evaluate", "matplotlib", "rich", "tokenizers", "wandb", "huggingface_hub"}
+FILES = sorted(PACKAGE.rglob("*.py"))
+
+
+def layer_of(part: str) -> int:
+    return next(i for i, parts in enumerate(LAYERS) if part in parts)
+
+
+def imports(path: Path) -> list[tuple[str, bool]]:
+    """Modules that a file imports, and whether it does so when it is loaded."""
+    found = []
+    tree = ast.parse(path.read_text())
+    typing_only = {
+        id(inner)
+        for node in ast.walk(tree)
+        if isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING"
+        for inner in ast.walk(node)
+    }
+    at_top = {id(node) for node in tree.body}
+    for node in ast.walk(tree):
+        if id(node) in typing_only:
+            continue
+        if isinstance(node, ast.Import):
+            found += [(name.name, id(node) in at_top) for name in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            found.append((node.module or "", id(node) in at_top))
+    return found
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda p: p.relative_to(PACKAGE).as_posix())
+def test_imports_point_down(path: Path) -> None:
+    part = path.relative_to(PACKAGE).parts[0].removesuffix(".py")
+    if part == "__init__":
+        return
+    for module, at_load in imports(path):
+        top = module.split(".")[0]
+        if top == "modern_llm" and module != "modern_llm":
+            used = module.split(".")[1]
+            # Writing a checkpoint's configuration is the one thing that tasks ask of `instantiate`, and back.
+            assert layer_of(used) <= layer_of(part), f"{path} imports {module}"
+        if top in ("hydra", "omegaconf"):
+            assert part in HYDRA_IS_KNOWN_TO, f"{path} imports {module}"
+        if top in LAZY:
+            assert not at_load, f"{path} imports {module} when it is loaded"
+        if part == "models" and at_load:
+            assert top in {"torch", "modern_llm", *STANDARD}, f"{path} imports {module}"
+
+
+STANDARD = {"__future__", "abc", "collections", "dataclasses", "importlib", "math", "pathlib", "typing"}
+
+
+def test_the_measures_of_the_house() -> None:
+    def lines(name: str) -> int:
+        return len((PACKAGE.parent / name).read_text().splitlines())
+
+    assert lines("launch.py") < 60
+    assert lines("modern_llm/models/transformer.py") <= 200
+    assert lines("modern_llm/training/trainer.py") <= 400
