@@ -6,7 +6,9 @@ environment variable MODERN_LLM_MIRROR.
 
 from __future__ import annotations
 
+import hashlib
 import os
+from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -61,6 +63,27 @@ def find_model(name: str, mirror: str | None = None) -> str:
             raise _not_found("models", name, mirror, cause) from cause
 
 
+@lru_cache
+def _content(folder: Path) -> str:
+    """Hash of every file in a folder."""
+    digest = hashlib.sha256()
+    for path in sorted(p for p in folder.rglob("*") if p.is_file()):
+        digest.update(path.relative_to(folder).as_posix().encode())
+        with path.open("rb") as file:
+            digest.update(hashlib.file_digest(file, "sha256").digest())
+    return digest.hexdigest()
+
+
+def dataset_fingerprint(name: str, config: str | None, split: str, mirror: str | None = None) -> str:
+    """Changes when the data set does. In the mirror, found without loading it.
+
+    Raises:
+        FileNotFoundError, ValueError: as in `find_dataset`.
+    """
+    folder = _in_mirror("datasets", name, mirror)
+    return _content(folder) if folder is not None else find_dataset(name, config, split, mirror)._fingerprint
+
+
 def find_dataset(name: str, config: str | None, split: str, mirror: str | None = None) -> Dataset:
     """One split of a data set, memory-mapped.
 
@@ -79,7 +102,11 @@ def find_dataset(name: str, config: str | None, split: str, mirror: str | None =
     folder = _in_mirror("datasets", name, mirror)
     datasets.disable_progress_bars()
     try:
-        return datasets.load_dataset(str(folder or name), config, split=split)
+        if folder is None:
+            return datasets.load_dataset(name, config, split=split)
+        # `datasets` knows a local folder by its name alone and would serve what another folder once held.
+        cache = Path(datasets.config.HF_DATASETS_CACHE) / "mirror" / _content(folder)[:24]
+        return datasets.load_dataset(str(folder), config, split=split, cache_dir=str(cache))
     except Exception as cause:
         if folder is not None or isinstance(cause, ValueError):
             raise ValueError(f"{name} ({config}), split {split!r}: {cause}") from cause

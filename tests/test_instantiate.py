@@ -79,7 +79,10 @@ def test_every_setting_is_read_somewhere() -> None:
         (["model.n_heads=5"], r"model\.n_heads=5: must divide model\.d_model=192"),
         (["task.data=null"], r"task\.data=None: must be a Source"),
         (["task=language_modeling"], r"task\.data.*(is missing|Missing)"),
-        (["trainer.optimizer._target_=modern_llm.training.schedules.Cosine"], r"Cosine has no such key|must be a AdamW"),
+        (
+            ["trainer.optimizer._target_=modern_llm.training.schedules.Cosine"],
+            r"Cosine has no such key|must be a AdamW",
+        ),
         (["model._target_=os.system"], r"only parts of modern_llm may be instantiated"),
         (["model._target_=modern_llm.checks.require"], r"is no class"),
         (["model._target_=modern_llm.models.config.Nope"], r"there is no such class"),

@@ -15,6 +15,7 @@ import sys
 import sysconfig
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from functools import lru_cache
 from pathlib import Path
 from typing import Literal, Protocol
 
@@ -69,23 +70,25 @@ class PythonDocs:
         return f"python_docs {sys.version} {self.validation_percent} {split}"
 
     def documents(self, split: Split, mirror: str | None) -> Iterator[str]:
-        from pydoc_data.topics import topics
-
-        for name, text in topics.items():
-            if _in_validation(f"topic {name}", self.validation_percent) == (split == "validation"):
-                yield text.strip()
-        library = Path(sysconfig.get_paths()["stdlib"])
-        # Tests, bundled wheels and IDLE are not prose about the library.
-        left_out = {"test", "tests", "site-packages", "dist-packages", "idlelib", "lib2to3", "turtledemo", "ensurepip"}
-        for path in sorted(library.rglob("*.py")):
-            parts = path.relative_to(library).with_suffix("").parts
-            if left_out & set(parts) or _in_validation(".".join(parts), self.validation_percent) != (
-                split == "validation"
-            ):
-                continue
-            text = "\n\n".join(_docstrings(path.read_bytes(), ".".join(parts).removesuffix(".__init__")))
-            if len(text) > 200:
+        for text in _python_docs():
+            if _in_validation(text, self.validation_percent) == (split == "validation"):
                 yield text
+
+
+@lru_cache(maxsize=1)
+def _python_docs() -> list[str]:
+    """Every document once: some topics have several names, and some modules repeat another's docstrings."""
+    from pydoc_data.topics import topics
+
+    texts = [text.strip() for text in topics.values()]
+    library = Path(sysconfig.get_paths()["stdlib"])
+    # Tests, bundled wheels and IDLE are not prose about the library.
+    left_out = {"test", "tests", "site-packages", "dist-packages", "idlelib", "lib2to3", "turtledemo", "ensurepip"}
+    for path in sorted(library.rglob("*.py")):
+        parts = path.relative_to(library).with_suffix("").parts
+        if not left_out & set(parts):
+            texts.append("\n\n".join(_docstrings(path.read_bytes(), ".".join(parts).removesuffix(".__init__"))))
+    return list(dict.fromkeys(text for text in texts if len(text) > 200))
 
 
 def _docstrings(source: bytes, module: str) -> Iterator[str]:
@@ -137,8 +140,10 @@ class HubText:
         return rows
 
     def fingerprint(self, split: Split, mirror: str | None) -> str:
-        rows = self._rows(split, mirror)
-        return f"hub {self.name} {self.config} {split} {self.text_column} {self.document_start} {rows._fingerprint}"
+        from modern_llm.hub import dataset_fingerprint
+
+        content = dataset_fingerprint(self.name, self.config, split, mirror)
+        return f"hub {self.name} {self.config} {split} {self.text_column} {self.document_start} {content}"
 
     def documents(self, split: Split, mirror: str | None) -> Iterator[str]:
         rows = self._rows(split, mirror).select_columns([self.text_column])

@@ -21,7 +21,9 @@ class GQAConfig:
     group_size: int = 1
 
     def __post_init__(self) -> None:
-        require(self.group_size >= 1, "model.gqa.group_size", self.group_size, "must be at least 1", "Use model/gqa=mha")
+        require(
+            self.group_size >= 1, "model.gqa.group_size", self.group_size, "must be at least 1", "Use model/gqa=mha"
+        )
 
 
 @dataclass(frozen=True)
@@ -45,7 +47,11 @@ class MoEConfig:
 
     def __post_init__(self) -> None:
         require(
-            self.n_experts >= 2, "model.moe.n_experts", self.n_experts, "must be at least 2", "Use model/moe=dense for one"
+            self.n_experts >= 2,
+            "model.moe.n_experts",
+            self.n_experts,
+            "must be at least 2",
+            "Use model/moe=dense for one",
         )
         require(
             1 <= self.top_k <= self.n_experts,
@@ -62,7 +68,13 @@ class MoEConfig:
             "Give a width, or null for the model's ffn_hidden_size",
         )
         for key in ("balance_loss_weight", "z_loss_weight"):
-            require(getattr(self, key) >= 0, f"model.moe.{key}", getattr(self, key), "must not be negative", "Use 0 for none")
+            require(
+                getattr(self, key) >= 0,
+                f"model.moe.{key}",
+                getattr(self, key),
+                "must not be negative",
+                "Use 0 for none",
+            )
 
 
 @dataclass(frozen=True)

@@ -29,7 +29,9 @@ class PlainRope:
     theta: float = 10000.0
 
     def __post_init__(self) -> None:
-        require(self.theta > 1, "model.rope.theta", self.theta, "must be above 1", "Use 10000, or 500000 for long contexts")
+        require(
+            self.theta > 1, "model.rope.theta", self.theta, "must be above 1", "Use 10000, or 500000 for long contexts"
+        )
 
     @property
     def attention_factor(self) -> float:
@@ -54,7 +56,11 @@ class ScaledRope(PlainRope):
     def __post_init__(self) -> None:
         super().__post_init__()
         require(
-            self.factor >= 1, "model.rope.factor", self.factor, "must be at least 1", "Use model/rope=plain for no scaling"
+            self.factor >= 1,
+            "model.rope.factor",
+            self.factor,
+            "must be at least 1",
+            "Use model/rope=plain for no scaling",
         )
 
 

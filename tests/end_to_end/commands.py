@@ -49,7 +49,12 @@ class Workplace:
 
     def run(self, *overrides: str, check: bool = True) -> subprocess.CompletedProcess[str]:
         done = subprocess.run(
-            self.command(*overrides), capture_output=True, text=True, cwd=self.folder, env=self.environment(), timeout=300
+            self.command(*overrides),
+            capture_output=True,
+            text=True,
+            cwd=self.folder,
+            env=self.environment(),
+            timeout=300,
         )
         assert not check or done.returncode == 0, done.stderr[-3000:]
         return done

@@ -64,7 +64,13 @@ def test_what_may_change_on_resume_and_what_may_not(tmp_path: Path) -> None:
     place.run("trainer.max_steps=4")
     folder = place.only_run()
     before = (folder / "config.yaml").read_text()
-    for forbidden in ("seed=1", "model.n_layers=3", "trainer.batch_size=3", "task.seq_len=16", "trainer/optimizer=muon"):
+    for forbidden in (
+        "seed=1",
+        "model.n_layers=3",
+        "trainer.batch_size=3",
+        "task.seq_len=16",
+        "trainer/optimizer=muon",
+    ):
         refused = place.run(f"resume={folder}", "trainer.max_steps=8", forbidden, check=False)
         assert refused.returncode == 1
         key = forbidden.split("=")[0].replace("/", ".")

@@ -38,9 +38,7 @@ def test_adamw_half_of_muon_equals_torch() -> None:
     ours, theirs = nn.Parameter(torch.randn(5, 7)), None
     theirs = nn.Parameter(ours.detach().clone())
     settings = {"lr": 0.01, "betas": (0.8, 0.9), "eps": 1e-6}
-    mine = MuonWithAdamW(
-        [{"params": [ours], "weight_decay": 0.2}], momentum=0.9, newton_schulz_steps=5, **settings
-    )
+    mine = MuonWithAdamW([{"params": [ours], "weight_decay": 0.2}], momentum=0.9, newton_schulz_steps=5, **settings)
     reference = torch.optim.AdamW([theirs], weight_decay=0.2, **settings)
     for _ in range(5):
         gradient = torch.randn(5, 7)
@@ -59,9 +57,7 @@ def test_muon_step_agrees_with_torch() -> None:
         mine = MuonWithAdamW(
             [{"params": [ours], "weight_decay": 0.1, "use_muon": True}], 0.02, 0.95, 5, (0.9, 0.95), 1e-8
         )
-        reference = torch.optim.Muon(
-            [theirs], lr=0.02, weight_decay=0.1, momentum=0.95, adjust_lr_fn="match_rms_adamw"
-        )
+        reference = torch.optim.Muon([theirs], lr=0.02, weight_decay=0.1, momentum=0.95, adjust_lr_fn="match_rms_adamw")
         for _ in range(3):
             gradient = torch.randn(shape)
             ours.grad, theirs.grad = gradient.clone(), gradient.clone()

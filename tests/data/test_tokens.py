@@ -1,0 +1,208 @@
+"""Tokenizers, the token cache and the packed stream."""
+
+from __future__ import annotations
+
+import tracemalloc
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from modern_llm.data import cache as cache_module
+from modern_llm.data.cache import TokenCorpus, tokenise
+from modern_llm.data.packing import PackedStream
+from modern_llm.data.sources import Split, TextFiles
+from modern_llm.data.tokenizers import BPETokenizer, ByteTokenizer, HubTokenizer, Tokenizer
+
+TEXT = "The quick brown fox — naïve, 日本語 and 🙂 — jumps.\n\n  Indented\ttabs.\n" * 20
+
+
+def source(folder: Path, text: str = TEXT) -> TextFiles:
+    folder.mkdir(exist_ok=True)
+    (folder / "train.txt").write_text(text)
+    (folder / "validation.txt").write_text(TEXT)
+    return TextFiles(train=[str(folder / "train.txt")], validation=[str(folder / "validation.txt")])
+
+
+@pytest.mark.parametrize("choice", [ByteTokenizer(), BPETokenizer(vocab_size=300)])
+def test_every_text_survives(choice: ByteTokenizer, tmp_path: Path) -> None:
+    tokenizer = choice.prepare(source(tmp_path), tmp_path, None)
+    for text in (TEXT, "", " ", "\x00\x7f", "é" * 3, "never seen: Ωμέγα"):
+        ids = tokenizer.encode(text)
+        assert tokenizer.decode(ids) == text
+        assert tokenizer.eos_id not in ids
+        assert all(0 <= i < tokenizer.vocab_size for i in ids)
+    assert tokenizer.encode_batch([TEXT, "a"]) == [tokenizer.encode(TEXT), tokenizer.encode("a")]
+
+
+def test_bytes_are_bytes(tmp_path: Path) -> None:
+    tokenizer = ByteTokenizer().prepare(source(tmp_path), tmp_path, None)
+    assert tokenizer.vocab_size == 257
+    assert len(tokenizer.encode(TEXT)) == len(TEXT.encode())
+
+
+def test_bpe_has_the_size_asked_for_is_kept_and_loads_in_transformers(tmp_path: Path) -> None:
+    text = (
+        " ".join(f"{a}{b}" for a in ("un", "re", "pre", "over") for b in ("do", "make", "view", "take", "think")) * 40
+    )
+    tokenizer = BPETokenizer(vocab_size=280).prepare(source(tmp_path, text), tmp_path / "cache", None)
+    assert tokenizer.vocab_size == 280
+    assert len(tokenizer.encode(text)) < len(text) / 2
+    (kept,) = (tmp_path / "cache" / "tokenizers").iterdir()
+    before = (kept / "tokenizer.json").stat().st_mtime_ns
+    BPETokenizer(vocab_size=280).prepare(source(tmp_path, text), tmp_path / "cache", None)
+    assert (kept / "tokenizer.json").stat().st_mtime_ns == before
+    from transformers import AutoTokenizer
+
+    theirs = AutoTokenizer.from_pretrained(str(kept))
+    assert theirs.encode(text, add_special_tokens=False) == tokenizer.encode(text)
+    assert theirs.eos_token_id == tokenizer.eos_id
+
+
+def test_a_hugging_face_tokenizer_by_folder_and_by_mirror(tmp_path: Path) -> None:
+    made = BPETokenizer(vocab_size=270).prepare(source(tmp_path), tmp_path, None)
+    from transformers import PreTrainedTokenizerFast
+
+    theirs = PreTrainedTokenizerFast(tokenizer_object=made.backend, eos_token="<|endoftext|>")
+    theirs.save_pretrained(str(tmp_path / "mirror" / "models" / "o" / "tok"))
+    by_folder = HubTokenizer(str(tmp_path / "mirror/models/o/tok")).prepare(source(tmp_path), tmp_path, None)
+    by_name = HubTokenizer("o/tok").prepare(source(tmp_path), tmp_path, str(tmp_path / "mirror"))
+    assert by_folder.encode(TEXT) == by_name.encode(TEXT) == made.encode(TEXT)
+    assert by_name.eos_id == made.eos_id
+    assert by_name.fingerprint == by_folder.fingerprint
+
+
+def test_a_tokenizer_without_end_of_text_is_refused(tmp_path: Path) -> None:
+    made = ByteTokenizer().prepare(source(tmp_path), tmp_path, None)
+    made.backend.save(str(tmp_path / "tokenizer.json"))
+    with pytest.raises(ValueError, match="eos_token"):
+        Tokenizer.load(tmp_path)
+
+
+def test_cached_ids_are_the_text(tmp_path: Path) -> None:
+    text = source(tmp_path)
+    tokenizer = ByteTokenizer().prepare(text, tmp_path, None)
+    corpus = tokenise(text, "train", tokenizer, tmp_path)
+    assert corpus.ids[0] == corpus.ids[-1] == tokenizer.eos_id
+    assert tokenizer.decode(corpus.ids[1:-1].tolist()) == TEXT
+    assert isinstance(corpus.ids, np.memmap)
+    assert corpus.counts.tokens == corpus.counts.bytes == len(TEXT.encode())
+    assert corpus.counts.words == len(TEXT.split())
+    assert corpus.counts.documents == 1
+
+
+class Unreadable(TextFiles):
+    """Knows its fingerprint, and must not be read again."""
+
+    def documents(self, split: Split, mirror: str | None) -> Iterator[str]:
+        raise AssertionError("read again")
+
+
+def test_the_second_start_reads_no_text_and_changed_text_is_read(tmp_path: Path) -> None:
+    text = source(tmp_path)
+    tokenizer = ByteTokenizer().prepare(text, tmp_path, None)
+    first = tokenise(text, "train", tokenizer, tmp_path)
+    again = tokenise(Unreadable(text.train, text.validation), "train", tokenizer, tmp_path)
+    assert np.array_equal(first.ids, again.ids)
+    assert first.fingerprint == again.fingerprint
+    changed = tokenise(source(tmp_path, TEXT + "more"), "train", tokenizer, tmp_path)
+    assert changed.fingerprint != first.fingerprint
+    assert len(changed.ids) == len(first.ids) + 4
+
+
+def test_a_killed_tokenisation_leaves_no_half_cache(tmp_path: Path) -> None:
+    class Breaks(TextFiles):
+        def documents(self, split: Split, mirror: str | None) -> Iterator[str]:
+            yield "a"
+            raise KeyboardInterrupt
+
+    text = source(tmp_path)
+    tokenizer = ByteTokenizer().prepare(text, tmp_path, None)
+    with pytest.raises(KeyboardInterrupt):
+        tokenise(Breaks(text.train, text.validation), "train", tokenizer, tmp_path)
+    assert len(tokenise(text, "train", tokenizer, tmp_path).ids) == len(TEXT.encode()) + 2
+
+
+def test_memory_stays_flat_as_the_corpus_grows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cache_module, "_BATCH_BYTES", 2**16)
+    peaks = []
+    for times in (1, 8):
+        folder = tmp_path / str(times)
+        folder.mkdir()
+        for number in range(times * 4):
+            (folder / f"{number}.txt").write_text(f"document {number} says this. " * 2000)
+        text = TextFiles(train=[str(folder)], validation=[str(folder / "0.txt")])
+        tokenizer = ByteTokenizer().prepare(text, folder, None)
+        tracemalloc.start()
+        tokenise(text, "train", tokenizer, folder / "cache")
+        peaks.append(tracemalloc.get_traced_memory()[1])
+        tracemalloc.stop()
+    assert peaks[1] < 1.3 * peaks[0]
+
+
+def test_an_empty_split_is_refused(tmp_path: Path) -> None:
+    text = source(tmp_path, " \n")
+    with pytest.raises(ValueError, match="train split has no text"):
+        tokenise(text, "train", ByteTokenizer().prepare(text, tmp_path, None), tmp_path)
+
+
+# -- the packed stream --------------------------------------------------------------------------------------------------
+
+
+def test_no_padding_labels_are_the_next_tokens_and_an_epoch_visits_each_block_once(corpus: TokenCorpus) -> None:
+    stream = PackedStream(corpus, 16, 5, seed=3)
+    seen: list[int] = []
+    while stream.epoch == 0:
+        batch = next(stream)
+        for row, start in enumerate(batch["sequence_ids"].tolist()):
+            assert batch["input_ids"][row].tolist() == corpus.ids[start : start + 16].tolist()
+            assert batch["labels"][row].tolist() == corpus.ids[start + 1 : start + 17].tolist()
+        seen += batch["sequence_ids"].tolist()
+    blocks = (len(corpus.ids) - 1) // 16
+    first_epoch = seen[: blocks - 1]
+    assert len(set(first_epoch)) == len(first_epoch)
+    assert len({start % 16 for start in first_epoch}) == 1
+
+
+@pytest.mark.parametrize("steps", [0, 1, 7, 90])
+def test_a_saved_place_continues_with_the_same_batches(corpus: TokenCorpus, steps: int) -> None:
+    whole, half = (PackedStream(corpus, 16, 6, seed=1, document_ids=True) for _ in range(2))
+    for _ in range(steps):
+        next(half)
+        next(whole)
+    resumed = PackedStream(corpus, 16, 6, seed=1, document_ids=True)
+    resumed.load_state_dict(half.state_dict())
+    for _ in range(40):
+        expected, got = next(whole), next(resumed)
+        assert all(torch.equal(expected[k], got[k]) for k in expected)
+
+
+def test_order_depends_on_seed_and_epoch_alone(corpus: TokenCorpus) -> None:
+    def order(seed: int, epochs: int) -> list[int]:
+        stream, ids = PackedStream(corpus, 16, 1, seed), list[int]()
+        while stream.epoch < epochs:
+            ids += next(stream)["sequence_ids"].tolist()
+        return ids
+
+    torch.manual_seed(7)
+    first = order(0, 2)
+    torch.manual_seed(8)
+    assert order(0, 2) == first
+    assert order(1, 2) != first
+    assert first[:50] != first[len(first) // 2 :][:50]
+
+
+def test_documents_are_numbered_by_their_separators(corpus: TokenCorpus) -> None:
+    batch = next(PackedStream(corpus, 64, 4, seed=0, document_ids=True))
+    for ids, documents in zip(batch["input_ids"].tolist(), batch["document_ids"].tolist(), strict=True):
+        number = 0
+        for token, document in zip(ids, documents, strict=True):
+            number += token == 0
+            assert document == number
+
+
+def test_a_corpus_shorter_than_a_sequence_is_refused(corpus: TokenCorpus) -> None:
+    with pytest.raises(ValueError, match=r"task\.seq_len=5000"):
+        PackedStream(corpus, 5000, 1, seed=0)
