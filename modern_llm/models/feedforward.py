@@ -21,8 +21,9 @@ class _SwiGLU(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *grad_outputs: Tensor) -> Tensor:
         (grad,) = grad_outputs
-        gate, up = ctx.saved_tensors[0].chunk(2, dim=-1)
-        grad_gate_up = torch.empty_like(ctx.saved_tensors[0])
+        (gate_up,) = ctx.saved_tensors  # read once: activation checkpointing recomputes it, and allows no second read
+        gate, up = gate_up.chunk(2, dim=-1)
+        grad_gate_up = torch.empty_like(gate_up)
         grad_gate, grad_up = grad_gate_up.chunk(2, dim=-1)
         torch.mul(grad, F.silu(gate), out=grad_up)
         grad_gate.copy_(torch.ops.aten.silu_backward(grad * up, gate))

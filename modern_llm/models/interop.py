@@ -212,7 +212,7 @@ def to_hugging_face(model: ModernDecoderLM, family: str | None = None) -> PreTra
     theirs = AutoConfig.for_model(target, **_their_settings(config, target))
     exported = AutoModelForCausalLM.from_config(theirs, dtype=model.head_weight.dtype)
     weights = model.state_dict()
-    state = {}
+    state: dict[str, Tensor] = {}
     for ours, names in _all_names(config).items():
         state.update(zip(names, _split(weights[ours].cpu(), ours, config, len(names)), strict=True))
     exported.load_state_dict(state, strict=not config.tie_embeddings)

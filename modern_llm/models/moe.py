@@ -20,7 +20,7 @@ class Routing(NamedTuple):
     """What the router decided for N tokens and E experts."""
 
     experts: Tensor  # (N, k) chosen experts, best first
-    weights: Tensor  # (N, k) mixing weights that sum to 1, fp32
+    weights: Tensor  # (N, k) mixing weights that sum to 1, fp32 at least
     balance_loss: Tensor  # scalar, 1 when the load is even
     z_loss: Tensor  # scalar
     load: Tensor  # (E,) share of the N k assignments that each expert got, detached
@@ -72,8 +72,9 @@ class MoE(nn.Module):
         self.down_proj = nn.Parameter(torch.empty(config.n_experts, d_model, hidden_size))
 
     def route(self, x: Tensor) -> Routing:
-        """Choose experts for x (N, d_model). The softmax runs in fp32 (Fedus et al. 2021, section 2.4)."""
-        logits = self.router(x).float()  # (N, E)
+        """Choose experts for x (N, d_model). The softmax runs in fp32 at least (Fedus et al. 2021, section 2.4)."""
+        logits = self.router(x)  # (N, E)
+        logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
         probabilities = logits.softmax(dim=-1)
         weights, experts = probabilities.topk(self.top_k, dim=-1)
         balance = load_balance_loss(probabilities, experts)
@@ -89,13 +90,14 @@ class MoE(nn.Module):
         source = order // self.top_k  # the token behind each assignment
         counts = torch.bincount(routing.experts.flatten(), minlength=len(self.gate_up_proj))
         # Grouped products are 16-bit GPU kernels; elsewhere they are a slower loop inside torch.
-        run = _experts_grouped if x.is_cuda and self._half_precision(x) else _experts_in_turn
+        run = _experts_grouped if x.is_cuda and self._grouped_kernel_takes(x) else _experts_in_turn
         outputs = run(tokens[source], counts, self.gate_up_proj, self.down_proj)  # (N k, d_model)
         weights = routing.weights.flatten()[order, None].to(outputs.dtype)
         mixed = torch.zeros_like(tokens, dtype=outputs.dtype).index_add(0, source, outputs * weights)
         return mixed.view(x.shape), routing
 
-    @staticmethod
-    def _half_precision(x: Tensor) -> bool:
+    def _grouped_kernel_takes(self, x: Tensor) -> bool:
+        """bfloat16, in rows of whole 16 bytes."""
         autocast = torch.is_autocast_enabled("cuda") and torch.get_autocast_dtype("cuda") == torch.bfloat16
-        return hasattr(F, "grouped_mm") and (autocast or x.dtype == torch.bfloat16)
+        aligned = all(width % 8 == 0 for width in self.down_proj.shape[1:])
+        return hasattr(F, "grouped_mm") and (autocast or x.dtype == torch.bfloat16) and aligned

@@ -1,8 +1,8 @@
-"""Tiny models whose every weight matters: norms, biases and sinks are random too, and logits spread over several nats."""
+"""Tiny models whose every weight matters: norms, biases and sinks are random too, and logits span several nats."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
@@ -41,6 +41,15 @@ def _tiny(*, group_size: int = 1, seed: int = 0, **settings: Any) -> ModernDecod
 
 def _token_ids(*shape: int, seed: int = 1) -> Tensor:
     return torch.randint(VOCABULARY, shape, generator=torch.Generator().manual_seed(seed))
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _one_thread() -> Iterator[None]:
+    """Products this small only wait for their helpers, without end where the cores are shared."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
 
 
 @pytest.fixture(scope="session")
