@@ -8,6 +8,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
+from modern_llm.models.linear import linear
 from modern_llm.models.sampling import GREEDY, Sampling
 
 
@@ -135,7 +136,7 @@ def stream_tokens(
         step_ids, mask, produced = input_ids, attention_mask, 0
         while max_new_tokens is None or produced < max_new_tokens:
             hidden = model.hidden_states(step_ids, attention_mask=mask, cache=cache).hidden[:, -1]
-            logits = torch.nn.functional.linear(hidden, head.to(hidden.dtype)).float()
+            logits = linear(hidden, head.to(hidden.dtype)).float()
             ids = _choose(filter_logits(logits, sampling, occurred), sampling, generators)
             if occurred is not None:
                 occurred.scatter_(1, ids[:, None], True)

@@ -14,6 +14,7 @@ from torch.nn import functional as F
 
 from modern_llm.models.config import MoEConfig
 from modern_llm.models.feedforward import swiglu
+from modern_llm.models.linear import Linear, linear
 
 
 class Routing(NamedTuple):
@@ -44,7 +45,7 @@ def load_balance_loss(probabilities: Tensor, experts: Tensor) -> Tensor:
 def _experts_in_turn(x: Tensor, counts: Tensor, gate_up: Tensor, down: Tensor) -> Tensor:
     """Each expert on its contiguous slice of the sorted tokens; reads the counts on the host."""
     pieces = x.split(counts.tolist())
-    return torch.cat([F.linear(swiglu(F.linear(p, g)), d) for p, g, d in zip(pieces, gate_up, down, strict=True)])
+    return torch.cat([linear(swiglu(linear(p, g)), d) for p, g, d in zip(pieces, gate_up, down, strict=True)])
 
 
 def _experts_grouped(x: Tensor, counts: Tensor, gate_up: Tensor, down: Tensor) -> Tensor:
@@ -67,7 +68,7 @@ class MoE(nn.Module):
     def __init__(self, config: MoEConfig, d_model: int, hidden_size: int) -> None:
         super().__init__()
         self.top_k = config.top_k
-        self.router = nn.Linear(d_model, config.n_experts, bias=False)
+        self.router = Linear(d_model, config.n_experts, bias=False)
         self.gate_up_proj = nn.Parameter(torch.empty(config.n_experts, 2 * hidden_size, d_model))
         self.down_proj = nn.Parameter(torch.empty(config.n_experts, d_model, hidden_size))
 
