@@ -14,6 +14,7 @@ from torch.nn import functional as F
 
 from modern_llm.models.cache import KVCache
 from modern_llm.models.config import ModernLLMConfig
+from modern_llm.models.linear import Linear
 from modern_llm.models.norm import RMSNorm
 from modern_llm.models.rotary import Rotary, Rotation, rotate
 from modern_llm.models.sinks import LearnableSinks, SinkLogits
@@ -156,8 +157,8 @@ class Attention(nn.Module):
         super().__init__()
         self.n_heads, self.n_kv_heads, self.head_dim = config.n_heads, config.n_kv_heads, config.head_size
         width = (config.n_heads + 2 * config.n_kv_heads) * config.head_size
-        self.qkv_proj = nn.Linear(config.d_model, width, bias=config.qkv_bias)
-        self.o_proj = nn.Linear(config.n_heads * config.head_size, config.d_model, bias=False)
+        self.qkv_proj = Linear(config.d_model, width, bias=config.qkv_bias)
+        self.o_proj = Linear(config.n_heads * config.head_size, config.d_model, bias=False)
         self.q_norm = RMSNorm(config.head_size, config.norm_eps) if config.qk_norm else None
         self.k_norm = RMSNorm(config.head_size, config.norm_eps) if config.qk_norm else None
         sinks, heads = config.active_sinks, (config.n_kv_heads, config.head_size)

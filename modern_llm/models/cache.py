@@ -69,7 +69,7 @@ class KVCache:
         if not self.ring:
             return list(range(start, stop))
         oldest = stop - (self.capacity - self.kept)
-        return [i for i in range(start, stop) if i < self.kept or i >= oldest]
+        return [*range(start, min(stop, self.kept)), *range(max(start, self.kept, oldest), stop)]
 
     def held(self) -> list[int]:
         """Indices of the tokens held, ascending."""

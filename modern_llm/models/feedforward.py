@@ -8,6 +8,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from modern_llm.models.linear import Linear
+
 
 class _SwiGLU(torch.autograd.Function):
     """silu(gate) * up, keeping only its input for the backward pass: plain autograd keeps silu(gate) as well."""
@@ -48,8 +50,8 @@ class SwiGLU(nn.Module):
 
     def __init__(self, d_model: int, hidden_size: int) -> None:
         super().__init__()
-        self.gate_up_proj = nn.Linear(d_model, 2 * hidden_size, bias=False)
-        self.down_proj = nn.Linear(hidden_size, d_model, bias=False)
+        self.gate_up_proj = Linear(d_model, 2 * hidden_size, bias=False)
+        self.down_proj = Linear(hidden_size, d_model, bias=False)
 
     def forward(self, x: Tensor) -> Tensor:
         return self.down_proj(swiglu(self.gate_up_proj(x)))

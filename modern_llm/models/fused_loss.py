@@ -40,8 +40,8 @@ class _LinearCrossEntropy(torch.autograd.Function):
         with torch.autocast(x.device.type, enabled=False):
             for start in range(0, len(x), rows):
                 piece, labels = x[start : start + rows], targets[start : start + rows, None]
-                kept = (labels != IGNORE_INDEX).to(exact)  # (n, 1)
-                labels = labels.clamp(min=0)
+                ignored = labels == IGNORE_INDEX  # (n, 1)
+                labels, kept = labels.masked_fill(ignored, 0), (~ignored).to(exact)
                 logits = torch.mm(piece, w.t(), out=buffer[: len(piece)])  # (n, V)
                 if dtype == exact:
                     chance = torch._log_softmax(logits, -1, False, out=logits)

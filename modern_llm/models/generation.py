@@ -8,6 +8,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
+from modern_llm.models.linear import linear
 from modern_llm.models.sampling import GREEDY, Sampling
 
 
@@ -86,6 +87,7 @@ def _choose(logits: Tensor, sampling: Sampling, generators: list[torch.Generator
     return (chance / noise).argmax(dim=-1)
 
 
+@torch.no_grad()  # as a decorator: between two tokens the caller's own mode is back
 def stream_tokens(
     model: CausalLM,
     input_ids: Tensor,
@@ -124,24 +126,23 @@ def stream_tokens(
     was_training = model.training
     model.train(False)
     try:
-        with torch.inference_mode():
-            head = model.head_weight
-            if sampling.repetition_penalty != 1:
-                occurred = torch.zeros(B, len(head), dtype=torch.bool, device=device).scatter_(1, input_ids, True)
-                if attention_mask is not None:  # the padding id counts only where it is a real token
-                    padded = input_ids.masked_fill(attention_mask == 0, int(input_ids[0, -1]))
-                    occurred = torch.zeros_like(occurred).scatter_(1, padded, True)
-            cache = model.new_cache(B, None if max_new_tokens is None else T + max_new_tokens)
-            step_ids, mask, produced = input_ids, attention_mask, 0
-            while max_new_tokens is None or produced < max_new_tokens:
-                hidden = model.hidden_states(step_ids, attention_mask=mask, cache=cache).hidden[:, -1]
-                logits = torch.nn.functional.linear(hidden, head.to(hidden.dtype)).float()
-                ids = _choose(filter_logits(logits, sampling, occurred), sampling, generators)
-                if occurred is not None:
-                    occurred.scatter_(1, ids[:, None], True)
-                mask = None if mask is None else mask.new_ones(B, 1)
-                step_ids, produced = ids[:, None], produced + 1
-                yield ids
+        head = model.head_weight
+        if sampling.repetition_penalty != 1:
+            occurred = torch.zeros(B, len(head), dtype=torch.bool, device=device).scatter_(1, input_ids, True)
+            if attention_mask is not None:  # the padding id counts only where it is a real token
+                padded = input_ids.masked_fill(attention_mask == 0, int(input_ids[0, -1]))
+                occurred = torch.zeros_like(occurred).scatter_(1, padded, True)
+        cache = model.new_cache(B, None if max_new_tokens is None else T + max_new_tokens)
+        step_ids, mask, produced = input_ids, attention_mask, 0
+        while max_new_tokens is None or produced < max_new_tokens:
+            hidden = model.hidden_states(step_ids, attention_mask=mask, cache=cache).hidden[:, -1]
+            logits = linear(hidden, head.to(hidden.dtype)).float()
+            ids = _choose(filter_logits(logits, sampling, occurred), sampling, generators)
+            if occurred is not None:
+                occurred.scatter_(1, ids[:, None], True)
+            mask = None if mask is None else mask.new_ones(B, 1)
+            step_ids, produced = ids[:, None], produced + 1
+            yield ids
     finally:
         model.train(was_training)
 

@@ -14,13 +14,14 @@ from torch.nn import functional as F
 
 from modern_llm.models.config import MoEConfig
 from modern_llm.models.feedforward import swiglu
+from modern_llm.models.linear import Linear, linear
 
 
 class Routing(NamedTuple):
     """What the router decided for N tokens and E experts."""
 
     experts: Tensor  # (N, k) chosen experts, best first
-    weights: Tensor  # (N, k) mixing weights that sum to 1, fp32
+    weights: Tensor  # (N, k) mixing weights that sum to 1, fp32 at least
     balance_loss: Tensor  # scalar, 1 when the load is even
     z_loss: Tensor  # scalar
     load: Tensor  # (E,) share of the N k assignments that each expert got, detached
@@ -44,7 +45,7 @@ def load_balance_loss(probabilities: Tensor, experts: Tensor) -> Tensor:
 def _experts_in_turn(x: Tensor, counts: Tensor, gate_up: Tensor, down: Tensor) -> Tensor:
     """Each expert on its contiguous slice of the sorted tokens; reads the counts on the host."""
     pieces = x.split(counts.tolist())
-    return torch.cat([F.linear(swiglu(F.linear(p, g)), d) for p, g, d in zip(pieces, gate_up, down, strict=True)])
+    return torch.cat([linear(swiglu(linear(p, g)), d) for p, g, d in zip(pieces, gate_up, down, strict=True)])
 
 
 def _experts_grouped(x: Tensor, counts: Tensor, gate_up: Tensor, down: Tensor) -> Tensor:
@@ -67,13 +68,14 @@ class MoE(nn.Module):
     def __init__(self, config: MoEConfig, d_model: int, hidden_size: int) -> None:
         super().__init__()
         self.top_k = config.top_k
-        self.router = nn.Linear(d_model, config.n_experts, bias=False)
+        self.router = Linear(d_model, config.n_experts, bias=False)
         self.gate_up_proj = nn.Parameter(torch.empty(config.n_experts, 2 * hidden_size, d_model))
         self.down_proj = nn.Parameter(torch.empty(config.n_experts, d_model, hidden_size))
 
     def route(self, x: Tensor) -> Routing:
-        """Choose experts for x (N, d_model). The softmax runs in fp32 (Fedus et al. 2021, section 2.4)."""
-        logits = self.router(x).float()  # (N, E)
+        """Choose experts for x (N, d_model). The softmax runs in fp32 at least (Fedus et al. 2021, section 2.4)."""
+        logits = self.router(x)  # (N, E)
+        logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
         probabilities = logits.softmax(dim=-1)
         weights, experts = probabilities.topk(self.top_k, dim=-1)
         balance = load_balance_loss(probabilities, experts)
@@ -89,13 +91,14 @@ class MoE(nn.Module):
         source = order // self.top_k  # the token behind each assignment
         counts = torch.bincount(routing.experts.flatten(), minlength=len(self.gate_up_proj))
         # Grouped products are 16-bit GPU kernels; elsewhere they are a slower loop inside torch.
-        run = _experts_grouped if x.is_cuda and self._half_precision(x) else _experts_in_turn
+        run = _experts_grouped if x.is_cuda and self._grouped_kernel_takes(x) else _experts_in_turn
         outputs = run(tokens[source], counts, self.gate_up_proj, self.down_proj)  # (N k, d_model)
         weights = routing.weights.flatten()[order, None].to(outputs.dtype)
         mixed = torch.zeros_like(tokens, dtype=outputs.dtype).index_add(0, source, outputs * weights)
         return mixed.view(x.shape), routing
 
-    @staticmethod
-    def _half_precision(x: Tensor) -> bool:
+    def _grouped_kernel_takes(self, x: Tensor) -> bool:
+        """bfloat16, in rows of whole 16 bytes."""
         autocast = torch.is_autocast_enabled("cuda") and torch.get_autocast_dtype("cuda") == torch.bfloat16
-        return hasattr(F, "grouped_mm") and (autocast or x.dtype == torch.bfloat16)
+        aligned = all(width % 8 == 0 for width in self.down_proj.shape[1:])
+        return hasattr(F, "grouped_mm") and (autocast or x.dtype == torch.bfloat16) and aligned

@@ -52,11 +52,14 @@ class Rotary(nn.Module):
         self.register_buffer("cos", cos, persistent=False)
         self.register_buffer("sin", sin, persistent=False)
 
-    def _angles(self, start: int, stop: int) -> tuple[Tensor, Tensor]:
-        positions = torch.arange(start, stop, dtype=torch.float64, device="cpu")
-        frequencies = torch.tensor(self.frequencies, dtype=torch.float64, device="cpu")
-        angles = torch.outer(positions, frequencies)
-        return tuple((f(angles) * self.attention_factor).float() for f in (torch.cos, torch.sin))  # type: ignore[return-value]
+    def _angles(self, start: int, stop: int, device: torch.device | None = None) -> tuple[Tensor, Tensor]:
+        # A table may outlive the inference mode that it was first needed in, and training must be able to use it.
+        with torch.inference_mode(False):
+            positions = torch.arange(start, stop, dtype=torch.float64, device="cpu")
+            frequencies = torch.tensor(self.frequencies, dtype=torch.float64, device="cpu")
+            angles = torch.outer(positions, frequencies)
+            cos, sin = ((f(angles) * self.attention_factor).float() for f in (torch.cos, torch.sin))
+            return cos.to(device), sin.to(device)
 
     def span(self, start: int, stop: int) -> Rotation | None:
         """Rotation for the positions start..stop-1, the same in every row: (1, T, 1, D/2)."""
@@ -66,7 +69,7 @@ class Rotary(nn.Module):
             cos, sin = self.cos[start:stop], self.sin[start:stop]
         else:
             # An unbounded stream never stores its angles: memory must stay flat.
-            cos, sin = (table.to(self.cos.device) for table in self._angles(start, stop))
+            cos, sin = self._angles(start, stop, self.cos.device)
         return Rotation(cos[None, :, None], sin[None, :, None])
 
     def at(self, positions: Tensor, longest: int) -> Rotation | None:
@@ -79,7 +82,7 @@ class Rotary(nn.Module):
         if not self.enabled:
             return None
         if longest > len(self.cos):
-            self.cos, self.sin = (table.to(self.cos.device) for table in self._angles(0, longest))
+            self.cos, self.sin = self._angles(0, longest, self.cos.device)
         return Rotation(self.cos[positions][:, :, None], self.sin[positions][:, :, None])
 
     def turn(self, distance: int) -> Rotation | None:

@@ -14,6 +14,7 @@ from modern_llm.models.cache import KVCache
 from modern_llm.models.config import ModernLLMConfig
 from modern_llm.models.feedforward import SwiGLU
 from modern_llm.models.fused_loss import IGNORE_INDEX, linear_cross_entropy
+from modern_llm.models.linear import Linear
 from modern_llm.models.moe import MoE, Routing
 from modern_llm.models.norm import RMSNorm
 from modern_llm.models.rotary import Rotary
@@ -88,7 +89,7 @@ class ModernDecoderLM(nn.Module):
         self.rotary = Rotary(config.rope, config.head_size, config.max_seq_len)
         self.blocks = nn.ModuleList(DecoderBlock(config) for _ in range(config.n_layers))
         self.final_norm = RMSNorm(config.d_model, config.norm_eps)
-        self.head = nn.Linear(config.d_model, config.vocab_size, bias=False)
+        self.head = Linear(config.d_model, config.vocab_size, bias=False)
         if config.tie_embeddings:
             self.head.weight = self.embedding.weight
         self.activation_checkpointing = False

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from dataclasses import replace
 
@@ -78,7 +79,7 @@ def test_document_masking_scores_each_document_alone(corpus: TokenCorpus) -> Non
     part = replace(corpus, ids=ids)
     borders = [i for i, token in enumerate(ids) if token == 0] + [len(ids)]
     nats = 0.0
-    for start, end in zip(borders, borders[1:], strict=False):
+    for start, end in itertools.pairwise(borders):
         document = torch.tensor(ids[start:end].astype(int))
         if len(document) > 1:
             logits = net(document[None, :-1]).logits[0]

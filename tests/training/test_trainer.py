@@ -86,7 +86,7 @@ def test_micro_batches_with_unequal_target_counts_give_the_gradients_of_the_whol
         )
         kept: dict[str, torch.Tensor] = {}
         for name, p in net.named_parameters():
-            p.register_post_accumulate_grad_hook(lambda p, name=name: kept.update({name: p.grad.clone()}))
+            p.register_post_accumulate_grad_hook(lambda p, name=name, kept=kept: kept.update({name: p.grad.clone()}))
         loop.fit(net, LanguageModeling(), Ragged(corpus, 16, 16, seed=0))
         gradients.append(kept)
     assert gradients[0].keys() == gradients[1].keys()
@@ -157,7 +157,6 @@ def test_nan_stops_the_run_naming_step_sequences_and_checkpoint(tmp_path: Path, 
     assert all(torch.isfinite(p).all() for p in good.parameters())
     # The bad steps left the weights alone: five good ones were taken.
     reference = model()
-    trainer(tmp_path / "reference", max_steps=50, save_every=100).settings
     loop2 = trainer(tmp_path / "reference", max_steps=50, save_every=5, max_bad_steps=1)
     with pytest.raises(TrainingDivergedError):
         loop2.fit(reference, Poisoned(first_bad_call=6), stream(corpus))

@@ -1,0 +1,82 @@
+"""How fast is greedy decoding next to `transformers.generate` on the same weights?
+
+    python benchmarks/decode.py [--rounds 5] [--new-tokens 128]
+
+Both sides must give the same tokens, or the script stops. fp32 on the CPU, bfloat16 on a GPU.
+"""
+
+from __future__ import annotations
+
+import argparse
+from typing import Any
+
+import torch
+from harness import interleave, print_table
+from transformers import LlamaConfig, LlamaForCausalLM
+
+from modern_llm.models import from_hugging_face, generate
+
+PROMPT = 32
+SHAPES: dict[str, dict[str, Any]] = {
+    "6 layers x 384, vocabulary 8192": {
+        "vocab_size": 8192,
+        "hidden_size": 384,
+        "intermediate_size": 1024,
+        "num_hidden_layers": 6,
+        "num_attention_heads": 6,
+    },
+    "SmolLM2-135M": {
+        "vocab_size": 49152,
+        "hidden_size": 576,
+        "intermediate_size": 1536,
+        "num_hidden_layers": 30,
+        "num_attention_heads": 9,
+        "num_key_value_heads": 3,
+        "tie_word_embeddings": True,
+    },
+}
+
+
+def compare(settings: dict[str, Any], batch: int, new_tokens: int, rounds: int) -> dict[str, float]:
+    """Median seconds of `generate` on both sides, after checking that the tokens agree."""
+    device, dtype = ("cuda", torch.bfloat16) if torch.cuda.is_available() else ("cpu", torch.float32)
+    torch.manual_seed(0)
+    nobody = {"bos_token_id": None, "eos_token_id": None, "pad_token_id": None}
+    theirs = LlamaForCausalLM(LlamaConfig(**settings, **nobody, max_position_embeddings=2048, initializer_range=0.08))
+    theirs = theirs.to(device, dtype).eval()
+    ours = from_hugging_face(theirs)
+    ids = torch.randint(settings["vocab_size"], (batch, PROMPT), device=device)
+    mask = torch.ones_like(ids)
+
+    def run_theirs() -> list[list[int]]:
+        with torch.inference_mode():
+            return theirs.generate(
+                ids, attention_mask=mask, do_sample=False, use_cache=True, max_new_tokens=new_tokens
+            )[:, PROMPT:].tolist()
+
+    def run_ours() -> list[list[int]]:
+        return generate(ours, ids, max_new_tokens=new_tokens)
+
+    if dtype == torch.float32 and run_theirs() != run_ours():  # bfloat16 ties are broken by the order of sums
+        raise SystemExit("the two sides decode different tokens")
+    return interleave({"theirs": run_theirs, "ours": run_ours}, rounds)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--new-tokens", type=int, default=128)
+    arguments = parser.parse_args()
+    rows = []
+    for name, settings in SHAPES.items():
+        for batch in (1, 8):
+            took = compare(settings, batch, arguments.new_tokens, arguments.rounds)
+            speed = {side: batch * arguments.new_tokens / s for side, s in took.items()}
+            ratio = took["theirs"] / took["ours"]
+            rows.append([name, batch, f"{speed['theirs']:.0f}", f"{speed['ours']:.0f}", f"{ratio:.2f}x"])
+    title = f"Greedy decoding, tokens per second: prompt {PROMPT}, {arguments.new_tokens} new tokens"
+    print_table(title, ["model", "batch", "transformers", "modern_llm", "ratio"], rows)
+
+
+if __name__ == "__main__":
+    main()

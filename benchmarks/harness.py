@@ -1,0 +1,95 @@
+"""What every benchmark shares: which machine this is, fair timing of rivals, peak memory, and the table."""
+
+from __future__ import annotations
+
+import os
+import platform
+import re
+import resource
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from statistics import median
+
+import torch
+
+
+def machine() -> str:
+    """One line: processor or GPU, threads, and the versions that decide speed."""
+    if torch.cuda.is_available():
+        device = torch.cuda.get_device_name()
+    else:
+        cpuinfo = Path("/proc/cpuinfo")
+        lines = cpuinfo.read_text().splitlines() if cpuinfo.exists() else []
+        models = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
+        device = f"{models[0] if models else platform.processor() or platform.machine()}, {os.cpu_count()} cores"
+    versions = f"Python {platform.python_version()}, torch {torch.__version__}"
+    return f"{device}; {torch.get_num_threads()} threads; {versions}"
+
+
+def seconds(run: Callable[[], object]) -> float:
+    """Wall-clock seconds of one call, the GPU's queue included."""
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+    start = time.perf_counter()
+    run()
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+    return time.perf_counter() - start
+
+
+def interleave(rivals: dict[str, Callable[[], object]], rounds: int = 5, warm_up: int = 1) -> dict[str, float]:
+    """Median seconds of each rival, timed A B A B: a machine that slows down slows everybody.
+
+    Args:
+        rivals: name -> what is timed.
+        rounds: timed calls of each.
+        warm_up: calls of each before, not timed.
+    """
+    for _ in range(warm_up):
+        for run in rivals.values():
+            run()
+    times: dict[str, list[float]] = {name: [] for name in rivals}
+    for _ in range(rounds):
+        for name, run in rivals.items():
+            times[name].append(seconds(run))
+    return {name: median(values) for name, values in times.items()}
+
+
+def peak_memory_mib() -> float:
+    """Most memory that this process ever held, in MiB: on the GPU where there is one, else resident in RAM."""
+    if torch.cuda.is_available():
+        return torch.cuda.max_memory_allocated() / 2**20
+    # Linux hands the parent's peak on to a child's getrusage, so the process' own mark is read where there is one.
+    status = Path("/proc/self/status")
+    marks = re.findall(r"VmHWM:\s+(\d+) kB", status.read_text()) if status.exists() else []
+    if marks:
+        return int(marks[0]) / 2**10
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak / 2**20 if sys.platform == "darwin" else peak / 2**10
+
+
+def in_own_process(*arguments: str) -> str:
+    """Run the calling script again with `arguments` and return the last line it prints: a peak of memory can only be
+    measured in a process that did nothing else."""
+    command = [sys.executable, sys.argv[0], *arguments]
+    result = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
+    return result.stdout.strip().splitlines()[-1]
+
+
+def print_table(title: str, header: Sequence[str], rows: Sequence[Sequence[object]]) -> None:
+    """A Markdown table below its title and the machine; numbers to the right."""
+    cells = [[str(cell) for cell in row] for row in (header, *rows)]
+    widths = [max(len(row[i]) for row in cells) for i in range(len(header))]
+
+    def line(row: Sequence[str]) -> str:
+        padded = [row[0].ljust(widths[0])] + [
+            cell.rjust(width) for cell, width in zip(row[1:], widths[1:], strict=True)
+        ]
+        return f"| {' | '.join(padded)} |"
+
+    rule = [":" + "-" * (widths[0] - 1)] + ["-" * (width - 1) + ":" for width in widths[1:]]
+    print(f"\n### {title}\n\n{machine()}\n")
+    print("\n".join([line(cells[0]), line(rule), *map(line, cells[1:])]))

@@ -1,0 +1,140 @@
+"""Every block's gradients against finite differences in float64, and the small layers against their formulas."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch.nn import functional as F
+
+from modern_llm.models import ModernLLMConfig
+from modern_llm.models.attention import plan_attention
+from modern_llm.models.config import GQAConfig, MoEConfig
+from modern_llm.models.feedforward import SwiGLU, swiglu
+from modern_llm.models.norm import RMSNorm
+from modern_llm.models.rope import NoRope
+from modern_llm.models.rotary import Rotary
+from modern_llm.models.sinks import LearnableSinks, SinkLogits, StreamingSinks
+from modern_llm.models.transformer import DecoderBlock
+
+BLOCKS = {
+    "dense": {},
+    "norms and biases": {"qk_norm": True, "qkv_bias": True},
+    "nope": {"rope": NoRope()},
+    "sliding": {"sliding_window": 3},
+    "learnable": {"use_attention_sinks": True, "sinks": LearnableSinks(num_sinks=2)},
+    "learnable window": {"use_attention_sinks": True, "sinks": LearnableSinks(window=3, num_sinks=2)},
+    "logits": {"use_attention_sinks": True, "sinks": SinkLogits()},
+    "streaming window": {"use_attention_sinks": True, "sinks": StreamingSinks(window=2, num_sinks=1)},
+    "moe": {"moe": MoEConfig(3, 2)},
+}
+
+
+@pytest.mark.parametrize("settings", BLOCKS.values(), ids=BLOCKS)
+def test_block_gradients_equal_finite_differences(loud, settings):
+    shape = {"d_model": 8, "n_layers": 1, "n_heads": 2, "ffn_hidden_size": 4, "gqa": GQAConfig(2), "max_seq_len": 8}
+    config = ModernLLMConfig(**(shape | settings))
+    block = loud(DecoderBlock(config)).double()
+    names, parameters = zip(*block.named_parameters(), strict=True)
+    x = torch.randn(1, 6, 8, generator=torch.Generator().manual_seed(5), dtype=torch.float64).requires_grad_()
+    rotary = Rotary(config.rope, config.head_size, 8).double()
+    plan = plan_attention(config, rotary, 6)
+    if config.moe is not None:  # far from a tie: the finite steps change nobody's experts
+        with torch.no_grad():
+            block.ffn.router.weight.zero_()
+            block.ffn.router.weight[:, :3] = 4 * torch.eye(3)
+            block.attention.o_proj.weight.mul_(0.01)
+            x[0, :, :3] = torch.tensor([[4, 1, -3], [1, 4, -3], [-3, 4, 1], [4, -3, 1], [1, -3, 4], [-3, 1, 4]])
+
+    def run(x, *parameters):
+        overrides = dict(zip(names, parameters, strict=True))
+        return torch.func.functional_call(block, overrides, (x, plan))[0]
+
+    assert torch.autograd.gradcheck(run, (x, *parameters))
+
+
+def test_swiglu_gradients_equal_finite_differences():
+    x = torch.randn(3, 2, 10, generator=torch.Generator().manual_seed(0), dtype=torch.float64).requires_grad_()
+    assert torch.autograd.gradcheck(swiglu, (x,))
+    assert torch.autograd.gradcheck(swiglu, (x.detach()[..., :6].requires_grad_(),))
+
+
+def test_swiglu_is_its_formula(loud):
+    layer, x = loud(SwiGLU(8, 12)), torch.randn(3, 8, generator=torch.Generator().manual_seed(0))
+    gate, up = (x @ w.T for w in layer.gate_up_proj.weight.split(12))
+    expected = (gate / (1 + (-gate).exp()) * up) @ layer.down_proj.weight.T
+    torch.testing.assert_close(layer(x), expected)
+    with torch.no_grad():
+        torch.testing.assert_close(layer(x), expected)
+
+
+def test_swiglu_keeps_only_its_input_for_the_backward_pass():
+    x, kept = torch.randn(4, 20, requires_grad=True), []
+    with torch.autograd.graph.saved_tensors_hooks(lambda t: kept.append(t) or t, lambda t: t):
+        swiglu(x)
+    assert [t.shape for t in kept] == [x.shape]
+
+
+@pytest.mark.parametrize("size", [1, 7, 16])
+def test_rms_norm_is_its_formula(size):
+    norm, x = RMSNorm(size, eps=0.1).double(), torch.randn(3, 4, size, dtype=torch.float64)
+    with torch.no_grad():
+        norm.weight.copy_(torch.randn(size))
+    x.requires_grad_()
+    expected = x / (x.square().sum(-1, keepdim=True) / size + 0.1).sqrt() * norm.weight
+    torch.testing.assert_close(norm(x), expected)
+    inputs = [x, norm.weight]
+    got = torch.autograd.grad(norm(x).square().sum(), inputs)
+    torch.testing.assert_close(got, torch.autograd.grad(expected.square().sum(), inputs))
+
+
+def test_rms_norm_in_16_bit_keeps_its_statistics_in_32(loud):
+    norm = loud(RMSNorm(512, 1e-5))
+    x = 300 * torch.randn(4, 512, generator=torch.Generator().manual_seed(0)).bfloat16()  # squares overflow fp16
+    got = norm(x)
+    assert got.dtype == torch.bfloat16
+    torch.testing.assert_close(got.float(), norm(x.float()), rtol=0.02, atol=0.02)
+    half = norm(x.half())
+    torch.testing.assert_close(half.float(), norm(x.float()), rtol=0.005, atol=0.005)
+
+
+def test_dropout_acts_in_training_alone(tiny, token_ids):
+    model, ids = tiny(dropout=0.5), token_ids(1, 8)
+    assert torch.equal(model(ids).logits, tiny()(ids).logits)
+    model.train()
+    torch.manual_seed(0)
+    dropped = model.hidden_states(ids).hidden
+    torch.manual_seed(0)
+    assert torch.equal(model.hidden_states(ids).hidden, dropped)
+    assert not torch.allclose(model.hidden_states(ids).hidden, dropped)
+
+
+def test_no_position_sees_the_future(tiny, token_ids):
+    """The gradient of a position's logits is zero at every later embedding, and not before."""
+    for settings in ({}, {"use_attention_sinks": True, "sinks": StreamingSinks(window=9, num_sinks=1)}):
+        model, ids = tiny(**settings), token_ids(1, 9)
+        seen = []
+        handle = model.embedding.register_forward_hook(lambda m, i, out, seen=seen: seen.append(out))
+        logits = model(ids).logits
+        handle.remove()
+        (gradient,) = torch.autograd.grad(logits[0, 4].square().sum(), seen[0])
+        reached = gradient[0].abs().amax(-1)
+        assert (reached[:5] > 1e-4).all()
+        assert (reached[5:] == 0).all()
+
+
+def test_initial_scale_of_the_weights():
+    """Normal(0, init_std), and init_std / sqrt(2 layers) where a branch writes to the residual stream."""
+    from modern_llm.models import ModernDecoderLM
+
+    config = ModernLLMConfig(500, d_model=128, n_layers=8, moe=MoEConfig(4, 1), use_attention_sinks=True, init_std=0.1)
+    torch.manual_seed(0)
+    model = ModernDecoderLM(config)
+    for name, parameter in model.named_parameters():
+        if "norm" in name:
+            assert torch.equal(parameter, torch.ones_like(parameter)), name
+        elif "sink_values" in name:
+            assert not parameter.any(), name
+        else:
+            expected = 0.1 / 4 if name.endswith(("o_proj.weight", "down_proj")) else 0.1
+            assert abs(parameter.std().item() / expected - 1) < 0.1, name
+    assert abs(F.cross_entropy(model(torch.arange(64)[None]).logits[0], torch.arange(64) + 1).item() - 6.2) < 1.5
