@@ -72,7 +72,8 @@ def plan_attention(
         cache: what the new tokens continue, or None.
 
     Raises:
-        ValueError: documents with a cache; padding where a streaming cache must evict.
+        ValueError: documents with a cache; padding in a cache that evicts, where it stands behind a text's first
+            token or the sinks are tokens of the text.
     """
     window, kept = config.attention_window, config.kept_tokens
     past = cache.length if cache is not None else 0
@@ -112,7 +113,13 @@ def plan_attention(
         assert rows is not None
         new = rows.bool() if attention_mask is not None else rows.new_ones(len(rows), tokens)
         before: Tensor | int = past if cache is None or cache.real_tokens is None else cache.real_tokens
-        positions = (before + new.long().cumsum(1) - 1).clamp(min=0)
+        counted = before + new.long().cumsum(1)
+        if cache is not None and cache.ring and attention_mask is not None and bool((counted > 0)[~new].any()):
+            raise ValueError(
+                "attention_mask: padding behind the first token of a text would push tokens out of the window that "
+                "are still seen. Pad on the left, and give later turns of unequal length one at a time."
+            )
+        positions = (counted - 1).clamp(min=0)
         key_positions, seen = positions, new
         if cache is not None and slots is not None:
             old_positions = key_index[: len(slots)].expand(len(new), -1)

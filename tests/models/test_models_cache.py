@@ -88,6 +88,36 @@ def test_left_padded_decoding_equals_each_text_alone(tiny, token_ids, settings):
         torch.testing.assert_close(got[row, start:], alone, atol=1e-4, rtol=1e-4)
 
 
+@pytest.mark.parametrize("settings", [{}, {"sliding_window": 20}, {"group_size": 2, "rope": YARN}])
+@torch.no_grad()
+def test_a_second_turn_may_be_padded(tiny, token_ids, settings):
+    """A turn without padding, then one whose first row is shorter, then decoding: the padding never existed."""
+    model, ids = tiny(**settings), token_ids(2, 14)
+    mask = torch.ones(2, 14).bool()
+    mask[0, 6:8] = False
+    cache = model.new_cache(2, 14)
+    logits = [model(ids[:, :6], cache=cache).logits]
+    logits.append(model(ids[:, 6:10], attention_mask=mask[:, 6:10].long(), cache=cache).logits)
+    logits += [model(ids[:, [i]], cache=cache).logits for i in range(10, 14)]
+    got = torch.cat(logits, dim=1)
+    for row in range(2):
+        alone = model(ids[row][mask[row]][None]).logits[0]
+        torch.testing.assert_close(got[row][mask[row]], alone, atol=1e-4, rtol=1e-4)
+
+
+@every_window
+@pytest.mark.parametrize(("prompt", "mask"), [(6, [0, 0, 1]), (6, [1, 1, 0]), (6, [0]), (0, [0, 1, 0])])
+def test_padding_inside_a_text_that_a_ring_holds_is_refused(tiny, token_ids, settings, prompt, mask):
+    """It would take the place of tokens that are still inside the window."""
+    model, ids = tiny(**settings), token_ids(2, 9)
+    cache = model.new_cache(2, None)
+    if prompt:
+        model(ids[:, :prompt], cache=cache)
+    padded = torch.tensor([[1] * len(mask), mask])
+    with pytest.raises(ValueError, match="attention_mask"):
+        model(ids[:, prompt : prompt + len(mask)], attention_mask=padded, cache=cache)
+
+
 @torch.no_grad()
 def test_left_padded_streaming_sinks_within_the_window(tiny, token_ids):
     model, ids = tiny(use_attention_sinks=True, sinks=StreamingSinks(num_sinks=2)), token_ids(2, 12)
