@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import os
 import platform
-import re
-import resource
 import subprocess
 import sys
 import time
@@ -14,6 +12,8 @@ from pathlib import Path
 from statistics import median
 
 import torch
+
+from modern_llm.training.runtime import peak_resident_bytes
 
 
 def machine() -> str:
@@ -62,13 +62,7 @@ def peak_memory_mib() -> float:
     """Most memory that this process ever held, in MiB: on the GPU where there is one, else resident in RAM."""
     if torch.cuda.is_available():
         return torch.cuda.max_memory_allocated() / 2**20
-    # Linux hands the parent's peak on to a child's getrusage, so the process' own mark is read where there is one.
-    status = Path("/proc/self/status")
-    marks = re.findall(r"VmHWM:\s+(\d+) kB", status.read_text()) if status.exists() else []
-    if marks:
-        return int(marks[0]) / 2**10
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak / 2**20 if sys.platform == "darwin" else peak / 2**10
+    return peak_resident_bytes() / 2**20
 
 
 def in_own_process(*arguments: str) -> str:

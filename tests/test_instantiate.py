@@ -76,7 +76,7 @@ def test_every_setting_is_read_somewhere() -> None:
         (["task.samples.prompts=text"], r"task\.samples\.prompts='text': must be a list of a text"),
         (["hardware.device=tpu"], r"hardware\.device='tpu': must be one of auto, cpu, cuda, mps"),
         (["model.rope.theta=0.5"], r"model\.rope\.theta=0\.5: must be above 1"),
-        (["model.n_heads=5"], r"model\.n_heads=5: must divide model\.d_model=192"),
+        (["model.n_heads=5"], r"model\.n_heads=5: must divide model\.d_model=128"),
         (["task.data=null"], r"task\.data=None: must be a Source"),
         (["task=language_modeling"], r"task\.data.*(is missing|Missing)"),
         (

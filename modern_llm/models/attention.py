@@ -184,6 +184,8 @@ class Attention(nn.Module):
         if self.q_norm is not None and self.k_norm is not None:
             q, k = qk.split([self.n_heads, self.n_kv_heads], dim=2)
             qk = torch.cat([self.q_norm(q), self.k_norm(k)], dim=2)
+        elif torch.is_grad_enabled():
+            v = v.contiguous()  # lets go of the projection's output, of which nothing else is kept
         q, k = rotate(qk, plan.rotation).split([self.n_heads, self.n_kv_heads], dim=2)
         q_at_sinks = rotate(qk[:, :, : self.n_heads], plan.sink_rotation) if plan.sink_rotation is not None else None
         if cache is not None:

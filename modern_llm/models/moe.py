@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from modern_llm.models.config import MoEConfig
-from modern_llm.models.feedforward import swiglu
+from modern_llm.models.feedforward import swiglu, swiglu_linear
 from modern_llm.models.linear import Linear, linear
 
 
@@ -45,7 +45,7 @@ def load_balance_loss(probabilities: Tensor, experts: Tensor) -> Tensor:
 def _experts_in_turn(x: Tensor, counts: Tensor, gate_up: Tensor, down: Tensor) -> Tensor:
     """Each expert on its contiguous slice of the sorted tokens; reads the counts on the host."""
     pieces = x.split(counts.tolist())
-    return torch.cat([linear(swiglu(linear(p, g)), d) for p, g, d in zip(pieces, gate_up, down, strict=True)])
+    return torch.cat([swiglu_linear(linear(p, g), d) for p, g, d in zip(pieces, gate_up, down, strict=True)])
 
 
 def _experts_grouped(x: Tensor, counts: Tensor, gate_up: Tensor, down: Tensor) -> Tensor:

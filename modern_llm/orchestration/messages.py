@@ -19,7 +19,8 @@ _WANTS_EVERYTHING = os.environ.get(_FULL_ERROR, "0") not in ("", "0")
 
 @contextmanager
 def readable_errors(config_folder: Path) -> Iterator[None]:
-    """For the task and, around it, for Hydra: turn a person's mistakes into one message on stderr and exit status 1; an interruption into status 128 + signal.
+    """Turn a person's mistakes into one message on stderr and exit status 1; an interruption into status 128 + signal.
+    Stands around the task, and around Hydra, which has mistakes of its own to tell.
 
     With HYDRA_FULL_ERROR=1, mistakes show their traceback, too.
 

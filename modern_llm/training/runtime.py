@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import ctypes
+import re
 import sys
 import time
 from contextlib import AbstractContextManager, nullcontext
+from pathlib import Path
 from typing import Any
 
 import psutil
@@ -15,6 +18,29 @@ from modern_llm.training.settings import Hardware
 
 _DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 _WORTHWHILE = 1.3  # 16-bit products must be this much faster: casting costs time as well
+
+
+def _return_freed_memory() -> None:
+    """Have glibc give blocks of 4 MB and more back to the system when they are freed. By default it keeps most of
+    them in a heap that fragments: a step then needs its activations twice, freed ones and new ones."""
+    if sys.platform.startswith("linux"):
+        mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
+        if mallopt is not None:  # other C libraries have none
+            m_mmap_threshold = -3  # malloc.h
+            mallopt(m_mmap_threshold, 4 * 10**6)
+
+
+def peak_resident_bytes() -> float:
+    """Most memory that this process ever held."""
+    if sys.platform == "win32":
+        return psutil.Process().memory_info().peak_wset
+    # Linux hands a parent's peak on to getrusage of its children, so the process's own mark is read where it is.
+    status = Path("/proc/self/status")
+    if status.exists():
+        return 1024 * int(re.findall(r"VmHWM:\s+(\d+) kB", status.read_text())[0])
+    import resource
+
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 
 
 class Runtime:
@@ -38,6 +64,8 @@ class Runtime:
         self.device = torch.device(self._choose_device())
         if self.device.type == "cuda":
             torch.set_float32_matmul_precision("high")  # TF32 for what stays in fp32
+        elif self.device.type == "cpu":
+            _return_freed_memory()
         self.precision = self._choose_precision()
 
     def _choose_device(self) -> str:
@@ -128,12 +156,7 @@ class Runtime:
         """Most memory used so far, in GB (10^9 bytes): of the device on a GPU, of the process on a CPU."""
         if self.device.type == "cuda":
             return torch.cuda.max_memory_allocated() / 1e9
-        if sys.platform == "win32":
-            return psutil.Process().memory_info().peak_wset / 1e9
-        import resource
-
-        unit = 1 if sys.platform == "darwin" else 1024
-        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 1e9
+        return peak_resident_bytes() / 1e9
 
     def describe(self) -> dict[str, Any]:
         """Device, precision and versions, for the run record."""

@@ -148,7 +148,7 @@ def test_an_empty_split_is_refused(tmp_path: Path) -> None:
         tokenise(text, "train", ByteTokenizer().prepare(text, tmp_path, None), tmp_path)
 
 
-# -- the packed stream --------------------------------------------------------------------------------------------------
+# -- the packed stream
 
 
 def test_no_padding_labels_are_the_next_tokens_and_an_epoch_visits_each_block_once(corpus: TokenCorpus) -> None:

@@ -9,7 +9,7 @@ from torch.nn import functional as F
 from modern_llm.models import ModernLLMConfig
 from modern_llm.models.attention import plan_attention
 from modern_llm.models.config import GQAConfig, MoEConfig
-from modern_llm.models.feedforward import SwiGLU, swiglu
+from modern_llm.models.feedforward import SwiGLU, swiglu_linear
 from modern_llm.models.norm import RMSNorm
 from modern_llm.models.rope import NoRope
 from modern_llm.models.rotary import Rotary
@@ -54,8 +54,10 @@ def test_block_gradients_equal_finite_differences(loud, settings):
 
 def test_swiglu_gradients_equal_finite_differences():
     x = torch.randn(3, 2, 10, generator=torch.Generator().manual_seed(0), dtype=torch.float64).requires_grad_()
-    assert torch.autograd.gradcheck(swiglu, (x,))
-    assert torch.autograd.gradcheck(swiglu, (x.detach()[..., :6].requires_grad_(),))
+    weight = torch.randn(4, 5, generator=torch.Generator().manual_seed(1), dtype=torch.float64).requires_grad_()
+    assert torch.autograd.gradcheck(swiglu_linear, (x, weight))
+    narrow = [t.detach().contiguous().requires_grad_() for t in (x[..., :6], weight[:, :3])]
+    assert torch.autograd.gradcheck(swiglu_linear, narrow)
 
 
 def test_swiglu_is_its_formula(loud):
@@ -70,8 +72,8 @@ def test_swiglu_is_its_formula(loud):
 def test_swiglu_keeps_only_its_input_for_the_backward_pass():
     x, kept = torch.randn(4, 20, requires_grad=True), []
     with torch.autograd.graph.saved_tensors_hooks(lambda t: kept.append(t) or t, lambda t: t):
-        swiglu(x)
-    assert [t.shape for t in kept] == [x.shape]
+        swiglu_linear(x, torch.randn(3, 10, requires_grad=True))
+    assert [t.shape for t in kept] == [x.shape, (3, 10)]
 
 
 @pytest.mark.parametrize("size", [1, 7, 16])
