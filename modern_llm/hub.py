@@ -18,6 +18,10 @@ if TYPE_CHECKING:
 MIRROR_VARIABLE = "MODERN_LLM_MIRROR"
 
 
+class MissingSplitError(ValueError):
+    """The data set is there and has no such split."""
+
+
 def _in_mirror(kind: str, name: str, mirror: str | None) -> Path | None:
     root = mirror or os.environ.get(MIRROR_VARIABLE)
     folder = Path(root).expanduser() / kind / name if root else None
@@ -95,7 +99,8 @@ def find_dataset(name: str, config: str | None, split: str, mirror: str | None =
 
     Raises:
         FileNotFoundError: nowhere; the message names the places and the way out.
-        ValueError: the data set is there and has no such configuration or split.
+        MissingSplitError: the data set is there and has no such split.
+        ValueError: it is there and has no such configuration.
     """
     import datasets
 
@@ -108,6 +113,8 @@ def find_dataset(name: str, config: str | None, split: str, mirror: str | None =
         cache = Path(datasets.config.HF_DATASETS_CACHE) / "mirror" / _content(folder)[:24]
         return datasets.load_dataset(str(folder), config, split=split, cache_dir=str(cache))
     except Exception as cause:
+        if "Unknown split" in str(cause):
+            raise MissingSplitError(f"{name} ({config}), split {split!r}: {cause}") from cause
         if folder is not None or isinstance(cause, ValueError):
             raise ValueError(f"{name} ({config}), split {split!r}: {cause}") from cause
         raise _not_found("datasets", name, mirror, cause) from cause

@@ -15,19 +15,20 @@ class _RMSNorm(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, eps: float) -> Tensor:
-        scale = (torch.linalg.vector_norm(x, dim=-1, keepdim=True).square_() / x.shape[-1]).add_(eps).rsqrt_()
+        exact = x.to(weight.dtype)
+        scale = (torch.linalg.vector_norm(exact, dim=-1, keepdim=True).square_() / x.shape[-1]).add_(eps).rsqrt_()
         ctx.save_for_backward(x, weight, scale)
-        return (x * scale).mul_(weight)
+        return (exact * scale).mul_(weight).to(x.dtype)
 
     @staticmethod
     def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor, Tensor, None]:
         (grad,) = grad_outputs
         x, weight, scale = ctx.saved_tensors
-        normed = x * scale
+        normed, grad = x.to(weight.dtype) * scale, grad.to(weight.dtype)
         grad_weight = (grad * normed).flatten(0, -2).sum(0)
         grad_normed = grad * weight
         mean = (grad_normed * normed).mean(dim=-1, keepdim=True)
-        return grad_normed.addcmul_(normed, mean, value=-1).mul_(scale), grad_weight, None
+        return grad_normed.addcmul_(normed, mean, value=-1).mul_(scale).to(x.dtype), grad_weight, None
 
 
 class RMSNorm(nn.Module):
@@ -44,7 +45,7 @@ class RMSNorm(nn.Module):
         self.eps = eps
 
     def forward(self, x: Tensor) -> Tensor:
-        if x.device.type == "cpu" and x.dtype == self.weight.dtype and not torch.compiler.is_compiling():
+        if x.device.type == "cpu" and not torch.compiler.is_compiling():
             return _RMSNorm.apply(x, self.weight, self.eps)
         # Under autocast the weight stays fp32 while x is 16-bit; the fused kernel wants one dtype.
         return F.rms_norm(x, x.shape[-1:], self.weight.to(x.dtype), self.eps)

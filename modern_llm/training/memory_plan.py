@@ -48,16 +48,18 @@ def activation_bytes_per_token(model: ModernLLMConfig, half: bool) -> float:
     """
     size = 2 if half else 4
     d, head = model.d_model, model.head_size
-    stream = 4 * 4 * d  # both norms keep their input and their normalised input, in fp32
+    q, kv = head * model.n_heads, head * model.n_kv_heads
+    stream = 2 * 4 * d  # the inputs of both norms
     normed = 2 * size * d  # the inputs of both projections
-    qkv = size * head * (model.n_heads + 2 * model.n_kv_heads)
-    rotated = size * head * (model.n_heads + model.n_kv_heads)
-    attended = size * head * model.n_heads + 4 * model.n_heads
+    # Queries and keys behind the rotation and values; with norms on the heads, the whole projection in front of them.
+    projected = size * (2 * (q + kv) + kv if model.qk_norm else q + 2 * kv)
+    attended = size * q + 4 * model.n_heads
     if model.moe is None:
-        fed = 3 * size * model.ffn_size
+        fed = 2 * size * model.ffn_size  # gate and up; what they come to is made again
     else:
-        fed = model.moe.top_k * (3 * size * model.expert_size + 2 * size * d) + 4 * 4 * model.moe.n_experts
-    return stream + normed + qkv + rotated + attended + fed
+        # Each token as often as it has experts: gathered, gate and up, and the output that is weighted.
+        fed = model.moe.top_k * size * (2 * model.expert_size + 2 * d) + 4 * 4 * model.moe.n_experts
+    return stream + normed + projected + attended + fed
 
 
 def plan_memory(model: ModernLLMConfig, seq_len: int, trainer: TrainerSettings, hardware: Hardware) -> MemoryPlan:

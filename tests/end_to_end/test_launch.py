@@ -1,0 +1,84 @@
+"""The commands that a person types first."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from html.parser import HTMLParser
+from pathlib import Path
+
+import pytest
+from commands import ROOT, Workplace, result
+
+
+def launch(*arguments: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, str(ROOT / "launch.py"), *arguments], capture_output=True, text=True, cwd=ROOT, timeout=120
+    )
+
+
+def test_a_run_leaves_its_record_and_a_page(tmp_path: Path) -> None:
+    place = Workplace(tmp_path)
+    printed = place.run("task.samples.prompts=[a,b,c]").stdout
+    folder = place.only_run()
+    names = ("config.yaml", "metrics.jsonl", "metrics.csv", "result.json", "loss.png", "report.html", "sittings.jsonl")
+    for name in names:
+        assert (folder / name).stat().st_size > 0
+    for name in ("result.json", "loss.png", "report.html", "checkpoints"):
+        assert str(folder / name) in printed
+    assert printed.count("--- sample") == 3
+    record = result(folder)
+    assert {"validation_token_perplexity", "validation_word_perplexity", "validation_byte_perplexity"} <= set(
+        record["metrics"]
+    )
+    assert record["perplexity_protocol"]["validation"]["stride"] == 32
+
+    class Links(HTMLParser):
+        def handle_starttag(self, tag: str, attributes: list[tuple[str, str | None]]) -> None:
+            for name, value in attributes:
+                if name in ("src", "href"):
+                    assert (value or "").startswith("data:"), "the page must hold everything itself"
+
+    Links().feed((folder / "report.html").read_text())
+
+
+def test_the_rest_of_hydra_works() -> None:
+    shown = launch("--cfg", "job", "model=modern")
+    assert shown.returncode == 0
+    assert "use_attention_sinks: true" in shown.stdout
+    assert launch("--info", "defaults").returncode == 0
+    help_text = launch("--help").stdout
+    assert help_text.count("python launch.py ") >= 7
+    assert "model/sinks: learnable, logits, streaming" in help_text
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("trainer.max_stepz=5", "Did you mean 'trainer.max_steps'?"),
+        ("max_steps=5", "Did you mean 'trainer.max_steps'?"),
+        ("trainer.max_steps=abc", "must be a whole number"),
+        ("model=tinny", "Could not find 'model/tinny'"),
+        ("resume=/nope", "is not the folder of a run"),
+        ("task=text", "names no file"),
+    ],
+)
+def test_a_mistake_is_one_message_and_leaves_nothing(override: str, message: str, tmp_path: Path) -> None:
+    refused = launch(override, f"paths.outputs={tmp_path}")
+    assert refused.returncode == 1
+    assert message in refused.stderr
+    assert "Traceback" not in refused.stderr
+    assert refused.stderr.startswith("Error: ")
+    assert not list(tmp_path.rglob("config.yaml"))
+
+
+def test_wikitext2_from_the_mirror(mirror: Path, tmp_path: Path) -> None:
+    place = Workplace(tmp_path)
+    text = [o for o in place.command() if not o.startswith(("task.data.train", "task=text"))]
+    command = [*text, "task=wikitext2", f"paths.mirror={mirror}", "trainer.max_steps=2"]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, env=place.environment(), timeout=300)
+    assert done.returncode == 0, done.stderr[-2000:]
+    record = json.loads((place.only_run() / "result.json").read_text())
+    assert record["perplexity_protocol"]["validation"]["counts"]["words"] > 100_000
+    assert "no test figures" in done.stderr
