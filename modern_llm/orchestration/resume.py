@@ -72,6 +72,13 @@ def protected(changes: dict[str, Any]) -> list[str]:
     return [key for key in changes if not any(fnmatchcase(key, pattern) for pattern in free)]
 
 
+def _plain(config: Any) -> dict[str, Any]:
+    """As plain containers, links kept as links."""
+    container = OmegaConf.to_container(config, resolve=False)
+    assert isinstance(container, dict)
+    return {str(key): value for key, value in container.items()}
+
+
 def resumed_config(folder: Path, composed: DictConfig, overrides: list[str]) -> dict[str, Any]:
     """The record of a run with the new overrides laid over it.
 
@@ -83,8 +90,7 @@ def resumed_config(folder: Path, composed: DictConfig, overrides: list[str]) -> 
     Raises:
         ConfigError: an override changes what may not be changed.
     """
-    recorded = OmegaConf.to_container(OmegaConf.load(folder / "config.yaml"), resolve=False)
-    assert isinstance(recorded, dict)
+    recorded = _plain(OmegaConf.load(folder / "config.yaml"))
     fresh = settled(composed)
     wanted = OmegaConf.create(recorded)
     for override in overrides:
@@ -95,10 +101,8 @@ def resumed_config(folder: Path, composed: DictConfig, overrides: list[str]) -> 
             continue
         value = OmegaConf.select(OmegaConf.create(fresh), key)
         OmegaConf.update(wanted, key, value, merge=False, force_add=True)
-    plain = OmegaConf.to_container(wanted, resolve=False)
-    assert isinstance(plain, dict)
-    _refuse(folder, differences(recorded, plain))  # type: ignore[arg-type]
-    return plain  # type: ignore[return-value]
+    _refuse(folder, differences(recorded, _plain(wanted)))
+    return _plain(wanted)
 
 
 def _refuse(folder: Path, changes: dict[str, tuple[Any, Any]]) -> None:
@@ -116,7 +120,6 @@ def newest_unfinished(outputs: Path, wanted: dict[str, Any]) -> Path | None:
     for record in sorted(outputs.glob("*/*/config.yaml"), key=lambda p: p.parent.as_posix(), reverse=True):
         if (record.parent / "result.json").exists() or record.parent.parent.name == "multirun":
             continue
-        recorded = OmegaConf.to_container(OmegaConf.load(record), resolve=False)
-        if not protected(differences(recorded, wanted)):  # type: ignore[arg-type]
+        if not protected(differences(_plain(OmegaConf.load(record)), wanted)):
             return record.parent
     return None

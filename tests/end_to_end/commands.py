@@ -42,7 +42,9 @@ class Workplace:
 
     def command(self, *overrides: str) -> list[str]:
         own = [f"task.data.train=[{self.folder}/text.txt]", f"paths.outputs={self.outputs}"]
-        return [sys.executable, str(ROOT / "launch.py"), *SMALL, *own, f"paths.cache={self.folder}/cache", *overrides]
+        flags = [o for o in overrides if o.startswith("-")]
+        keys = [*SMALL, *own, f"paths.cache={self.folder}/cache", *(o for o in overrides if o not in flags)]
+        return [sys.executable, str(ROOT / "launch.py"), *flags, *keys]
 
     def environment(self) -> dict[str, str]:
         return {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
