@@ -28,7 +28,7 @@ from modern_llm.training.trainer import Trainer
 
 GPU = torch.cuda.is_available()
 DEVICE = torch.device("cuda" if GPU else "cpu")
-STEPS, ROUNDS = (20, 5) if GPU else (3, 5)
+STEPS, ROUNDS = (20, 5) if GPU else (3, 3)
 OURS, BARE, THEIRS = "ours, Trainer", "ours, bare loop", "transformers Llama, bare loop"
 SHAPE = (
     {"d_model": 768, "n_layers": 12, "n_heads": 12, "ffn_hidden_size": 2048, "max_seq_len": 1024}

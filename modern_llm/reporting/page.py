@@ -43,7 +43,10 @@ def html_table(columns: list[str], rows: list[dict[str, Any]]) -> str:
     for row in rows:
         cells = (row.get(column) for column in columns)
         lines.append(
-            "".join(f"<td{' class=number' * isinstance(c, int | float)}>{escape(shown(c))}</td>" for c in cells)
+            "".join(
+                f"<td{' class=number' * (isinstance(c, int | float) and not isinstance(c, bool))}>{escape(shown(c))}</td>"
+                for c in cells
+            )
         )
     return f"<table><tr>{head}</tr>" + "".join(f"<tr>{line}</tr>" for line in lines) + "</table>"
 

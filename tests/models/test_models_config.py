@@ -67,7 +67,7 @@ def test_an_impossible_model_is_refused_by_its_key(settings, key):
     ],
 )
 def test_an_impossible_part_is_refused_by_its_key(part, settings, key):
-    with pytest.raises(ValueError, match=rf"^{key}=.+: .+\. .+\.$"):
+    with pytest.raises(ValueError, match=rf"^model\.{key}=.+: .+\. .+\.$"):
         part(**settings)
 
 

@@ -22,6 +22,7 @@ ROOT = Path(__file__).resolve().parents[2]
 
 def bytes_kept(config: ModernLLMConfig, batch: int, length: int, half: bool) -> int:
     """Bytes that autograd keeps after a forward pass through the blocks, weights and their 16-bit copies left out."""
+    torch.manual_seed(0)
     model = ModernDecoderLM(config).train()
     shapes = [p.shape[-2:] for p in model.parameters()]  # of experts, one at a time
     weights = {p.shape for p in model.parameters()} | {*shapes, *(shape[::-1] for shape in shapes)}
