@@ -41,13 +41,9 @@ def html_table(columns: list[str], rows: list[dict[str, Any]]) -> str:
     head = "".join(f"<th>{escape(c)}</th>" for c in columns)
     lines = []
     for row in rows:
-        cells = (row.get(column) for column in columns)
-        lines.append(
-            "".join(
-                f"<td{' class=number' * (isinstance(c, int | float) and not isinstance(c, bool))}>{escape(shown(c))}</td>"
-                for c in cells
-            )
-        )
+        cells = [row.get(column) for column in columns]
+        kinds = [" class=number" if type(cell) in (int, float) else "" for cell in cells]
+        lines.append("".join(f"<td{k}>{escape(shown(c))}</td>" for k, c in zip(kinds, cells, strict=True)))
     return f"<table><tr>{head}</tr>" + "".join(f"<tr>{line}</tr>" for line in lines) + "</table>"
 
 
