@@ -80,7 +80,7 @@ def hardware() -> Hardware:
 
 def our_model(vocab_size: int) -> ModernDecoderLM:
     torch.manual_seed(0)
-    return ModernDecoderLM(ModernLLMConfig(vocab_size=vocab_size, **SHAPE))
+    return ModernDecoderLM(our_config(vocab_size))
 
 
 def through_the_trainer(vocab_size: int) -> Callable[[], list[float]]:

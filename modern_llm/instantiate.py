@@ -21,8 +21,8 @@ from omegaconf import DictConfig, OmegaConf
 # Nothing outside the project is ever called by a configuration, whoever wrote it.
 _ALLOWED_PACKAGE = "modern_llm."
 _SPECIAL_KEYS = {"_target_", "_partial_", "_convert_", "_recursive_"}
-# Groups that a task links to, as a person names them on the command line.
-_LINKS = ("model", "trainer", "hardware", "logger", "paths", "seed")
+# Groups that a task links to: a person names them without the task, and records keep them as links.
+LINKS = ("model", "trainer", "hardware", "logger", "paths", "seed")
 
 
 class ConfigError(ValueError):
@@ -38,7 +38,7 @@ def nearest(key: str, known: list[str]) -> str:
 def _as_typed(key: str) -> str:
     """`task.model.rope.theta` is `model.rope.theta` to the person who types it."""
     head, _, rest = key.partition(".")
-    return rest if head == "task" and rest.split(".")[0] in _LINKS else key
+    return rest if head == "task" and rest.split(".")[0] in LINKS else key
 
 
 def find_target(path: str, key: str) -> Any:

@@ -90,7 +90,7 @@ def _known_keys(config_folder: Path) -> list[str]:
     from hydra.core.global_hydra import GlobalHydra
     from omegaconf import OmegaConf
 
-    from modern_llm.orchestration.resume import _leaves
+    from modern_llm.orchestration.resume import leaves
 
     chosen = [a for a in sys.argv[1:] if re.match(r"^[a-z]+(/[a-z_]+)*=[\w/]+$", a) and _is_group(a, config_folder)]
     GlobalHydra.instance().clear()
@@ -99,7 +99,7 @@ def _known_keys(config_folder: Path) -> list[str]:
             plain: Any = OmegaConf.to_container(compose("config", overrides=chosen), resolve=False)
         except Exception:  # the choices may be the mistake
             plain = OmegaConf.to_container(compose("config"), resolve=False)
-    keys = [key for key, _ in _leaves(plain)]
+    keys = [key for key, _ in leaves(plain)]
     parents = {key.rsplit(".", n)[0] for key in keys for n in range(1, key.count(".") + 1)}
     groups = {p.relative_to(config_folder).as_posix() for p in config_folder.rglob("*") if p.is_dir()}
     return sorted({*keys, *parents, *groups})

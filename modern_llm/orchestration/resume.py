@@ -14,7 +14,7 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
-from modern_llm.instantiate import ConfigError
+from modern_llm.instantiate import LINKS, ConfigError
 
 CHANGEABLE = (
     "trainer.max_steps",
@@ -38,8 +38,6 @@ CHANGEABLE = (
     "paths.*",
 )
 _NOT_PART_OF_THE_RUN = ("resume", "name", "hydra")
-# Values of a task that are links to other groups: in the record they stay links, so that one change is enough.
-LINKS = ("model", "trainer", "hardware", "logger", "paths", "seed")
 
 
 def settled(config: DictConfig) -> dict[str, Any]:
@@ -52,17 +50,18 @@ def settled(config: DictConfig) -> dict[str, Any]:
     return {str(k): v for k, v in plain.items() if k != "resume"}
 
 
-def _leaves(tree: Any, key: str = "") -> Iterator[tuple[str, Any]]:
+def leaves(tree: Any, key: str = "") -> Iterator[tuple[str, Any]]:
+    """Dotted key and value of everything in a nested dict that is no dict itself."""
     if isinstance(tree, dict) and tree:
         for name, value in tree.items():
-            yield from _leaves(value, f"{key}.{name}" if key else str(name))
+            yield from leaves(value, f"{key}.{name}" if key else str(name))
     else:
         yield key, tree
 
 
 def differences(recorded: dict[str, Any], wanted: dict[str, Any]) -> dict[str, tuple[Any, Any]]:
     """Keys whose values differ: key -> (recorded, wanted); a key that one side lacks counts as None there."""
-    old, new = dict(_leaves(recorded)), dict(_leaves(wanted))
+    old, new = dict(leaves(recorded)), dict(leaves(wanted))
     return {k: (old.get(k), new.get(k)) for k in {**old, **new} if old.get(k) != new.get(k)}
 
 
