@@ -58,6 +58,16 @@ class Tokenizer:
         """Changes when any id would."""
         return hashlib.sha256(self.backend.to_str().encode()).hexdigest()
 
+    @property
+    def chat_template(self) -> str | None:
+        """How a conversation becomes text (jinja), or None where the model has learned no chat."""
+        template = self._config.get("chat_template")
+        return template if isinstance(template, str) else None
+
+    def token(self, token_id: int | None) -> str:
+        """The text of one id, special tokens included; empty for None."""
+        return "" if token_id is None else self.backend.id_to_token(token_id) or ""
+
     def encode(self, text: str) -> list[int]:
         """Ids of a text, without bos and eos."""
         return self.backend.encode(text, add_special_tokens=False).ids
@@ -88,15 +98,12 @@ class Tokenizer:
 
         path, config_path = folder / "tokenizer.json", folder / "tokenizer_config.json"
         config = json.loads(config_path.read_text()) if config_path.is_file() else {}
-        if path.is_file():
-            backend = tokenizers.Tokenizer.from_file(str(path))
-        else:
-            from transformers import AutoTokenizer
-
-            slow = AutoTokenizer.from_pretrained(str(folder))
-            if not hasattr(slow, "backend_tokenizer"):
-                raise ValueError(f"{folder}: has no fast tokenizer (tokenizer.json). Choose another tokenizer.")
-            backend = slow.backend_tokenizer
+        template = folder / "chat_template.jinja"
+        if template.is_file():
+            config["chat_template"] = template.read_text()
+        if not path.is_file():
+            return cls._converted(folder)
+        backend = tokenizers.Tokenizer.from_file(str(path))
         backend.no_truncation()
         backend.no_padding()
         own = config.pop("modern_llm", None)
@@ -115,6 +122,45 @@ class Tokenizer:
             raise ValueError(f"{folder}: tokenizer_config.json names no eos_token. Choose another tokenizer.")
         adds_bos = config.get("add_bos_token", "Llama" in str(config.get("tokenizer_class")))
         return cls(backend, eos_id, special("bos") if adds_bos else None, config)
+
+
+    @classmethod
+    def _converted(cls, folder: Path) -> Tokenizer:
+        """From the older files of a tokenizer, or a GGUF file, by way of transformers."""
+        from transformers import AutoTokenizer
+
+        packed = gguf_file(folder)
+        theirs = AutoTokenizer.from_pretrained(str(folder), **({"gguf_file": packed} if packed else {}))
+        if not hasattr(theirs, "backend_tokenizer"):
+            raise ValueError(f"{folder}: has no fast tokenizer (tokenizer.json). Choose another tokenizer.")
+        if theirs.eos_token_id is None:
+            raise ValueError(f"{folder}: its tokenizer names no eos_token. Choose another tokenizer.")
+        backend = theirs.backend_tokenizer
+        backend.no_truncation()
+        backend.no_padding()
+        starts = theirs.bos_token_id is not None and theirs("a")["input_ids"][0] == theirs.bos_token_id
+        config = {
+            "tokenizer_class": "PreTrainedTokenizerFast",
+            "eos_token": theirs.eos_token,
+            "clean_up_tokenization_spaces": False,
+        }
+        if theirs.chat_template:
+            config["chat_template"] = theirs.chat_template
+        return cls(backend, theirs.eos_token_id, theirs.bos_token_id if starts else None, config)
+
+
+def gguf_file(folder: Path) -> str | None:
+    """Name of the one GGUF file that a folder holds in place of `config.json`, or None.
+
+    Raises:
+        ValueError: there are several.
+    """
+    if (folder / "config.json").is_file():
+        return None
+    names = sorted(path.name for path in folder.glob("*.gguf"))
+    if len(names) > 1:
+        raise ValueError(f"{folder}: holds several GGUF files ({', '.join(names)}). Put one into a folder of its own.")
+    return names[0] if names else None
 
 
 class TokenizerChoice(Protocol):

@@ -39,6 +39,7 @@ class KVCache:
         dtype: torch.dtype,
         device: torch.device,
     ) -> None:
+        self.config = config
         window, self.kept = config.attention_window, config.kept_tokens
         if window is not None and (max_tokens is None or max_tokens > window + self.kept):
             self.ring, self.capacity = True, window + self.kept
@@ -127,6 +128,27 @@ class KVCache:
             self._keys[layer][:, : self.kept] = rotate(kept, sink_turn)
         filled = min(self.length + 1, self.capacity)
         return self._keys[layer][:, :filled], self._values[layer][:, :filled]
+
+    def repeated(self, batch_size: int, max_tokens: int | None) -> KVCache:
+        """A cache for `batch_size` texts that all begin with the one text held here.
+
+        Args:
+            max_tokens: tokens that each text will have, those held included; None: unbounded.
+        """
+        keys = self._keys[0]
+        copy = KVCache(self.config, batch_size, max_tokens, keys.dtype, keys.device)
+        if self.ring and not copy.ring:
+            raise ValueError(f"max_tokens={max_tokens}: fewer than the {self.length} that are held. Raise it.")
+        for layer in range(len(self._keys)):
+            if self.ring:
+                copy._keys[layer][:], copy._values[layer][:] = self._keys[layer], self._values[layer]
+                kept = self._kept_keys[layer]
+                copy._kept_keys[layer] = None if kept is None else kept.repeat(batch_size, 1, 1, 1)
+            elif self.length:
+                held = [t[layer][:, : self.length].expand(batch_size, -1, -1, -1) for t in (self._keys, self._values)]
+                copy.write(layer, *held)
+        copy.length = self.length
+        return copy
 
     def advance(self, tokens: int, real: Tensor | None, positions: Tensor | None) -> None:
         """Count `tokens` more; real and positions (B, tokens) where any text is padded."""

@@ -3,13 +3,24 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch import Tensor
 
 from modern_llm.models.linear import linear
 from modern_llm.models.sampling import GREEDY, Sampling
+
+
+class Cache(Protocol):
+    """Keys and values of B texts, as generation sees them."""
+
+    @property
+    def length(self) -> int:
+        """Tokens seen so far, padding included."""
+
+    def repeated(self, batch_size: int, max_tokens: int) -> Any:
+        """A cache for `batch_size` texts that all begin with the one text held here."""
 
 
 class CausalLM(Protocol):
@@ -96,6 +107,7 @@ def stream_tokens(
     max_new_tokens: int | None = None,
     sampling: Sampling = GREEDY,
     seed: int = 0,
+    prefix: Cache | None = None,
 ) -> Iterator[Tensor]:
     """Prefill, then one token a step on a preallocated cache.
 
@@ -106,13 +118,16 @@ def stream_tokens(
         max_new_tokens: None streams without end, on a bounded cache, which needs a window or sinks.
         sampling: how a token is chosen.
         seed: row b draws from a generator seeded with seed + b.
+        prefix: cache of one text that every prompt continues; computed once, however many prompts there are.
 
     Yields:
         (B,) ids of the next token of every text.
 
     Raises:
-        ValueError: an empty prompt, or padding on the right.
+        ValueError: an empty prompt, padding on the right, or an endless stream behind a prefix.
     """
+    if prefix is not None and max_new_tokens is None:
+        raise ValueError("max_new_tokens=None: a stream behind a prefix needs an end. Give a number of tokens.")
     B, T = input_ids.shape
     if T == 0:
         raise ValueError("input_ids: a prompt has no tokens. Start it with the tokenizer's bos or eos token.")
@@ -132,7 +147,10 @@ def stream_tokens(
             if attention_mask is not None:  # the padding id counts only where it is a real token
                 padded = input_ids.masked_fill(attention_mask == 0, int(input_ids[0, -1]))
                 occurred = torch.zeros_like(occurred).scatter_(1, padded, True)
-        cache = model.new_cache(B, None if max_new_tokens is None else T + max_new_tokens)
+        if prefix is not None:
+            cache = prefix.repeated(B, prefix.length + T + (max_new_tokens or 0))
+        else:
+            cache = model.new_cache(B, None if max_new_tokens is None else T + max_new_tokens)
         step_ids, mask, produced = input_ids, attention_mask, 0
         while max_new_tokens is None or produced < max_new_tokens:
             hidden = model.hidden_states(step_ids, attention_mask=mask, cache=cache).hidden[:, -1]
@@ -157,11 +175,12 @@ def generate(
     eos_id: int | None = None,
     seed: int = 0,
     finished: Callable[[int, list[int]], bool] | None = None,
+    prefix: Cache | None = None,
 ) -> list[list[int]]:
     """Continue a batch of prompts.
 
     Args:
-        model, input_ids, attention_mask, sampling, seed: as in `stream_tokens`.
+        model, input_ids, attention_mask, sampling, seed, prefix: as in `stream_tokens`.
         max_new_tokens: at most this many per text.
         eos_id: ends a text; not part of the result.
         finished: called with the row and its new ids after each token; True ends the text.
@@ -172,7 +191,7 @@ def generate(
     texts: list[list[int]] = [[] for _ in range(len(input_ids))]
     open_rows = set(range(len(input_ids)))
     for ids in stream_tokens(
-        model, input_ids, attention_mask, max_new_tokens=max_new_tokens, sampling=sampling, seed=seed
+        model, input_ids, attention_mask, max_new_tokens=max_new_tokens, sampling=sampling, seed=seed, prefix=prefix
     ):
         chosen = ids.tolist()
         for row in list(open_rows):
@@ -187,44 +206,47 @@ def generate(
     return texts
 
 
-def generate_text(
+class Continuation(NamedTuple):
+    """What a model wrote behind a prompt."""
+
+    text: str
+    ended: bool  # by the end-of-text token or a stop string, and not by the limit
+
+
+def continue_ids(
     model: CausalLM,
     tokenizer: TextCodec,
-    prompts: str | Sequence[str],
+    prompts: Sequence[Sequence[int]],
     *,
-    max_new_tokens: int = 100,
+    max_new_tokens: int,
     sampling: Sampling = GREEDY,
     stop: Sequence[str] = (),
     seed: int = 0,
-) -> list[str]:
-    """Continue texts.
+    prefix: Cache | None = None,
+) -> list[Continuation]:
+    """Continue prompts of any lengths in one batch, shorter ones padded on the left.
 
     Args:
         model: anything that meets `CausalLM`.
-        tokenizer: of the model; its bos token, where it has one, starts every prompt.
-        prompts: one text or several; batched, shorter ones padded on the left.
+        tokenizer: of the model.
+        prompts: ids of each, not empty.
         max_new_tokens: at most this many tokens per text.
         sampling: how a token is chosen.
         stop: strings that end a text; the text is cut before the first one.
         seed: row b draws from a generator seeded with seed + b.
-
-    Returns:
-        The continuations, without their prompts.
+        prefix: cache of one text that every prompt continues.
 
     Raises:
-        ValueError: an empty stop string.
+        ValueError: an empty stop string, or an empty prompt.
     """
     if any(not s for s in stop):
         raise ValueError("stop='': an empty string ends every text at once. Leave it out.")
-    prompts = [prompts] if isinstance(prompts, str) else list(prompts)
     if not prompts:
         return []
-    start = [tokenizer.eos_id if tokenizer.bos_id is None else tokenizer.bos_id]
-    encoded = [start + tokenizer.encode(prompt) for prompt in prompts]
-    length = max(map(len, encoded))
+    length = max(map(len, prompts))
     device = model.head_weight.device
-    input_ids = torch.tensor([[tokenizer.eos_id] * (length - len(ids)) + ids for ids in encoded], device=device)
-    mask = torch.tensor([[0] * (length - len(ids)) + [1] * len(ids) for ids in encoded], device=device)
+    input_ids = torch.tensor([[tokenizer.eos_id] * (length - len(ids)) + [*ids] for ids in prompts], device=device)
+    mask = torch.tensor([[0] * (length - len(ids)) + [1] * len(ids) for ids in prompts], device=device)
 
     def finished(row: int, ids: list[int]) -> bool:
         # A stop string has at most as many tokens as bytes; looking further back would cost more each step.
@@ -240,6 +262,49 @@ def generate_text(
         eos_id=tokenizer.eos_id,
         seed=seed,
         finished=finished if stop else None,
+        prefix=prefix,
     )
-    decoded = [tokenizer.decode(ids) for ids in texts]
-    return [text[: min((i for s in stop if (i := text.find(s)) >= 0), default=len(text))] for text in decoded]
+    continuations = []
+    for ids in texts:
+        text = tokenizer.decode(ids)
+        cut = min((i for s in stop if (i := text.find(s)) >= 0), default=None)
+        continuations.append(Continuation(text[:cut], ended=cut is not None or len(ids) < max_new_tokens))
+    return continuations
+
+
+def generate_text(
+    model: CausalLM,
+    tokenizer: TextCodec,
+    prompts: str | Sequence[str],
+    *,
+    max_new_tokens: int = 100,
+    sampling: Sampling = GREEDY,
+    stop: Sequence[str] = (),
+    seed: int = 0,
+) -> list[str]:
+    """Continue texts.
+
+    Args:
+        model, tokenizer, max_new_tokens, sampling, stop, seed: as in `continue_ids`.
+        prompts: one text or several; the tokenizer's bos token, where it has one, starts every prompt.
+
+    Returns:
+        The continuations, without their prompts.
+
+    Raises:
+        ValueError: an empty stop string.
+    """
+    prompts = [prompts] if isinstance(prompts, str) else list(prompts)
+    start = [tokenizer.eos_id if tokenizer.bos_id is None else tokenizer.bos_id]
+    return [
+        continuation.text
+        for continuation in continue_ids(
+            model,
+            tokenizer,
+            [start + tokenizer.encode(prompt) for prompt in prompts],
+            max_new_tokens=max_new_tokens,
+            sampling=sampling,
+            stop=stop,
+            seed=seed,
+        )
+    ]

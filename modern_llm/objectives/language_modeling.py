@@ -1,4 +1,4 @@
-"""Next-token prediction."""
+"""Next-token prediction, on every token of packed text or on the answers of prompts alone."""
 
 from __future__ import annotations
 
@@ -19,15 +19,19 @@ class LanguageModeling:
         return int((batch["labels"] != IGNORE_INDEX).sum())
 
     def tokens(self, batch: Batch) -> int:
-        return batch["input_ids"].numel()
+        return int(batch["lengths"].sum()) if "lengths" in batch else batch["input_ids"].numel()
 
     def __call__(self, model: CausalLM, batch: Batch) -> LossOutput:
-        """batch: `input_ids`, `labels` (B, T); optionally `attention_mask`, `document_ids` (B, T)."""
+        """batch: `input_ids` (B, T); `labels` (B, T), or (B, K) with `target_positions` (B, K), where they are
+        predicted: the head is then computed there alone; optionally `attention_mask`, `document_ids` (B, T)."""
         output = model.hidden_states(
             batch["input_ids"], batch.get("attention_mask"), document_ids=batch.get("document_ids")
         )
-        labels = batch["labels"]
-        loss = linear_cross_entropy(output.hidden, model.head_weight, labels)
+        hidden, labels = output.hidden, batch["labels"]
+        if "target_positions" in batch:
+            places = batch["target_positions"][:, :, None].expand(-1, -1, hidden.shape[-1])
+            hidden = hidden.gather(1, places)  # (B, K, d)
+        loss = linear_cross_entropy(hidden, model.head_weight, labels)
         count = (labels != IGNORE_INDEX).sum()
         metrics = {}
         if output.aux_losses:

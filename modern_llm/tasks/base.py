@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
 from modern_llm.checks import require
+from modern_llm.models.config import ModernLLMConfig
 
 
 @dataclass(frozen=True)
@@ -52,6 +54,12 @@ class RunFolder:
         aside.write_text(json.dumps(content, indent=2, ensure_ascii=False), encoding="utf-8")
         return aside.replace(self.path / name)
 
+    def write_lines(self, name: str, rows: list[dict[str, Any]]) -> Path:
+        """Write a JSON-lines file in one go."""
+        aside = self.path / f"{name}.part"
+        aside.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), encoding="utf-8")
+        return aside.replace(self.path / name)
+
 
 class Task(Protocol):
     """What a configuration's `task` builds."""
@@ -60,3 +68,22 @@ class Task(Protocol):
 
     def run(self, folder: RunFolder) -> dict[str, float]:
         """Do it all and return the final metrics; `objective_metric` names the one that a sweep optimises."""
+
+
+def say(message: str) -> None:
+    """Tell the person at the terminal how far the run is."""
+    print(message, file=sys.stderr, flush=True)
+
+
+def require_pretrained(model: Any) -> None:
+    """Refuse a model that is described and not trained yet.
+
+    Raises:
+        ValueError: with what to choose instead.
+    """
+    if isinstance(model, ModernLLMConfig):
+        raise ValueError(
+            "model: this task needs a trained model, and the chosen one is a decoder with random weights. Choose "
+            "model=gpt2, distilgpt2, smollm2_135m, tinyllama, t5_small or flan_t5_small; or model=from_run with "
+            "model.path=<folder of a run> for a decoder that you have trained."
+        )

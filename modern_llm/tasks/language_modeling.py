@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,7 +12,7 @@ from modern_llm.data.tokenizers import BPETokenizer, ByteTokenizer, Tokenizer, T
 from modern_llm.evaluation.protocol import PerplexityProtocol
 from modern_llm.models.config import ModernLLMConfig
 from modern_llm.models.sampling import Sampling
-from modern_llm.tasks.base import Paths, RunFolder
+from modern_llm.tasks.base import Paths, RunFolder, say
 from modern_llm.training.loggers import FilesOnly, Logger
 from modern_llm.training.memory_plan import check_memory
 from modern_llm.training.settings import Hardware, TrainerSettings
@@ -292,8 +291,3 @@ class _ValidationLoss:
 def measured_splits(corpora: dict[Split, TokenCorpus]) -> list[Split]:
     """The splits that are not trained on."""
     return [split for split in corpora if split != "train"]
-
-
-def say(message: str) -> None:
-    """Tell the person at the terminal how far the run is."""
-    print(message, file=sys.stderr, flush=True)

@@ -54,9 +54,12 @@ def join_tensors(tree: Any, tensors: dict[str, Tensor]) -> Any:
 
 
 def model_tensors(model: nn.Module) -> dict[str, Tensor]:
-    """Parameters and persistent buffers by name, shared ones once."""
-    tensors = {name: p.detach() for name, p in model.named_parameters()}
-    persistent = model.state_dict(keep_vars=True)
+    """Parameters and persistent buffers by name, shared ones once; where some weights are frozen, those that are
+    trained alone: the others are as they were loaded."""
+    trained = {name: p.detach() for name, p in model.named_parameters() if p.requires_grad}
+    if any(not p.requires_grad for p in model.parameters()):
+        return {name: t.contiguous() for name, t in trained.items()}
+    tensors, persistent = trained, model.state_dict(keep_vars=True)
     tensors |= {name: b.detach() for name, b in model.named_buffers() if name in persistent}
     return {name: t.contiguous() for name, t in tensors.items()}
 

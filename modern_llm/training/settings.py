@@ -105,3 +105,8 @@ class Hardware:
         for key in ("memory_limit_gb", "peak_tflops"):
             value = getattr(self, key)
             require(value is None or value > 0, f"hardware.{key}", value, "must be above 0", "Raise it, or use null")
+
+    @property
+    def eval_rows(self) -> int:
+        """Texts per batch of an evaluation that answers texts of many lengths."""
+        return self.eval_batch_size or self.micro_batch_size or 32

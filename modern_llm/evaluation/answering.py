@@ -1,0 +1,213 @@
+"""What a model answers: the class of a text, the likelihood of given answers, or an answer of its own. For decoders,
+the beginning that all prompts share is computed once; texts of like length are computed together."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator, Sequence
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from modern_llm.data.batches import Batch, ClassificationBatch, Collate, Encoded, by_length, padded
+from modern_llm.models.fused_loss import IGNORE_INDEX, token_nll
+from modern_llm.models.generation import Cache, CausalLM, Continuation, TextCodec, continue_ids
+from modern_llm.models.sampling import GREEDY, Sampling
+from modern_llm.objectives.base import Objective
+from modern_llm.pretrained.classifier import Classifier
+from modern_llm.pretrained.seq2seq import Encoded as EncodedSource
+from modern_llm.pretrained.seq2seq import HuggingFaceSeq2Seq
+
+Progress = Callable[[int, int], None]  # called with how many are done, of how many
+
+
+def _silent(done: int, of: int) -> None:
+    """Tell nobody."""
+
+
+def shared_length(prompts: Sequence[Sequence[int]]) -> int:
+    """Ids that all prompts begin with; at least one of each prompt stays out."""
+    if len(prompts) < 2:
+        return 0
+    return min(len(os.path.commonprefix([list(p) for p in prompts])), min(map(len, prompts)) - 1)
+
+
+def _prefill(model: CausalLM, prompts: Sequence[Sequence[int]]) -> tuple[Cache | None, int]:
+    """Cache of what all prompts share, or None where that is nothing, and how many ids it holds."""
+    shared = shared_length(prompts)
+    if shared == 0:
+        return None, 0
+    cache = model.new_cache(1, shared)
+    model.hidden_states(torch.tensor([prompts[0][:shared]], device=model.head_weight.device), cache=cache)
+    return cache, shared
+
+
+def _sized_batches(
+    lengths: Sequence[int], batch_size: int, progress: Progress, of: int | None = None
+) -> Iterator[list[int]]:
+    items = [Encoded(i, [0] * length, []) for i, length in enumerate(lengths)]
+    done = 0
+    for places in by_length(items, batch_size):
+        yield places
+        done += len(places)
+        progress(done, of or len(items))
+
+
+@torch.no_grad()
+def rank_answers(
+    model: CausalLM | HuggingFaceSeq2Seq,
+    prompts: Sequence[Sequence[int]],
+    answers: Sequence[Sequence[Sequence[int]]],
+    batch_size: int,
+    progress: Progress = _silent,
+) -> np.ndarray:
+    """Log-likelihood of each answer behind its prompt, in nats, summed over its tokens.
+
+    Args:
+        model: in evaluation mode.
+        prompts: ids of each, not empty.
+        answers: ids of the C answers of every prompt.
+        batch_size: rows per forward pass.
+
+    Returns:
+        (N, C) float64.
+    """
+    if isinstance(model, HuggingFaceSeq2Seq):
+        return _rank_with_encoder(model, prompts, answers, batch_size, progress)
+    C = len(answers[0])
+    scores = np.zeros((len(prompts), C))
+    prefix, shared = _prefill(model, prompts)
+    device = model.head_weight.device
+    # Answers of one token are read off one row; longer ones need a row each for their own beginning.
+    single = all(len(answer) == 1 for options in answers for answer in options)
+    rows = [(n, None) for n in range(len(prompts))] if single else [(n, c) for n in range(len(prompts)) for c in range(C)]
+    ids = [[*prompts[n][shared:], *([] if c is None else answers[n][c][:-1])] for n, c in rows]
+    for places in _sized_batches(list(map(len, ids)), batch_size, progress):
+        batch = padded([ids[i] for i in places], 0).to(device)
+        cache = None if prefix is None else prefix.repeated(len(places), shared + batch.shape[1])
+        hidden = model.hidden_states(batch, cache=cache).hidden  # (B, T, d); padding on the right is never seen
+        if single:
+            last = torch.tensor([len(ids[i]) - 1 for i in places], device=device)
+            picked = hidden[torch.arange(len(places), device=device), last]
+            logits = (picked @ model.head_weight.to(picked.dtype).t()).float()
+            options = torch.tensor([[answer[0] for answer in answers[rows[i][0]]] for i in places], device=device)
+            likelihood = logits.log_softmax(-1).gather(1, options).cpu().numpy()
+            for row, i in zip(likelihood, places, strict=True):
+                scores[rows[i][0]] = row
+            continue
+        labels = torch.full_like(batch, IGNORE_INDEX)
+        for row, i in enumerate(places):
+            n, c = rows[i]
+            answer = answers[n][c]  # type: ignore[index]
+            end = len(ids[i])
+            labels[row, end - len(answer) : end] = torch.tensor(answer)
+        sums = -token_nll(hidden, model.head_weight, labels).sum(1)
+        for value, i in zip(sums.tolist(), places, strict=True):
+            scores[rows[i]] = value  # type: ignore[index]
+    return scores
+
+
+def _rank_with_encoder(
+    model: HuggingFaceSeq2Seq,
+    prompts: Sequence[Sequence[int]],
+    answers: Sequence[Sequence[Sequence[int]]],
+    batch_size: int,
+    progress: Progress,
+) -> np.ndarray:
+    """As `rank_answers`; each source is encoded once for all its answers."""
+    C = len(answers[0])
+    scores = np.zeros((len(prompts), C))
+    device = model.head_weight.device
+    for places in _sized_batches(list(map(len, prompts)), batch_size, progress):
+        source = padded([prompts[i] for i in places], 0).to(device)
+        mask = padded([[1] * len(prompts[i]) for i in places], 0).to(device)
+        encoded = model.encode(source, mask)
+        for c in range(C):
+            options = [list(answers[i][c]) for i in places]
+            inputs = padded([[model.start_id, *option[:-1]] for option in options], 0).to(device)
+            labels = padded(options, IGNORE_INDEX).to(device)
+            hidden = model.decoder_states(EncodedSource(*encoded), inputs)
+            scores[places, c] = -token_nll(hidden, model.head_weight, labels).sum(1).cpu().numpy()
+    return scores
+
+
+@torch.no_grad()
+def write_answers(
+    model: CausalLM | HuggingFaceSeq2Seq,
+    tokenizer: TextCodec,
+    prompts: Sequence[Sequence[int]],
+    *,
+    max_new_tokens: int,
+    stop: Sequence[str] = (),
+    batch_size: int,
+    sampling: Sampling = GREEDY,
+    seed: int = 0,
+    progress: Progress = _silent,
+) -> list[Continuation]:
+    """An answer of the model's own to each prompt.
+
+    Args:
+        model: in evaluation mode.
+        tokenizer: of the model.
+        prompts: ids of each, not empty.
+        max_new_tokens, stop, sampling, seed: as in `continue_ids`.
+        batch_size: prompts per batch.
+    """
+    answers: list[Continuation] = [Continuation("", False)] * len(prompts)
+    encoder = isinstance(model, HuggingFaceSeq2Seq)
+    prefix, shared = (None, 0) if encoder else _prefill(model, prompts)
+    for places in _sized_batches([len(p) - shared for p in prompts], batch_size, progress):
+        decoder, starts = model, [list(prompts[i][shared:]) for i in places]
+        if isinstance(model, HuggingFaceSeq2Seq):
+            source = padded(starts, 0).to(model.head_weight.device)
+            mask = padded([[1] * len(row) for row in starts], 0).to(source.device)
+            decoder, starts = model.decoder(model.encode(source, mask)), [[model.start_id]] * len(places)
+        written = continue_ids(
+            decoder,
+            tokenizer,
+            starts,
+            max_new_tokens=max_new_tokens,
+            sampling=sampling,
+            stop=stop,
+            seed=seed,
+            prefix=prefix,
+        )
+        for place, continuation in zip(places, written, strict=True):
+            answers[place] = continuation
+    return answers
+
+
+@torch.no_grad()
+def classify(
+    model: Classifier, texts: Sequence[Sequence[int]], batch_size: int, device: torch.device, progress: Progress = _silent
+) -> np.ndarray:
+    """(N, C) log-probabilities of the classes of each text, given as ids."""
+    scores = np.zeros((len(texts), len(model.labels)))
+    collate = ClassificationBatch(0)
+    for places in _sized_batches(list(map(len, texts)), batch_size, progress):
+        batch = collate([Encoded(i, list(texts[i]), []) for i in places])
+        logits = model.logits(batch["input_ids"].to(device), batch["last"].to(device))
+        scores[places] = logits.float().log_softmax(-1).cpu().numpy()
+    return scores
+
+
+@torch.no_grad()
+def mean_loss(
+    model: torch.nn.Module,
+    objective: Objective,
+    items: Sequence[Encoded],
+    collate: Collate,
+    batch_size: int,
+    device: torch.device,
+) -> dict[str, float]:
+    """What the objective gives per target over all items: `loss` and its further metrics."""
+    sums: dict[str, Tensor] = {}
+    count = 0
+    for places in by_length(items, batch_size):
+        batch: Batch = collate([items[i] for i in places])
+        output = objective(model, {name: tensor.to(device) for name, tensor in batch.items()})
+        count += objective.count(batch)
+        for name, value in {"loss": output.loss_sum, **output.metrics}.items():
+            sums[name] = sums.get(name, torch.zeros((), dtype=torch.float64)) + value.detach().double().cpu()
+    return {name: float(value) / max(count, 1) for name, value in sums.items()}

@@ -1,0 +1,1 @@
+"""Hugging Face models and LoRA, made to look like ours."""

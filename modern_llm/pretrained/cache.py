@@ -1,0 +1,92 @@
+"""Keys and values of a `transformers` decoder on preallocated memory."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers.cache_utils import Cache, DynamicLayer
+
+
+class _Layer(DynamicLayer):
+    """One layer's keys and values (B, H, C, D), written in place: `DynamicLayer` would copy them all at every step."""
+
+    def __init__(self, max_tokens: int) -> None:
+        super().__init__()
+        self.max_tokens, self.length = max_tokens, 0
+
+    def _allocate(self, batch_size: int, like: Tensor, like_values: Tensor) -> None:
+        self.dtype, self.device = like.dtype, like.device
+        self.keys = like.new_empty(batch_size, like.shape[1], self.max_tokens, like.shape[3])
+        self.values = like_values.new_empty(batch_size, like.shape[1], self.max_tokens, like_values.shape[3])
+        self.is_initialized = True
+
+    def update(
+        self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any
+    ) -> tuple[Tensor, Tensor]:
+        if not self.is_initialized:
+            self._allocate(len(key_states), key_states, value_states)
+        start, stop = self.length, self.length + key_states.shape[2]
+        if stop > self.max_tokens:
+            raise ValueError(
+                f"the cache holds {self.max_tokens} tokens and was given {stop}. Ask new_cache for more max_tokens."
+            )
+        self.keys[:, :, start:stop], self.values[:, :, start:stop] = key_states, value_states
+        self.length = stop
+        return self.keys[:, :, :stop], self.values[:, :, :stop]
+
+    def get_seq_length(self) -> int:
+        return self.length
+
+    def repeated(self, batch_size: int, max_tokens: int) -> _Layer:
+        layer = _Layer(max_tokens)
+        if self.is_initialized:
+            layer._allocate(batch_size, self.keys, self.values)
+            layer.keys[:, :, : self.length] = self.keys[:, :, : self.length]
+            layer.values[:, :, : self.length] = self.values[:, :, : self.length]
+            layer.length = self.length
+        return layer
+
+
+class HuggingFaceCache:
+    """Keys and values of B texts, and which of them are padding.
+
+    Args:
+        n_layers: of the decoder.
+        max_tokens: tokens that each text will have, padding included.
+
+    Attributes:
+        length: tokens seen so far, padding included.
+        real: (B, length) False at padding, or None where no text is padded.
+    """
+
+    def __init__(self, n_layers: int, max_tokens: int) -> None:
+        self.layers = [_Layer(max_tokens) for _ in range(n_layers)]
+        self.states = Cache(layers=list(self.layers))
+        self.real: Tensor | None = None
+
+    @property
+    def length(self) -> int:
+        return self.layers[0].length
+
+    def extended_mask(self, attention_mask: Tensor | None, batch_size: int, tokens: int) -> Tensor | None:
+        """(B, length + tokens) mask over what is held and `tokens` more, remembered; None where nothing is padded."""
+        if attention_mask is None and self.real is None:
+            return None
+        device = self.real.device if attention_mask is None and self.real is not None else None
+        if attention_mask is None:
+            new = torch.ones(batch_size, tokens, dtype=torch.bool, device=device)
+        else:
+            new = attention_mask.bool()
+        old = new.new_ones(batch_size, self.length) if self.real is None else self.real
+        self.real = torch.cat([old, new], dim=1)
+        return self.real
+
+    def repeated(self, batch_size: int, max_tokens: int) -> HuggingFaceCache:
+        """A cache for `batch_size` texts that all begin with the one text held here."""
+        copy = HuggingFaceCache(0, max_tokens)
+        copy.layers = [layer.repeated(batch_size, max_tokens) for layer in self.layers]
+        copy.states = Cache(layers=list(copy.layers))
+        copy.real = None if self.real is None else self.real.repeat(batch_size, 1)
+        return copy

@@ -1,0 +1,143 @@
+"""A `transformers` decoder behind the `CausalLM` protocol: loss, generation, prompting and perplexity are written
+once, for it and for `ModernDecoderLM`."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from modern_llm.pretrained.cache import HuggingFaceCache
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+# Between the hidden states and the logits, some architectures do more than one matrix product.
+_AFTER_THE_HEAD = ("final_logit_softcapping", "logit_scale", "logits_scaling")
+
+
+@dataclass
+class HiddenStates:
+    """What a body gives, in `ModelOutput`'s words.
+
+    Attributes:
+        hidden: (B, T, d) after the final norm.
+        aux_losses, expert_load: as in `ModelOutput`; none here.
+    """
+
+    hidden: Tensor
+    aux_losses: dict[str, Tensor] = field(default_factory=dict)
+    expert_load: Tensor | None = None
+
+
+class HuggingFaceCausalLM(nn.Module):
+    """A decoder of `transformers`.
+
+    Args:
+        model: with a language-modelling or a classification head; adapters may have been put into it.
+
+    Raises:
+        ValueError: an encoder, or a head that is more than one matrix.
+    """
+
+    def __init__(self, model: PreTrainedModel) -> None:
+        super().__init__()
+        self.model = model
+        config = model.config
+        if config.is_encoder_decoder:
+            raise ValueError(f"{config.model_type}: is an encoder-decoder, and no causal language model.")
+        extra = [name for name in _AFTER_THE_HEAD if getattr(config, name, None) not in (None, 1, 1.0)]
+        head = model.get_output_embeddings()
+        if head is not None and getattr(head, "bias", None) is not None:
+            extra.append("bias of the output head")
+        if extra:
+            raise ValueError(f"{config.model_type}: cannot be used, because its head has {', '.join(extra)}.")
+
+    @property
+    def body(self) -> nn.Module:
+        """The model without its head."""
+        return self.model.base_model
+
+    @property
+    def blocks(self) -> nn.ModuleList:
+        """The layers."""
+        return next(m for m in self.body.children() if isinstance(m, nn.ModuleList))
+
+    @property
+    def head_weight(self) -> Tensor:
+        """(V, d) output head."""
+        return self.model.get_output_embeddings().weight
+
+    @property
+    def activation_checkpointing(self) -> bool:
+        """Whether each layer is computed again in the backward pass."""
+        return self.model.is_gradient_checkpointing
+
+    @activation_checkpointing.setter
+    def activation_checkpointing(self, on: bool) -> None:
+        if on:
+            self.model.gradient_checkpointing_enable({"use_reentrant": False})
+        else:
+            self.model.gradient_checkpointing_disable()
+
+    def new_cache(self, batch_size: int, max_tokens: int | None) -> HuggingFaceCache:
+        """An empty cache for B texts of at most `max_tokens` tokens.
+
+        Raises:
+            ValueError: unbounded.
+        """
+        if max_tokens is None:
+            raise ValueError("max_tokens=None: this model has no bounded cache. Give a number of tokens.")
+        return HuggingFaceCache(self.model.config.num_hidden_layers, max_tokens)
+
+    def hidden_states(
+        self,
+        input_ids: Tensor,
+        attention_mask: Tensor | None = None,
+        document_ids: Tensor | None = None,
+        cache: HuggingFaceCache | None = None,
+    ) -> HiddenStates:
+        """Everything but the head.
+
+        Args:
+            input_ids: (B, T).
+            attention_mask: (B, T) 0 at padding, on either side; None: no padding.
+            document_ids: (B, T) number of the packed document of each token; not with a cache.
+            cache: continue the texts it holds.
+        """
+        B, T = input_ids.shape
+        given: dict[str, Any] = {"attention_mask": attention_mask}
+        if document_ids is not None:
+            if cache is not None:
+                raise ValueError("document_ids cannot be combined with a cache. Prefill the documents one by one.")
+            given = self._documents(document_ids, attention_mask)
+        else:
+            mask = attention_mask if cache is None else cache.extended_mask(attention_mask, B, T)
+            if mask is not None:
+                positions = (mask.long().cumsum(1) - 1).clamp(min=0)
+                given = {"attention_mask": mask, "position_ids": positions[:, -T:]}
+        if cache is not None:
+            given |= {"past_key_values": cache.states}
+        output = self.body(input_ids=input_ids, use_cache=cache is not None, return_dict=True, **given)
+        return HiddenStates(output.last_hidden_state)
+
+    def _documents(self, document_ids: Tensor, attention_mask: Tensor | None) -> dict[str, Any]:
+        """Positions and mask (B, 1, T, T) with which every document stands alone."""
+        B, T = document_ids.shape
+        same = document_ids[:, :, None] == document_ids[:, None, :]
+        visible = same & torch.ones(T, T, dtype=torch.bool, device=document_ids.device).tril()
+        if attention_mask is not None:
+            # Padding sees itself, or its softmax would be empty.
+            own = torch.eye(T, dtype=torch.bool, device=document_ids.device)
+            visible = visible & attention_mask.bool()[:, None, :] | own
+        window = getattr(self.model.config, "sliding_window", None)
+        if window is not None and getattr(self.model.config, "use_sliding_window", True):
+            index = torch.arange(T, device=document_ids.device)
+            visible &= index[:, None] - index < window
+        starts = torch.ones_like(document_ids, dtype=torch.bool)
+        starts[:, 1:] = document_ids[:, 1:] != document_ids[:, :-1]
+        index = torch.arange(T, device=document_ids.device).expand(B, -1)
+        first = index.where(starts, torch.zeros_like(index)).cummax(dim=1).values
+        return {"attention_mask": visible[:, None], "position_ids": index - first}

@@ -1,0 +1,62 @@
+"""A causal body with a linear head on the last real token."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+
+class Classifier(nn.Module):
+    """Logits of whole texts, from the last real token: the only one that has seen them whole.
+
+    Args:
+        body: meets `CausalLM`. A `HuggingFaceCausalLM` around a model for sequence classification brings that model's
+            `score` along; any other body gets one.
+        num_labels: classes C.
+
+    Attributes:
+        labels: their words.
+    """
+
+    def __init__(self, body: Any, labels: list[str]) -> None:
+        super().__init__()
+        self.body, self.labels = body, labels
+        if not hasattr(getattr(body, "model", None), "score"):
+            weight = body.head_weight
+            self.score = nn.Linear(weight.shape[1], len(labels), bias=False, device=weight.device)
+            nn.init.normal_(self.score.weight, std=0.02)
+
+    @property
+    def blocks(self) -> Any:
+        """The body's layers."""
+        return self.body.blocks
+
+    @property
+    def activation_checkpointing(self) -> bool:
+        """Whether each layer is computed again in the backward pass."""
+        return self.body.activation_checkpointing
+
+    @activation_checkpointing.setter
+    def activation_checkpointing(self, on: bool) -> None:
+        self.body.activation_checkpointing = on
+
+    def forward(self, input_ids: Tensor, attention_mask: Tensor | None = None) -> Tensor:
+        """(B, C) logits of texts (B, T) padded on either side; attention_mask (B, T) is 0 at padding."""
+        if attention_mask is None:
+            last = torch.full((len(input_ids),), input_ids.shape[1] - 1, device=input_ids.device)
+        else:
+            index = torch.arange(input_ids.shape[1], device=input_ids.device)
+            last = (index * attention_mask.bool()).amax(dim=1)
+        return self._classify(self.body.hidden_states(input_ids, attention_mask).hidden, last)
+
+    def logits(self, input_ids: Tensor, last: Tensor) -> Tensor:
+        """(B, C) logits of texts (B, T) padded on the right, whose last real tokens stand at `last` (B,)."""
+        return self._classify(self.body.hidden_states(input_ids).hidden, last)
+
+    def _classify(self, hidden: Tensor, last: Tensor) -> Tensor:
+        # Adapters replace the head inside the Hugging Face model, so it is looked up at each call.
+        score = self.score if "score" in self._modules else self.body.model.score
+        pooled = hidden[torch.arange(len(hidden), device=hidden.device), last]  # (B, d)
+        return score(pooled.to(next(score.parameters()).dtype))

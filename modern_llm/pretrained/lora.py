@@ -1,0 +1,68 @@
+"""Low-rank adapters through peft: which linear maps get one, and putting them on."""
+
+from __future__ import annotations
+
+import warnings
+from typing import TYPE_CHECKING, Any
+
+from torch import nn
+
+from modern_llm.pretrained.settings import LoRA
+
+if TYPE_CHECKING:
+    from peft import PeftModel
+
+# Heads, and the routers of experts, whose choices adapters should not blur.
+_NO_TARGETS = ("lm_head", "head", "score", "router", "gate", "embed_out")
+
+
+def lora_targets(model: nn.Module) -> list[str]:
+    """Names of the linear maps in a model's attention and feed-forward layers: `c_attn`, `c_proj`, `c_fc` in GPT-2,
+    `q`, `k`, `v`, `o`, `wi`, `wo` in T5, `q_proj` to `down_proj` in Llama, `qkv_proj` to `down_proj` in ours."""
+    from transformers.pytorch_utils import Conv1D
+
+    leaves = {
+        name.rsplit(".", 1)[-1]: None
+        for name, module in model.named_modules()
+        if isinstance(module, nn.Linear | Conv1D) and name.rsplit(".", 1)[-1] not in _NO_TARGETS
+    }
+    return list(leaves)
+
+
+def add_lora(model: nn.Module, lora: LoRA, task: str | None, base_name: str) -> PeftModel:
+    """Put adapters into a model, in place; everything else is frozen, but for a classification head.
+
+    Args:
+        model: a `transformers` model, a `ModernDecoderLM`, or a `Classifier` over one.
+        lora: rank, scale and places.
+        task: peft's name of the task, `CAUSAL_LM`, `SEQ_2_SEQ_LM` or `SEQ_CLS`; None for models of our own.
+        base_name: what the saved adapter calls its base.
+
+    Raises:
+        ValueError: a target that the model does not have.
+    """
+    from peft import LoraConfig, get_peft_model
+    from transformers.pytorch_utils import Conv1D
+
+    known = lora_targets(model)
+    unknown = [name for name in lora.targets or [] if name not in known]
+    if unknown:
+        raise ValueError(
+            f"model.lora.targets={lora.targets}: the model has no linear map {unknown[0]!r}. "
+            f"Choose among {', '.join(known)}."
+        )
+    settings: dict[str, Any] = {
+        "r": lora.rank,
+        "lora_alpha": lora.alpha,
+        "lora_dropout": lora.dropout,
+        "target_modules": lora.targets or known,
+        "fan_in_fan_out": any(isinstance(module, Conv1D) for module in model.modules()),
+        "task_type": task,
+    }
+    if task is None and any(name == "score" for name, _ in model.named_children()):
+        settings["modules_to_save"] = ["score"]
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message=".*fan_in_fan_out.*|.*tie_word_embeddings.*|.*tied.*")
+        adapted = get_peft_model(model, LoraConfig(**settings))
+    adapted.peft_config["default"].base_model_name_or_path = base_name
+    return adapted

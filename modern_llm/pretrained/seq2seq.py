@@ -1,0 +1,134 @@
+"""T5 (Raffel et al. 2020, arXiv 1910.10683), encoder and decoder behind the protocols of the decoders."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from torch import Tensor, nn
+from transformers.cache_utils import Cache, DynamicCache, EncoderDecoderCache
+
+from modern_llm.pretrained.cache import HuggingFaceCache
+from modern_llm.pretrained.causal import HiddenStates
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+
+class Encoded(NamedTuple):
+    """What the encoder made of B texts."""
+
+    hidden: Tensor  # (B, S, d)
+    mask: Tensor  # (B, S) 0 at padding
+
+
+class HuggingFaceSeq2Seq(nn.Module):
+    """T5, mT5 or FLAN-T5.
+
+    Args:
+        model: with the language-modelling head; adapters may have been put into it.
+
+    Raises:
+        ValueError: another architecture.
+    """
+
+    def __init__(self, model: PreTrainedModel) -> None:
+        super().__init__()
+        self.model = model
+        if model.config.model_type not in ("t5", "mt5"):
+            raise ValueError(f"{model.config.model_type}: of the encoder-decoders, only the T5 family is supported.")
+
+    @property
+    def start_id(self) -> int:
+        """Id that every decoded text starts with."""
+        return self.model.config.decoder_start_token_id
+
+    @property
+    def head_weight(self) -> Tensor:
+        """(V, d) output head."""
+        return self.model.get_output_embeddings().weight
+
+    @property
+    def blocks(self) -> list[nn.Module]:
+        """The layers of encoder and decoder."""
+        return [*self.model.get_encoder().block, *self.model.get_decoder().block]
+
+    @property
+    def activation_checkpointing(self) -> bool:
+        """Whether each layer is computed again in the backward pass."""
+        return self.model.is_gradient_checkpointing
+
+    @activation_checkpointing.setter
+    def activation_checkpointing(self, on: bool) -> None:
+        if on:
+            self.model.gradient_checkpointing_enable({"use_reentrant": False})
+        else:
+            self.model.gradient_checkpointing_disable()
+
+    def encode(self, input_ids: Tensor, attention_mask: Tensor) -> Encoded:
+        """input_ids, attention_mask: (B, S), padding on either side."""
+        output = self.model.get_encoder()(input_ids=input_ids, attention_mask=attention_mask, return_dict=True)
+        return Encoded(output.last_hidden_state, attention_mask)
+
+    def decoder_states(self, encoded: Encoded, input_ids: Tensor, cache: Seq2SeqCache | None = None) -> Tensor:
+        """(B, T, d) states that the head reads, for decoder inputs (B, T)."""
+        output = self.model.get_decoder()(
+            input_ids=input_ids,
+            encoder_hidden_states=encoded.hidden,
+            encoder_attention_mask=encoded.mask,
+            past_key_values=None if cache is None else cache.states,
+            use_cache=cache is not None,
+            return_dict=True,
+        )
+        hidden = output.last_hidden_state
+        # T5 v1.0 shares embedding and head, and scales between them.
+        return hidden * self.model.config.d_model**-0.5 if self.model.config.scale_decoder_outputs else hidden
+
+    def decoder(self, encoded: Encoded) -> Decoder:
+        """The decoder over these texts, which meets `CausalLM`."""
+        return Decoder(self, encoded)
+
+
+class Seq2SeqCache(HuggingFaceCache):
+    """Keys and values of the decoder's own tokens, and of the encoder's, which are computed once."""
+
+    def __init__(self, n_layers: int, max_tokens: int) -> None:
+        super().__init__(n_layers, max_tokens)
+        self.states = EncoderDecoderCache(Cache(layers=list(self.layers)), DynamicCache())
+
+
+class Decoder:
+    """T5's decoder over encoded texts, as a `CausalLM`.
+
+    Args:
+        model: encoder and decoder.
+        encoded: B texts.
+    """
+
+    def __init__(self, model: HuggingFaceSeq2Seq, encoded: Encoded) -> None:
+        self.model, self.encoded = model, encoded
+
+    @property
+    def training(self) -> bool:
+        return self.model.training
+
+    def train(self, mode: bool = True) -> Any:
+        return self.model.train(mode)
+
+    @property
+    def head_weight(self) -> Tensor:
+        return self.model.head_weight
+
+    def new_cache(self, batch_size: int, max_tokens: int | None) -> Seq2SeqCache:
+        if max_tokens is None:
+            raise ValueError("max_tokens=None: this model has no bounded cache. Give a number of tokens.")
+        return Seq2SeqCache(self.model.model.config.num_decoder_layers, max_tokens)
+
+    def hidden_states(
+        self,
+        input_ids: Tensor,
+        attention_mask: Tensor | None = None,
+        document_ids: Tensor | None = None,
+        cache: Seq2SeqCache | None = None,
+    ) -> HiddenStates:
+        """input_ids (B, T) of the decoder; its texts are neither padded nor packed."""
+        return HiddenStates(self.model.decoder_states(self.encoded, input_ids, cache))

@@ -1,0 +1,113 @@
+"""Which pretrained model is used, and which of its weights are trained. Imports no torch."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from modern_llm.checks import require
+
+
+@dataclass(frozen=True)
+class FullFinetuning:
+    """Every weight is trained.
+
+    Args:
+        suggested_lr: what `trainer.optimizer.lr` is unless set.
+    """
+
+    suggested_lr: float = 3e-5
+
+
+@dataclass(frozen=True)
+class LoRA:
+    """Low-rank adapters beside frozen weights (Hu et al. 2021, arXiv 2106.09685): W x + (alpha / rank) B A x.
+
+    Args:
+        rank: of the update.
+        alpha: its scale; the update is multiplied by alpha / rank.
+        dropout: on what the adapters read.
+        targets: names of the linear maps that get an adapter, such as [q_proj, v_proj]; null: all those of attention
+            and feed-forward layers, found in the model.
+        suggested_lr: what `trainer.optimizer.lr` is unless set.
+    """
+
+    rank: int = 16
+    alpha: float = 32.0
+    dropout: float = 0.05
+    targets: list[str] | None = None
+    suggested_lr: float = 5e-4
+
+    def __post_init__(self) -> None:
+        require(self.rank >= 1, "model.lora.rank", self.rank, "must be at least 1", "Use 16")
+        require(self.alpha > 0, "model.lora.alpha", self.alpha, "must be above 0", "Use twice the rank")
+        require(0 <= self.dropout < 1, "model.lora.dropout", self.dropout, "must lie in [0, 1)", "Use 0 for none")
+        require(self.targets is None or len(self.targets) > 0, "model.lora.targets", self.targets, "names nothing",
+                "Name linear maps of the model, or use null for all of them")  # fmt: skip
+
+
+@dataclass(frozen=True)
+class PretrainedModel:
+    """A Hugging Face model.
+
+    Args:
+        name: hub name such as `openai-community/gpt2`, looked for in the mirror, the local cache and the hub; or a
+            folder, which may hold one GGUF file instead of `config.json` and weights.
+        lora: which weights are trained.
+        max_seq_len: tokens of context; null: what the model was made for.
+    """
+
+    name: str
+    lora: LoRA | FullFinetuning = field(default_factory=LoRA)
+    max_seq_len: int | None = None
+
+    def __post_init__(self) -> None:
+        require(bool(self.name.strip()), "model.name", self.name, "is empty", "Give a hub name or a folder")
+        require(self.max_seq_len is None or self.max_seq_len >= 1, "model.max_seq_len", self.max_seq_len,
+                "must be at least 1", "Use null for the model's own")  # fmt: skip
+
+
+@dataclass(frozen=True)
+class ModelFromRun:
+    """A model that an earlier run trained: a decoder from scratch or a finetuned Hugging Face model.
+
+    Args:
+        path: folder of the run (its best checkpoint is taken) or of one checkpoint.
+        lora: which weights are trained further; adapters that the run trained are merged first.
+        max_seq_len: tokens of context; null: what the model was made for.
+    """
+
+    path: str
+    lora: LoRA | FullFinetuning = field(default_factory=LoRA)
+    max_seq_len: int | None = None
+
+    def __post_init__(self) -> None:
+        require(Path(self.path).expanduser().is_dir(), "model.path", self.path, "is no folder",
+                "Give the folder of a run below outputs/, or of one of its checkpoints")  # fmt: skip
+        require(self.max_seq_len is None or self.max_seq_len >= 1, "model.max_seq_len", self.max_seq_len,
+                "must be at least 1", "Use null for the model's own")  # fmt: skip
+        self.checkpoint()
+
+    def checkpoint(self) -> Path:
+        """The folder of the checkpoint.
+
+        Raises:
+            ValueError: there is none.
+        """
+        import json
+
+        folder = Path(self.path).expanduser().resolve()
+        if (folder / "model.safetensors").is_file() and (folder / "config.yaml").is_file():
+            return folder
+        checkpoints = folder / "checkpoints"
+        best = checkpoints / "best.json"
+        named = checkpoints / json.loads(best.read_text())["checkpoint"] if best.is_file() else None
+        newest = sorted(p for p in checkpoints.glob("step_*") if p.is_dir() and not p.suffix)
+        chosen = named if named is not None and named.is_dir() else newest[-1] if newest else None
+        require(chosen is not None, "model.path", self.path, "holds no checkpoint",
+                "Give the folder of a run that has trained, or of one of its checkpoints")  # fmt: skip
+        assert chosen is not None
+        return chosen
+
+
+PretrainedChoice = PretrainedModel | ModelFromRun

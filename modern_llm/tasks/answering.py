@@ -1,0 +1,209 @@
+"""What finetuning and prompting share: the model in its form, its answers to examples, their scores and the record."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any, Literal, Protocol
+
+from modern_llm.checks import require
+from modern_llm.data.supervised import Example, SupervisedData
+from modern_llm.tasks.base import Paths, RunFolder, say
+from modern_llm.training.settings import Hardware
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+    from pathlib import Path
+
+    import torch
+
+    from modern_llm.data.forms import Form
+    from modern_llm.evaluation.scoring import Scored
+    from modern_llm.pretrained.loading import LoadedModel
+    from modern_llm.training.runtime import Runtime
+
+FormName = Literal["auto", "classification", "label_words", "answer"]
+METRICS = {
+    "classification": ("accuracy", "macro_f1"),
+    "summaries": ("rouge1", "rouge2", "rougeL", "rougeLsum"),
+    "numbers": ("strict_match", "flexible_match"),
+}
+
+
+def require_form(form: str, dataset: SupervisedData) -> None:
+    """Refuse a form that the data do not have."""
+    if dataset.labels:
+        require(form != "answer", "task.form", form, "is for free text, and the data have labels",
+                "Use classification or label_words")  # fmt: skip
+    else:
+        require(form in ("auto", "answer"), "task.form", form, "needs data with labels", "Use task.form=answer")
+
+
+def require_metric(name: str, dataset: SupervisedData) -> None:
+    """Refuse a final metric that the data do not get."""
+    known = METRICS[dataset.scoring]
+    require(name in known, "task.objective_metric", name, "is not measured", f"Choose among {', '.join(known)}")
+
+
+class AnsweringTask(Protocol):
+    """What `prepare_model` and `finish` ask of a task."""
+
+    @property
+    def model(self) -> Any: ...
+
+    @property
+    def hardware(self) -> Hardware: ...
+
+    @property
+    def dataset(self) -> SupervisedData: ...
+
+    @property
+    def paths(self) -> Paths: ...
+
+    @property
+    def form(self) -> FormName: ...
+
+    @property
+    def max_tokens(self) -> int: ...
+
+    @property
+    def objective_metric(self) -> str: ...
+
+
+def prepare_model(task: AnsweringTask, train: bool) -> tuple[Runtime, LoadedModel, Form]:
+    """The machine, the model on it, and the form in which it meets the data."""
+    from modern_llm.data.forms import ClassificationForm, CompletionForm, Form, Seq2SeqForm
+    from modern_llm.pretrained.seq2seq import HuggingFaceSeq2Seq
+    from modern_llm.tasks.models import is_encoder_decoder, load_model
+    from modern_llm.training.runtime import Runtime
+
+    mirror, dataset = task.paths.mirror, task.dataset
+    runtime = Runtime(task.hardware)
+    seq2seq = is_encoder_decoder(task.model, mirror)
+    if seq2seq and runtime.precision == "fp16":
+        import torch
+
+        native = runtime.device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
+        better = "bf16" if native else "fp32"
+        say(f"hardware.precision: fp16 overflows inside T5's feed-forward layers, so {better} is used")
+        runtime = Runtime(replace(task.hardware, precision=better))
+    classifies = bool(dataset.labels) and (
+        task.form == "classification" or (task.form == "auto" and not seq2seq)
+    )
+    loaded = load_model(task.model, runtime, mirror, dataset.labels if classifies else [], train)
+    max_tokens = task.max_tokens if loaded.context is None else min(task.max_tokens, loaded.context)
+    form: Form
+    if isinstance(loaded.model, HuggingFaceSeq2Seq):
+        form = Seq2SeqForm(dataset, loaded.tokenizer, max_tokens, start_id=loaded.model.start_id)
+    elif classifies:
+        form = ClassificationForm(dataset, loaded.tokenizer, max_tokens, loaded.start_ids)
+    else:
+        form = CompletionForm(dataset, loaded.tokenizer, max_tokens, loaded.start_ids)
+    every, trained = loaded.parameter_counts()
+    trains = f", {trained / 1e6:.2f}M of them trained" if train else ""
+    say(f"model: {loaded.name}, {every / 1e6:.1f}M parameters{trains}; {runtime.device}, {runtime.precision}")
+    return runtime, loaded, form
+
+
+def progress_of(what: str) -> Callable[[int, int], None]:
+    """Tells how far an evaluation is, now and then."""
+    start = last = time.perf_counter()
+
+    def tell(done: int, of: int) -> None:
+        nonlocal last
+        now = time.perf_counter()
+        if now - last > 10 or (done == of and now - start > 10):
+            last = now
+            say(f"{what}: {done}/{of}, {(now - start) / done * (of - done):.0f} s left")
+
+    return tell
+
+
+def answer_examples(
+    loaded: LoadedModel,
+    form: Form,
+    examples: Sequence[Example],
+    batch_size: int,
+    device: torch.device,
+    seed: int,
+) -> Scored:
+    """Let the model answer examples in its form, and score the answers."""
+    from modern_llm.evaluation.answering import classify, rank_answers, write_answers
+    from modern_llm.evaluation.scoring import score_classes, score_texts
+    from modern_llm.pretrained.classifier import Classifier
+
+    data, tell = form.data, progress_of("evaluating")
+    inputs = [form.input_of(example) for example in examples]
+    if isinstance(loaded.model, Classifier):
+        likelihoods = classify(loaded.model, form.prompts(examples, 0), batch_size, device, tell)
+        return score_classes(data.labels, likelihoods, examples, inputs, seed)
+    model: Any = loaded.model
+    if data.labels:
+        words = form.answers(data.labels)
+        prompts = form.prompts(examples, max(map(len, words)))
+        likelihoods = rank_answers(model, prompts, [words] * len(prompts), batch_size, tell)
+        return score_classes(data.labels, likelihoods, examples, inputs, seed)
+    # An encoder-decoder writes into a text of its own.
+    reserve = 0 if loaded.is_seq2seq else data.max_new_tokens
+    written = write_answers(
+        model,
+        loaded.tokenizer,
+        form.prompts(examples, reserve),
+        max_new_tokens=data.max_new_tokens,
+        stop=data.stop,
+        batch_size=batch_size,
+        progress=tell,
+    )
+    return score_texts(data.scoring, written, examples, inputs, seed)
+
+
+def finish(
+    task: AnsweringTask,
+    folder: RunFolder,
+    runtime: Runtime,
+    loaded: LoadedModel,
+    scored: Scored,
+    metrics: dict[str, float],
+    facts: dict[str, Any],
+    checkpoint: Path | None = None,
+) -> dict[str, float]:
+    """Write predictions, errors, result and page; print them. Returns the final metrics."""
+    from modern_llm.reporting.page import write_run_report
+
+    every, trained = loaded.parameter_counts()
+    metrics = {
+        **scored.metrics,
+        **metrics,
+        "parameters": every,
+        "trained_parameters": trained if checkpoint is not None else 0,
+        "peak_memory_gb": runtime.peak_memory_gb(),
+    }
+    headline = [name for name in METRICS[task.dataset.scoring] if name in metrics]
+    errors = scored.errors()
+    folder.write_lines("predictions.jsonl", [vars(p) for p in scored.predictions])
+    folder.write_lines("errors.jsonl", errors)
+    folder.write_json(
+        "result.json",
+        {
+            "status": "finished",
+            "metrics": metrics,
+            "objective_metric": task.objective_metric,
+            "headline": headline,
+            "notes": facts,
+            "evaluated_checkpoint": checkpoint.relative_to(folder.path).as_posix() if checkpoint else None,
+            "runtime": runtime.describe(),
+            "errors": errors[:50],
+            "samples": [
+                {"prompt": p.input, "text": f" → {p.prediction}  (reference: {p.reference})"}
+                for p in scored.predictions[:3]
+            ],
+        },
+    )
+    written = write_run_report(folder.path)
+    for name in headline:
+        low, high = metrics.get(f"{name}_low"), metrics.get(f"{name}_high")
+        print(f"{name}: {metrics[name]:.4f} (95 % interval {low:.4f} to {high:.4f})")
+    paths = {"result": folder.path / "result.json", "errors": folder.path / "errors.jsonl", **written}
+    for what, path in {**paths, "checkpoint": checkpoint}.items():
+        print(f"{what + ':':<12}{path}")
+    return metrics

@@ -1,0 +1,105 @@
+"""From the model that a configuration names to a model in memory, and what a checkpoint says of it."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import torch
+from omegaconf import OmegaConf
+
+from modern_llm.data.tokenizers import Tokenizer
+from modern_llm.instantiate import build, describe
+from modern_llm.models.config import ModernLLMConfig
+from modern_llm.models.transformer import ModernDecoderLM
+from modern_llm.pretrained.loading import (
+    LoadedModel,
+    hugging_face_config,
+    load_hugging_face,
+    own_decoder,
+    with_classification_head,
+)
+from modern_llm.pretrained.settings import LoRA, ModelFromRun, PretrainedChoice, PretrainedModel
+from modern_llm.training.checkpoint import load_model_tensors
+from modern_llm.training.runtime import Runtime
+
+
+def load_model(
+    choice: PretrainedChoice, runtime: Runtime, mirror: str | None, labels: list[str], train: bool
+) -> LoadedModel:
+    """Load what `model` names.
+
+    Args:
+        choice: a Hugging Face model, or one of an earlier run.
+        runtime: the machine it is for.
+        mirror: root of the mirror.
+        labels: give it a classification head for these; empty: it writes.
+        train: put on the adapters that `choice` asks for.
+
+    Raises:
+        FileNotFoundError: it is nowhere.
+        ValueError: it cannot do what is asked; the message says why.
+    """
+    # Frozen weights are only read, so they may have the precision that is computed in.
+    dtype = torch.bfloat16 if runtime.precision == "bf16" else torch.float32
+    if isinstance(choice, PretrainedModel):
+        loaded = load_hugging_face(choice, mirror, labels, dtype)
+    else:
+        loaded = _from_checkpoint(choice, runtime, mirror, labels, train)
+    if train and isinstance(choice.lora, LoRA):
+        loaded = loaded.with_lora(choice.lora)
+    loaded.model.to(runtime.device)
+    return loaded
+
+
+def is_encoder_decoder(choice: PretrainedChoice, mirror: str | None) -> bool:
+    """Whether an encoder reads the input, found without loading weights."""
+    if isinstance(choice, ModelFromRun):
+        inner = build(OmegaConf.load(choice.checkpoint() / "config.yaml").model, "model")
+        return not isinstance(inner, ModernLLMConfig) and is_encoder_decoder(inner, mirror)
+    return hugging_face_config(choice, mirror).is_encoder_decoder
+
+
+def _from_checkpoint(
+    choice: ModelFromRun, runtime: Runtime, mirror: str | None, labels: list[str], train: bool
+) -> LoadedModel:
+    folder = choice.checkpoint()
+    record = OmegaConf.load(folder / "config.yaml")
+    had = list(record.get("labels") or [])
+    if had and not labels:
+        raise ValueError(
+            f"model.path={choice.path}: is a classifier ({', '.join(had)}) and writes no text. "
+            "Use task.form=classification on data with these labels, or choose a language model."
+        )
+    if had and had != labels:
+        raise ValueError(
+            f"model.path={choice.path}: classifies {', '.join(had)}, and the data have {', '.join(labels)}. "
+            "Choose the data it was trained on, or a language model."
+        )
+    inner = build(record.model, "model")
+    if isinstance(inner, ModernLLMConfig):
+        tokenizer = Tokenizer.load(folder / "tokenizer")
+        loaded = own_decoder(ModernDecoderLM(inner), tokenizer, str(folder), had)
+    else:
+        loaded = load_model(inner, runtime, mirror, had, train=True)
+        if loaded.fingerprint != record.base_fingerprint:
+            raise ValueError(
+                f"model.path={choice.path}: was trained on another {loaded.name} than the one that is found now. "
+                "Put the former into the mirror, or train anew."
+            )
+    load_model_tensors(loaded.model, folder)
+    if train or (labels and not had):
+        loaded = loaded.merged()
+    if labels and not had:
+        loaded = with_classification_head(loaded, labels)
+    return loaded
+
+
+def describe_model(choice: PretrainedChoice, loaded: LoadedModel) -> str:
+    """What `config.yaml` of a checkpoint says, from which `load_model` makes the model again."""
+    # A whole decoder of our own is in the checkpoint; everything else builds upon what `choice` names.
+    whole = isinstance(loaded.base, ModernDecoderLM) and loaded.adapter is None
+    model: Any = loaded.base.config if whole else choice
+    if isinstance(model, ModelFromRun):  # the best checkpoint of a run may be another one later
+        model = replace(model, path=str(model.checkpoint()))
+    return describe({"model": model, "labels": loaded.labels, "base_fingerprint": loaded.fingerprint})
