@@ -12,7 +12,7 @@ from torch import Tensor
 from modern_llm.models.fused_loss import IGNORE_INDEX
 
 Batch = dict[str, Tensor]
-_MULTIPLE = 8  # of every padded length: what tensor cores and vector units like
+MULTIPLE = 8  # of every padded length: what tensor cores and vector units like
 _POOL = 32  # batches that are sorted by length together; more would make the order less random
 
 
@@ -40,11 +40,10 @@ class Encoded(NamedTuple):
 Collate = Callable[[Sequence[Encoded]], Batch]
 
 
-def padded(rows: Sequence[Sequence[int]], fill: int, left: bool = False) -> Tensor:
-    """(B, T) with T a multiple of 8; shorter rows are filled up on the right, or on the left."""
-    length = -(-max(map(len, rows)) // _MULTIPLE) * _MULTIPLE
-    fills = [[fill] * (length - len(row)) for row in rows]
-    return torch.tensor([[*f, *row] if left else [*row, *f] for row, f in zip(rows, fills, strict=True)])
+def padded(rows: Sequence[Sequence[int]], fill: int, multiple: int = MULTIPLE) -> Tensor:
+    """(B, T) with T a multiple of `multiple`; shorter rows are filled up on the right."""
+    length = -(-max(map(len, rows)) // multiple) * multiple
+    return torch.tensor([[*row, *[fill] * (length - len(row))] for row in rows])
 
 
 def _common(items: Sequence[Encoded], lengths: list[int]) -> Batch:

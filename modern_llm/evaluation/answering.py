@@ -84,7 +84,7 @@ def rank_answers(
     rows = [(n, None) for n in range(len(prompts))] if single else [(n, c) for n in range(len(prompts)) for c in range(C)]
     ids = [[*prompts[n][shared:], *([] if c is None else answers[n][c][:-1])] for n, c in rows]
     for places in _sized_batches(list(map(len, ids)), batch_size, progress):
-        batch = padded([ids[i] for i in places], 0).to(device)
+        batch = padded([ids[i] for i in places], 0, multiple=1).to(device)  # the context may be full
         cache = None if prefix is None else prefix.repeated(len(places), shared + batch.shape[1])
         hidden = model.hidden_states(batch, cache=cache).hidden  # (B, T, d); padding on the right is never seen
         if single:

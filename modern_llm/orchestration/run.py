@@ -99,10 +99,10 @@ def execute(config: DictConfig) -> float | None:
     task: Task = build(OmegaConf.create(record).task)
     if resuming and (path / "result.json").exists():
         done = json.loads((path / "result.json").read_text(encoding="utf-8"))["metrics"].get("steps", 0)
-        if OmegaConf.select(OmegaConf.create(record), "trainer.max_steps") <= done:
-            raise ConfigError(
-                f"resume={path}: this run is finished. Lengthen it with trainer.max_steps=<more than {done:.0f}>."
-            )
+        steps = OmegaConf.select(OmegaConf.create(record), "trainer.max_steps")
+        if steps is None or steps <= done:
+            way = "Start a new one" if steps is None else f"Lengthen it with trainer.max_steps=<more than {done:.0f}>"
+            raise ConfigError(f"resume={path}: this run is finished. {way}.")
     _write_record(path, record, overrides, resuming)
     print(f"run folder: {path}", file=sys.stderr)
     try:

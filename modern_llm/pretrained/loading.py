@@ -15,6 +15,7 @@ from torch import nn
 
 from modern_llm.data.tokenizers import Tokenizer, gguf_file
 from modern_llm.hub import find_model
+from modern_llm.models.interop import to_hugging_face
 from modern_llm.models.transformer import ModernDecoderLM
 from modern_llm.pretrained.causal import HuggingFaceCausalLM
 from modern_llm.pretrained.classifier import Classifier
@@ -97,15 +98,37 @@ class LoadedModel:
             return replace(self, model=plain, adapter=None)
         return replace(self, base=plain, adapter=None)
 
+    def as_hugging_face(self) -> LoadedModel:
+        """The same model as one of `transformers`.
+
+        Raises:
+            ValueError: a decoder of our own with parts that no architecture there has; they are named.
+        """
+        if not isinstance(self.base, ModernDecoderLM):
+            return self
+        if self.labels:
+            raise ValueError("a classifier over a decoder of our own has no class in transformers. Keep its checkpoint.")
+        exported = to_hugging_face(self.base)
+        return replace(self, base=exported, model=HuggingFaceCausalLM(exported), adapter=None)
+
     def save(self, folder: Path) -> bool:
         """Write it in Hugging Face's own format: an adapter in PEFT's, with the classification head; or the whole
         model. Returns False for a decoder of our own without adapters, whose checkpoint is its format."""
-        if self.adapter is not None:
-            self.adapter.save_pretrained(str(folder))
-        elif isinstance(self.base, ModernDecoderLM):
+        if self.adapter is None and isinstance(self.base, ModernDecoderLM):
             return False
-        else:
-            self.base.save_pretrained(str(folder))  # type: ignore[operator]
+        config: Any = self.base.config
+        theirs = not isinstance(self.base, ModernDecoderLM)
+        unpadded = theirs and config.pad_token_id is None
+        if unpadded:  # nothing here reads it; a classifier that is loaded elsewhere does
+            config.pad_token_id = self.tokenizer.eos_id
+        with _quiet():
+            if self.adapter is not None:
+                # Embeddings are never trained beside adapters; peft would ask the hub about them.
+                self.adapter.save_pretrained(str(folder), save_embedding_layers=False)
+            else:
+                self.base.save_pretrained(str(folder))  # type: ignore[operator]
+        if unpadded:
+            config.pad_token_id = None
         self.tokenizer.save(folder)
         return True
 
@@ -175,8 +198,6 @@ def load_hugging_face(
         base = kind.from_pretrained(folder, dtype=dtype, **where)
     if packed:
         _forget_quantization(base)
-    if base.config.pad_token_id is None:  # nothing here reads it; a classifier that is loaded elsewhere needs it
-        base.config.pad_token_id = tokenizer.eos_id
     fingerprint = weights_fingerprint(base.base_model)
     body = HuggingFaceSeq2Seq(base) if config.is_encoder_decoder else HuggingFaceCausalLM(base)
     model = Classifier(body, labels) if labels else body

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from modern_llm.training.runtime import Runtime
 
 FormName = Literal["auto", "classification", "label_words", "answer"]
+_ENDLESS = 2**31  # T5's relative positions know no last one
 METRICS = {
     "classification": ("accuracy", "macro_f1"),
     "summaries": ("rouge1", "rouge2", "rougeL", "rougeLsum"),
@@ -39,10 +40,15 @@ def require_form(form: str, dataset: SupervisedData) -> None:
         require(form in ("auto", "answer"), "task.form", form, "needs data with labels", "Use task.form=answer")
 
 
-def require_metric(name: str, dataset: SupervisedData) -> None:
-    """Refuse a final metric that the data do not get."""
+def chosen_metric(name: str, dataset: SupervisedData) -> str:
+    """The final metric that a sweep optimises: `name`, or where that is empty the first that the data get.
+
+    Raises:
+        ValueError: the data do not get it.
+    """
     known = METRICS[dataset.scoring]
-    require(name in known, "task.objective_metric", name, "is not measured", f"Choose among {', '.join(known)}")
+    require(name in ("", *known), "task.objective_metric", name, "is not measured", f"Choose among {', '.join(known)}")
+    return name or known[0]
 
 
 class AnsweringTask(Protocol):
@@ -64,7 +70,7 @@ class AnsweringTask(Protocol):
     def form(self) -> FormName: ...
 
     @property
-    def max_tokens(self) -> int: ...
+    def max_tokens(self) -> int | None: ...
 
     @property
     def objective_metric(self) -> str: ...
@@ -72,6 +78,7 @@ class AnsweringTask(Protocol):
 
 def prepare_model(task: AnsweringTask, train: bool) -> tuple[Runtime, LoadedModel, Form]:
     """The machine, the model on it, and the form in which it meets the data."""
+    from modern_llm.data.batches import MULTIPLE
     from modern_llm.data.forms import ClassificationForm, CompletionForm, Form, Seq2SeqForm
     from modern_llm.pretrained.seq2seq import HuggingFaceSeq2Seq
     from modern_llm.tasks.models import is_encoder_decoder, load_model
@@ -91,7 +98,9 @@ def prepare_model(task: AnsweringTask, train: bool) -> tuple[Runtime, LoadedMode
         task.form == "classification" or (task.form == "auto" and not seq2seq)
     )
     loaded = load_model(task.model, runtime, mirror, dataset.labels if classifies else [], train)
-    max_tokens = task.max_tokens if loaded.context is None else min(task.max_tokens, loaded.context)
+    # Batches are padded to a multiple, which must still lie within the context.
+    context = None if loaded.context is None else loaded.context // MULTIPLE * MULTIPLE
+    max_tokens = min((limit for limit in (task.max_tokens, context) if limit is not None), default=_ENDLESS)
     form: Form
     if isinstance(loaded.model, HuggingFaceSeq2Seq):
         form = Seq2SeqForm(dataset, loaded.tokenizer, max_tokens, start_id=loaded.model.start_id)

@@ -9,7 +9,7 @@ from modern_llm.checks import require
 from modern_llm.data.supervised import SupervisedData
 from modern_llm.models.config import ModernLLMConfig
 from modern_llm.pretrained.settings import ModelFromRun, PretrainedModel
-from modern_llm.tasks.answering import FormName, require_form, require_metric
+from modern_llm.tasks.answering import FormName, chosen_metric, require_form
 from modern_llm.tasks.base import Paths, RunFolder, require_pretrained, say
 from modern_llm.training.loggers import FilesOnly, Logger
 from modern_llm.training.settings import Hardware, TrainerSettings
@@ -40,7 +40,7 @@ class Finetuning:
         max_tokens: longest text, answer included; longer inputs are shortened, and counted.
         max_train_examples, max_evaluation_examples: samples drawn by the seed; null: all.
         suggested_steps: what `trainer.max_steps` is unless set.
-        objective_metric: final metric that a sweep optimises.
+        objective_metric: final metric that a sweep optimises; empty: the first of the data's.
 
     Raises:
         ValueError: an impossible combination.
@@ -59,13 +59,13 @@ class Finetuning:
     max_train_examples: int | None = None
     max_evaluation_examples: int | None = None
     suggested_steps: int = 1000
-    objective_metric: str = "accuracy"
+    objective_metric: str = ""
 
     def __post_init__(self) -> None:
         require(self.seed >= 0, "seed", self.seed, "must not be negative", "Use 0 or more")
         require_pretrained(self.model)
         require_form(self.form, self.dataset)
-        require_metric(self.objective_metric, self.dataset)
+        object.__setattr__(self, "objective_metric", chosen_metric(self.objective_metric, self.dataset))
         for key in ("max_tokens", "max_train_examples", "max_evaluation_examples", "suggested_steps"):
             value = getattr(self, key)
             require(value is None or value >= 1, f"task.{key}", value, "must be at least 1", "Raise it")

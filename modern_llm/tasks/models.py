@@ -60,6 +60,13 @@ def is_encoder_decoder(choice: PretrainedChoice, mirror: str | None) -> bool:
     return hugging_face_config(choice, mirror).is_encoder_decoder
 
 
+def classifier_labels(choice: PretrainedChoice) -> list[str]:
+    """Classes of the classifier that an earlier run trained; empty for a language model."""
+    if isinstance(choice, PretrainedModel):
+        return []
+    return list(OmegaConf.load(choice.checkpoint() / "config.yaml").get("labels") or [])
+
+
 def _from_checkpoint(
     choice: ModelFromRun, runtime: Runtime, mirror: str | None, labels: list[str], train: bool
 ) -> LoadedModel:

@@ -1,0 +1,200 @@
+"""Zero- and few-shot prompting: how well a model does without training, by the metrics of the finetuned ones."""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from modern_llm.checks import require
+from modern_llm.data.supervised import Example, SupervisedData
+from modern_llm.models.config import ModernLLMConfig
+from modern_llm.pretrained.settings import ModelFromRun, PretrainedModel
+from modern_llm.tasks.answering import FormName, chosen_metric
+from modern_llm.tasks.base import Paths, RunFolder, require_pretrained, say
+from modern_llm.training.settings import Hardware
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    from modern_llm.data.shots import Prompt, PromptWriter
+    from modern_llm.evaluation.scoring import Scored
+    from modern_llm.pretrained.loading import LoadedModel
+
+
+@dataclass(frozen=True)
+class Prompting:
+    """Ask a model, with or without examples in the prompt. Labels are chosen by the likelihood of their words; free
+    text is generated greedily.
+
+    Args:
+        model, hardware, paths, seed: of the same names in the configuration.
+        dataset: the data, and how they become text.
+        num_shots: examples in the prompt, drawn by the seed from the training split; as many of each label.
+        calibrate: divide each label's likelihood by the one it has behind inputs without content (Zhao et al. 2021,
+            arXiv 2102.09690, eq. 1 with a diagonal W).
+        chat: examples and question are turns of a conversation, through the model's chat template.
+        max_tokens: longest prompt with its answer; null: the model's context. Longer ones drop shots.
+        max_evaluation_examples: a sample drawn by the seed; null: all.
+        objective_metric: final metric that a sweep optimises; empty: the first of the data's.
+
+    Raises:
+        ValueError: an impossible combination.
+    """
+
+    model: PretrainedModel | ModelFromRun | ModernLLMConfig
+    hardware: Hardware
+    dataset: SupervisedData
+    paths: Paths = field(default_factory=Paths)
+    seed: int = 0
+    num_shots: int = 0
+    calibrate: bool = False
+    chat: bool = False
+    max_tokens: int | None = None
+    max_evaluation_examples: int | None = None
+    objective_metric: str = ""
+    form: FormName = field(default="label_words", init=False)
+
+    def __post_init__(self) -> None:
+        require(self.seed >= 0, "seed", self.seed, "must not be negative", "Use 0 or more")
+        require_pretrained(self.model)
+        require(self.num_shots >= 0, "task.num_shots", self.num_shots, "must not be negative", "Use 0 for none")
+        require(not self.calibrate or bool(self.dataset.labels), "task.calibrate", self.calibrate,
+                "needs data with labels", "Use task.calibrate=false")  # fmt: skip
+        require(not self.calibrate or bool(self.dataset.content_free), "task.dataset.content_free",
+                self.dataset.content_free, "is empty, and task.calibrate needs inputs without content",
+                "Use ['N/A', '[MASK]', '']")  # fmt: skip
+        for key in ("max_tokens", "max_evaluation_examples"):
+            value = getattr(self, key)
+            require(value is None or value >= 1, f"task.{key}", value, "must be at least 1", "Raise it, or use null")
+        object.__setattr__(self, "objective_metric", chosen_metric(self.objective_metric, self.dataset))
+
+    def run(self, folder: RunFolder) -> dict[str, float]:
+        """Ask, score and report. Returns the final metrics."""
+        import time
+
+        import torch
+
+        from modern_llm.data.shots import PromptWriter, draw_shots
+        from modern_llm.tasks.answering import finish, prepare_model
+
+        torch.manual_seed(self.seed)
+        runtime, loaded, _ = prepare_model(self, train=False)
+        loaded.model.eval()
+        mirror, data = self.paths.mirror, self.dataset
+        examples = data.examples("evaluation", mirror, self.max_evaluation_examples, self.seed)
+        shots: list[Example] = []
+        if self.num_shots:
+            train = data.examples("train", mirror)
+            shots = draw_shots(train.rows, self.num_shots, len(data.labels), self.seed)
+        writer = PromptWriter(
+            data, loaded.tokenizer, loaded.start_ids, shots, self.chat, encoder=loaded.is_seq2seq
+        )
+        rows, prompts = self._prompts(writer, loaded, examples.rows)
+        say(f"{data.name}, {examples.split}: {len(rows)} questions, {self.num_shots} shots")
+        start = time.perf_counter()
+        with runtime.autocast():
+            scored = self._ask(writer, loaded, rows, prompts)
+        seconds = time.perf_counter() - start
+        kept = Counter(prompt.shots for prompt in prompts)
+        facts: dict[str, Any] = {
+            "num_shots": self.num_shots,
+            "shots_kept": {str(n): count for n, count in sorted(kept.items())},
+            "shot_rows": [shot.index for shot in shots],
+            "left_out_questions": len(examples.rows) - len(rows),
+            "evaluation_split": examples.split,
+            "evaluation_examples": len(rows),
+            "data_fingerprint": examples.fingerprint,
+            "base_fingerprint": loaded.fingerprint,
+            "first_prompt": loaded.tokenizer.decode(prompts[0].ids),
+        }
+        metrics = {"num_shots": self.num_shots, "seconds": seconds, "questions_per_second": len(rows) / seconds}
+        return finish(self, folder, runtime, loaded, scored, metrics, facts)
+
+    def _prompts(
+        self, writer: PromptWriter, loaded: LoadedModel, examples: list[Example]
+    ) -> tuple[list[Example], list[Prompt]]:
+        """Examples and their prompts; those whose question alone is too long are left out, and told of."""
+        data = self.dataset
+        longest = max([len(ids) for ids in self._answers(writer)], default=data.max_new_tokens)
+        limits = [limit for limit in (self.max_tokens, loaded.context) if limit is not None]
+        room = None if loaded.is_seq2seq and not self.max_tokens else min(limits, default=0) - longest
+        prompts = writer.prompts(examples, room)
+        pairs = [(e, p) for e, p in zip(examples, prompts, strict=True) if p is not None]
+        if not pairs:
+            raise ValueError(
+                f"task.max_tokens={self.max_tokens}: no question fits into {min(limits, default=0)} tokens beside an "
+                f"answer of {longest}. Raise it, lower task.dataset.max_new_tokens, or choose a model with a longer "
+                "context."
+            )
+        left_out = [e.index for e, p in zip(examples, prompts, strict=True) if p is None]
+        if left_out:
+            say(
+                f"{len(left_out)} questions are left out, because they do not fit into {room} tokens (rows "
+                f"{left_out[:5]} …). A model with a longer context could read them"
+            )
+        fewer = sum(prompt.shots < self.num_shots for _, prompt in pairs)
+        if fewer:
+            say(f"{fewer} prompts have fewer than {self.num_shots} shots, to fit into {room} tokens")
+        return [e for e, _ in pairs], [p for _, p in pairs]
+
+    def _answers(self, writer: PromptWriter) -> list[list[int]]:
+        return writer.tokenizer.encode_batch([writer.answer(label) for label in self.dataset.labels])
+
+    def _ask(
+        self, writer: PromptWriter, loaded: LoadedModel, examples: list[Example], prompts: list[Prompt]
+    ) -> Scored:
+        from modern_llm.evaluation.answering import write_answers
+        from modern_llm.evaluation.scoring import score_classes, score_texts
+        from modern_llm.tasks.answering import progress_of
+
+        data, model = self.dataset, loaded.model
+        inputs = [(data.source_of if loaded.is_seq2seq else data.prompt_of)(example) for example in examples]
+        if data.labels:
+            scores = self._rank(writer, model, prompts)
+            return score_classes(data.labels, scores, examples, inputs, self.seed)
+        written: list[Any] = [None] * len(prompts)
+        for places in _by_shots(prompts):
+            answers = write_answers(
+                model,  # type: ignore[arg-type]
+                loaded.tokenizer,
+                [prompts[i].ids for i in places],
+                max_new_tokens=data.max_new_tokens,
+                stop=data.stop,
+                batch_size=self.hardware.eval_rows,
+                progress=progress_of("answering"),
+            )
+            for place, answer in zip(places, answers, strict=True):
+                written[place] = answer
+        return score_texts(data.scoring, written, examples, inputs, self.seed)
+
+    def _rank(self, writer: PromptWriter, model: Any, prompts: list[Prompt]) -> np.ndarray:
+        """(N, C) log-likelihoods of the labels, calibrated where that is asked for."""
+        import numpy as np
+
+        from modern_llm.evaluation.answering import rank_answers
+        from modern_llm.tasks.answering import progress_of
+
+        words, scores = self._answers(writer), np.zeros((len(prompts), len(self.dataset.labels)))
+        for places in _by_shots(prompts):
+            asked = [prompts[i].ids for i in places]
+            if self.calibrate:
+                empty = [self.dataset.without_content(filler) for filler in self.dataset.content_free]
+                asked += writer.ids(empty, prompts[places[0]].shots)
+            ranked = rank_answers(
+                model, asked, [words] * len(asked), self.hardware.eval_rows, progress_of("answering")
+            )
+            scores[places] = ranked[: len(places)]
+            if self.calibrate:
+                chance = np.exp(ranked[len(places) :])
+                chance /= chance.sum(1, keepdims=True)
+                scores[places] -= np.log(chance.mean(0))
+        return scores
+
+
+def _by_shots(prompts: list[Prompt]) -> list[list[int]]:
+    """Places of prompts with the same shots: they begin alike."""
+    groups: dict[int, list[int]] = {}
+    for place, prompt in enumerate(prompts):
+        groups.setdefault(prompt.shots, []).append(place)
+    return list(groups.values())
