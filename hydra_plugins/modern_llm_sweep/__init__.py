@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
 from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
+from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.utils import JobReturn, JobStatus
 from hydra.plugins.launcher import Launcher
@@ -41,6 +43,8 @@ class AblationSweeper(BasicSweeper):
         jobs = [job for batch in self.split_arguments(parser.parse_overrides(recipe + own), None) for job in batch]
         self.validate_batch_is_legal(jobs)
         outputs = Path(str(self.config.paths.outputs)).expanduser()
+        # The folder's name asks which groups were chosen; what is set there becomes read-only.
+        HydraConfig.instance().set_config(deepcopy(self.config))
         folder = Path(str(self.config.hydra.sweep.dir))
         sweep = Sweep.open(folder, outputs / "multirun", jobs, resume[-1] if resume else None)
         with open_dict(self.config):

@@ -51,6 +51,17 @@ def test_a_failing_job_leaves_the_others_alone_and_is_run_again_alone(tmp_path: 
     assert "job 0:" not in again.stderr
 
 
+def test_a_sweep_without_a_recipe_is_named_after_its_choices(tmp_path: Path) -> None:
+    place = Workplace(tmp_path)
+    command = [part for part in place.command("-m", "trainer.max_steps=2", "model.use_attention_sinks=true,false")]
+    command = [part for part in command if not part.startswith("experiment=")]
+    done = subprocess.run(command, cwd=tmp_path, env=place.environment(), capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr[-2000:]
+    folder = only_sweep(place)
+    assert folder.name.endswith("_text_tiny")
+    assert [row["model.use_attention_sinks"] for row in table(folder)] == ["True", "False"]
+
+
 def test_an_interrupted_sweep_ends_as_one_that_was_left_alone(tmp_path: Path) -> None:
     swept = ["-m", "trainer.max_steps=400", "trainer.save_every=5", "trainer.eval_every=50", "seed=1,2"]
     (tmp_path / "a").mkdir()
