@@ -44,7 +44,7 @@ class HuggingFaceCausalLM(nn.Module):
 
     def __init__(self, model: PreTrainedModel) -> None:
         super().__init__()
-        self.model = model
+        self.model, self._checkpointing = model, False
         config = model.config
         if config.is_encoder_decoder:
             raise ValueError(f"{config.model_type}: is an encoder-decoder, and no causal language model.")
@@ -73,10 +73,11 @@ class HuggingFaceCausalLM(nn.Module):
     @property
     def activation_checkpointing(self) -> bool:
         """Whether each layer is computed again in the backward pass."""
-        return self.model.is_gradient_checkpointing
+        return self._checkpointing
 
     @activation_checkpointing.setter
     def activation_checkpointing(self, on: bool) -> None:
+        self._checkpointing = on
         if on:
             self.model.gradient_checkpointing_enable({"use_reentrant": False})
         else:

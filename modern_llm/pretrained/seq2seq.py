@@ -33,7 +33,7 @@ class HuggingFaceSeq2Seq(nn.Module):
 
     def __init__(self, model: PreTrainedModel) -> None:
         super().__init__()
-        self.model = model
+        self.model, self._checkpointing = model, False
         if model.config.model_type not in ("t5", "mt5"):
             raise ValueError(f"{model.config.model_type}: of the encoder-decoders, only the T5 family is supported.")
 
@@ -55,10 +55,11 @@ class HuggingFaceSeq2Seq(nn.Module):
     @property
     def activation_checkpointing(self) -> bool:
         """Whether each layer is computed again in the backward pass."""
-        return self.model.is_gradient_checkpointing
+        return self._checkpointing
 
     @activation_checkpointing.setter
     def activation_checkpointing(self, on: bool) -> None:
+        self._checkpointing = on
         if on:
             self.model.gradient_checkpointing_enable({"use_reentrant": False})
         else:
