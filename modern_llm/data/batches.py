@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any, NamedTuple
+from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -16,7 +17,8 @@ MULTIPLE = 8  # of every padded length: what tensor cores and vector units like
 _POOL = 32  # batches that are sorted by length together; more would make the order less random
 
 
-class Encoded(NamedTuple):
+@dataclass(frozen=True, slots=True)
+class Encoded:
     """Ids of one example.
 
     Attributes:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 Message = dict[str, str]  # role: system, user or assistant; content
 
@@ -23,13 +24,13 @@ def render_chat(template: str, messages: Sequence[Message], answer_follows: bool
     from transformers.utils.chat_template_utils import render_jinja_template
 
     try:
-        rendered, _ = render_jinja_template(
+        rendered: Any = render_jinja_template(
             conversations=[[dict(m) for m in messages]],
             chat_template=template,
             add_generation_prompt=answer_follows,
             eos_token=eos,
             bos_token=bos,
-        )
+        )[0]
     except TemplateError as cause:
         raise ValueError(f"the chat template refuses the conversation: {cause}") from cause
-    return rendered[0]
+    return str(rendered[0])

@@ -18,7 +18,8 @@ Part = Literal["train", "selection", "evaluation"]
 _HELD_OUT_SEED = 20  # fixed: the same examples are held out whatever the run's seed is, so that runs compare
 
 
-class Example(NamedTuple):
+@dataclass(frozen=True, slots=True)
+class Example:
     """One row.
 
     Attributes:

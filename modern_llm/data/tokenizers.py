@@ -123,7 +123,6 @@ class Tokenizer:
         adds_bos = config.get("add_bos_token", "Llama" in str(config.get("tokenizer_class")))
         return cls(backend, eos_id, special("bos") if adds_bos else None, config)
 
-
     @classmethod
     def _converted(cls, folder: Path) -> Tokenizer:
         """From the older files of a tokenizer, or a GGUF file, by way of transformers."""

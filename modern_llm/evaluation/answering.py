@@ -3,7 +3,6 @@ the beginning that all prompts share is computed once; texts of like length are 
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
@@ -26,14 +25,16 @@ def _silent(done: int, of: int) -> None:
     """Tell nobody."""
 
 
-def shared_length(prompts: Sequence[Sequence[int]]) -> int:
+def shared_length(prompts: Sequence[list[int]]) -> int:
     """Ids that all prompts begin with; at least one of each prompt stays out."""
     if len(prompts) < 2:
         return 0
-    return min(len(os.path.commonprefix([list(p) for p in prompts])), min(map(len, prompts)) - 1)
+    first, last = min(prompts), max(prompts)  # whatever these two share lies in all that are ordered between them
+    same = next((i for i, (a, b) in enumerate(zip(first, last, strict=False)) if a != b), len(first))
+    return min(same, min(map(len, prompts)) - 1)
 
 
-def _prefill(model: CausalLM, prompts: Sequence[Sequence[int]]) -> tuple[Cache | None, int]:
+def _prefill(model: CausalLM, prompts: Sequence[list[int]]) -> tuple[Cache | None, int]:
     """Cache of what all prompts share, or None where that is nothing, and how many ids it holds."""
     shared = shared_length(prompts)
     if shared == 0:
@@ -57,7 +58,7 @@ def _sized_batches(
 @torch.no_grad()
 def rank_answers(
     model: CausalLM | HuggingFaceSeq2Seq,
-    prompts: Sequence[Sequence[int]],
+    prompts: Sequence[list[int]],
     answers: Sequence[Sequence[Sequence[int]]],
     batch_size: int,
     progress: Progress = _silent,
@@ -81,7 +82,9 @@ def rank_answers(
     device = model.head_weight.device
     # Answers of one token are read off one row; longer ones need a row each for their own beginning.
     single = all(len(answer) == 1 for options in answers for answer in options)
-    rows = [(n, None) for n in range(len(prompts))] if single else [(n, c) for n in range(len(prompts)) for c in range(C)]
+    rows = (
+        [(n, None) for n in range(len(prompts))] if single else [(n, c) for n in range(len(prompts)) for c in range(C)]
+    )
     ids = [[*prompts[n][shared:], *([] if c is None else answers[n][c][:-1])] for n, c in rows]
     for places in _sized_batches(list(map(len, ids)), batch_size, progress):
         batch = padded([ids[i] for i in places], 0, multiple=1).to(device)  # the context may be full
@@ -99,18 +102,19 @@ def rank_answers(
         labels = torch.full_like(batch, IGNORE_INDEX)
         for row, i in enumerate(places):
             n, c = rows[i]
-            answer = answers[n][c]  # type: ignore[index]
+            assert c is not None
+            answer = answers[n][c]
             end = len(ids[i])
             labels[row, end - len(answer) : end] = torch.tensor(answer)
         sums = -token_nll(hidden, model.head_weight, labels).sum(1)
         for value, i in zip(sums.tolist(), places, strict=True):
-            scores[rows[i]] = value  # type: ignore[index]
+            scores[rows[i]] = value
     return scores
 
 
 def _rank_with_encoder(
     model: HuggingFaceSeq2Seq,
-    prompts: Sequence[Sequence[int]],
+    prompts: Sequence[list[int]],
     answers: Sequence[Sequence[Sequence[int]]],
     batch_size: int,
     progress: Progress,
@@ -136,7 +140,7 @@ def _rank_with_encoder(
 def write_answers(
     model: CausalLM | HuggingFaceSeq2Seq,
     tokenizer: TextCodec,
-    prompts: Sequence[Sequence[int]],
+    prompts: Sequence[list[int]],
     *,
     max_new_tokens: int,
     stop: Sequence[str] = (),
@@ -155,11 +159,13 @@ def write_answers(
         batch_size: prompts per batch.
     """
     answers: list[Continuation] = [Continuation("", False)] * len(prompts)
-    encoder = isinstance(model, HuggingFaceSeq2Seq)
-    prefix, shared = (None, 0) if encoder else _prefill(model, prompts)
+    prefix, shared = (None, 0) if isinstance(model, HuggingFaceSeq2Seq) else _prefill(model, prompts)
     for places in _sized_batches([len(p) - shared for p in prompts], batch_size, progress):
-        decoder, starts = model, [list(prompts[i][shared:]) for i in places]
-        if isinstance(model, HuggingFaceSeq2Seq):
+        starts = [list(prompts[i][shared:]) for i in places]
+        decoder: CausalLM
+        if not isinstance(model, HuggingFaceSeq2Seq):
+            decoder = model
+        else:
             source = padded(starts, 0).to(model.head_weight.device)
             mask = padded([[1] * len(row) for row in starts], 0).to(source.device)
             decoder, starts = model.decoder(model.encode(source, mask)), [[model.start_id]] * len(places)
@@ -180,7 +186,11 @@ def write_answers(
 
 @torch.no_grad()
 def classify(
-    model: Classifier, texts: Sequence[Sequence[int]], batch_size: int, device: torch.device, progress: Progress = _silent
+    model: Classifier,
+    texts: Sequence[Sequence[int]],
+    batch_size: int,
+    device: torch.device,
+    progress: Progress = _silent,
 ) -> np.ndarray:
     """(N, C) log-probabilities of the classes of each text, given as ids."""
     scores = np.zeros((len(texts), len(model.labels)))

@@ -72,8 +72,7 @@ def score_classes(
         examples, inputs: N examples and what the model read of them.
         seed: of the intervals.
     """
-    chosen = scores.argmax(1)
-    right = np.array([example.label for example in examples])
+    chosen, right = scores.argmax(1).tolist(), [-1 if e.label is None else e.label for e in examples]
     metrics = measure(Accuracy(), chosen, right, seed) | measure(MacroF1(list(range(len(labels)))), chosen, right, seed)
     shifted = np.exp(scores - scores.max(1, keepdims=True))
     chance = shifted / shifted.sum(1, keepdims=True)
@@ -87,7 +86,7 @@ def score_classes(
             float(p[guess]) if guess != truth else 0.0,
             f"p({labels[guess]}) = {p[guess]:.3f}",
         )
-        for example, text, truth, guess, p in zip(examples, inputs, right.tolist(), chosen.tolist(), chance, strict=True)
+        for example, text, truth, guess, p in zip(examples, inputs, right, chosen, chance, strict=True)
     ]
     return Scored(metrics, predictions)
 

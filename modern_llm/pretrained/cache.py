@@ -16,36 +16,32 @@ class _Layer(DynamicLayer):
         super().__init__()
         self.max_tokens, self.length = max_tokens, 0
 
-    def _allocate(self, batch_size: int, like: Tensor, like_values: Tensor) -> None:
-        self.dtype, self.device = like.dtype, like.device
-        self.keys = like.new_empty(batch_size, like.shape[1], self.max_tokens, like.shape[3])
-        self.values = like_values.new_empty(batch_size, like.shape[1], self.max_tokens, like_values.shape[3])
-        self.is_initialized = True
-
-    def update(
-        self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any
-    ) -> tuple[Tensor, Tensor]:
-        if not self.is_initialized:
-            self._allocate(len(key_states), key_states, value_states)
-        start, stop = self.length, self.length + key_states.shape[2]
+    def _write(self, keys: Tensor, values: Tensor, batch_size: int) -> tuple[Tensor, Tensor]:
+        """Store (B, H, T, D) behind what is held, in memory for `batch_size` texts; returns all that is held then."""
+        if self.keys is None or self.values is None:
+            self.dtype, self.device = keys.dtype, keys.device
+            shapes = [(batch_size, t.shape[1], self.max_tokens, t.shape[3]) for t in (keys, values)]
+            self.keys, self.values = keys.new_empty(shapes[0]), values.new_empty(shapes[1])
+            self.is_initialized = True
+        start, stop = self.length, self.length + keys.shape[2]
         if stop > self.max_tokens:
             raise ValueError(
                 f"the cache holds {self.max_tokens} tokens and was given {stop}. Ask new_cache for more max_tokens."
             )
-        self.keys[:, :, start:stop], self.values[:, :, start:stop] = key_states, value_states
+        self.keys[:, :, start:stop], self.values[:, :, start:stop] = keys, values
         self.length = stop
         return self.keys[:, :, :stop], self.values[:, :, :stop]
+
+    def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
+        return self._write(key_states, value_states, len(key_states))
 
     def get_seq_length(self) -> int:
         return self.length
 
     def repeated(self, batch_size: int, max_tokens: int) -> _Layer:
         layer = _Layer(max_tokens)
-        if self.is_initialized:
-            layer._allocate(batch_size, self.keys, self.values)
-            layer.keys[:, :, : self.length] = self.keys[:, :, : self.length]
-            layer.values[:, :, : self.length] = self.values[:, :, : self.length]
-            layer.length = self.length
+        if self.keys is not None and self.values is not None:
+            layer._write(self.keys[:, :, : self.length], self.values[:, :, : self.length], batch_size)
         return layer
 
 

@@ -107,7 +107,9 @@ class LoadedModel:
         if not isinstance(self.base, ModernDecoderLM):
             return self
         if self.labels:
-            raise ValueError("a classifier over a decoder of our own has no class in transformers. Keep its checkpoint.")
+            raise ValueError(
+                "a classifier over a decoder of our own has no class in transformers. Keep its checkpoint."
+            )
         exported = to_hugging_face(self.base)
         return replace(self, base=exported, model=HuggingFaceCausalLM(exported), adapter=None)
 
@@ -259,7 +261,7 @@ def weights_fingerprint(model: nn.Module) -> str:
 def _forget_quantization(model: PreTrainedModel) -> None:
     """A GGUF file's weights are plain ones once they are loaded, and may be saved as such."""
     model.config.__dict__.pop("quantization_config", None)
-    model.hf_quantizer = None
+    model.__dict__.pop("hf_quantizer", None)
     for mark in ("is_quantized", "quantization_method"):
         if hasattr(model, mark):
             setattr(model, mark, False)

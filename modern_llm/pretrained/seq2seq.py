@@ -106,13 +106,10 @@ class Decoder:
     """
 
     def __init__(self, model: HuggingFaceSeq2Seq, encoded: Encoded) -> None:
-        self.model, self.encoded = model, encoded
-
-    @property
-    def training(self) -> bool:
-        return self.model.training
+        self.model, self.encoded, self.training = model, encoded, model.training
 
     def train(self, mode: bool = True) -> Any:
+        self.training = mode
         return self.model.train(mode)
 
     @property

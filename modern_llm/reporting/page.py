@@ -88,7 +88,9 @@ def write_run_report(folder: Path) -> dict[str, Path]:
         "<h2>Final metrics</h2>",
         html_table(["metric", "value"], [{"metric": k, "value": v} for k, v in metrics.items()]),
         "<h2>How perplexity was measured</h2>",
-        html_table(["what", "value"], [{"what": k, "value": v} for k, v in result.get("perplexity_protocol", {}).items()]),
+        html_table(
+            ["what", "value"], [{"what": k, "value": v} for k, v in result.get("perplexity_protocol", {}).items()]
+        ),
         "<h2>Where it ran</h2>",
         html_table(["what", "value"], [{"what": k, "value": v} for k, v in ({**result["runtime"], **last}).items()]),
         f"<details><summary>Configuration</summary><pre>{escape(run.config)}</pre></details>",

@@ -79,7 +79,7 @@ class AnsweringTask(Protocol):
 def prepare_model(task: AnsweringTask, train: bool) -> tuple[Runtime, LoadedModel, Form]:
     """The machine, the model on it, and the form in which it meets the data."""
     from modern_llm.data.batches import MULTIPLE
-    from modern_llm.data.forms import ClassificationForm, CompletionForm, Form, Seq2SeqForm
+    from modern_llm.data.forms import ClassificationForm, CompletionForm, Seq2SeqForm
     from modern_llm.pretrained.seq2seq import HuggingFaceSeq2Seq
     from modern_llm.tasks.models import is_encoder_decoder, load_model
     from modern_llm.training.runtime import Runtime
@@ -91,12 +91,10 @@ def prepare_model(task: AnsweringTask, train: bool) -> tuple[Runtime, LoadedMode
         import torch
 
         native = runtime.device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
-        better = "bf16" if native else "fp32"
+        better: Literal["bf16", "fp32"] = "bf16" if native else "fp32"
         say(f"hardware.precision: fp16 overflows inside T5's feed-forward layers, so {better} is used")
         runtime = Runtime(replace(task.hardware, precision=better))
-    classifies = bool(dataset.labels) and (
-        task.form == "classification" or (task.form == "auto" and not seq2seq)
-    )
+    classifies = bool(dataset.labels) and (task.form == "classification" or (task.form == "auto" and not seq2seq))
     loaded = load_model(task.model, runtime, mirror, dataset.labels if classifies else [], train)
     # Batches are padded to a multiple, which must still lie within the context.
     context = None if loaded.context is None else loaded.context // MULTIPLE * MULTIPLE

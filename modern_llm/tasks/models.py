@@ -64,7 +64,7 @@ def classifier_labels(choice: PretrainedChoice) -> list[str]:
     """Classes of the classifier that an earlier run trained; empty for a language model."""
     if isinstance(choice, PretrainedModel):
         return []
-    return list(OmegaConf.load(choice.checkpoint() / "config.yaml").get("labels") or [])
+    return list(OmegaConf.select(OmegaConf.load(choice.checkpoint() / "config.yaml"), "labels") or [])
 
 
 def _from_checkpoint(
@@ -72,7 +72,7 @@ def _from_checkpoint(
 ) -> LoadedModel:
     folder = choice.checkpoint()
     record = OmegaConf.load(folder / "config.yaml")
-    had = list(record.get("labels") or [])
+    had = list(OmegaConf.select(record, "labels") or [])
     if had and not labels:
         raise ValueError(
             f"model.path={choice.path}: is a classifier ({', '.join(had)}) and writes no text. "

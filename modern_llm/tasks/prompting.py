@@ -87,9 +87,7 @@ class Prompting:
         if self.num_shots:
             train = data.examples("train", mirror)
             shots = draw_shots(train.rows, self.num_shots, len(data.labels), self.seed)
-        writer = PromptWriter(
-            data, loaded.tokenizer, loaded.start_ids, shots, self.chat, encoder=loaded.is_seq2seq
-        )
+        writer = PromptWriter(data, loaded.tokenizer, loaded.start_ids, shots, self.chat, encoder=loaded.is_seq2seq)
         rows, prompts = self._prompts(writer, loaded, examples.rows)
         say(f"{data.name}, {examples.split}: {len(rows)} questions, {self.num_shots} shots")
         start = time.perf_counter()
@@ -141,9 +139,7 @@ class Prompting:
     def _answers(self, writer: PromptWriter) -> list[list[int]]:
         return writer.tokenizer.encode_batch([writer.answer(label) for label in self.dataset.labels])
 
-    def _ask(
-        self, writer: PromptWriter, loaded: LoadedModel, examples: list[Example], prompts: list[Prompt]
-    ) -> Scored:
+    def _ask(self, writer: PromptWriter, loaded: LoadedModel, examples: list[Example], prompts: list[Prompt]) -> Scored:
         from modern_llm.evaluation.answering import write_answers
         from modern_llm.evaluation.scoring import score_classes, score_texts
         from modern_llm.tasks.answering import progress_of
@@ -181,9 +177,7 @@ class Prompting:
             if self.calibrate:
                 empty = [self.dataset.without_content(filler) for filler in self.dataset.content_free]
                 asked += writer.ids(empty, prompts[places[0]].shots)
-            ranked = rank_answers(
-                model, asked, [words] * len(asked), self.hardware.eval_rows, progress_of("answering")
-            )
+            ranked = rank_answers(model, asked, [words] * len(asked), self.hardware.eval_rows, progress_of("answering"))
             scores[places] = ranked[: len(places)]
             if self.calibrate:
                 chance = np.exp(ranked[len(places) :])

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import pytest
@@ -236,7 +236,7 @@ class TestBatches:
 
 
 class TestShots:
-    pool = [Example(i, {"question": str(i)}, i % 2, ["no", "yes"][i % 2]) for i in range(40)]
+    pool: ClassVar = [Example(i, {"question": str(i)}, i % 2, ["no", "yes"][i % 2]) for i in range(40)]
 
     @pytest.mark.parametrize("num_shots", [1, 4, 7, 8])
     def test_labels_are_balanced_and_the_seed_decides(self, num_shots: int) -> None:
@@ -280,6 +280,5 @@ class TestShots:
             self.writer(tokenizer, chat=True, encoder=True)
 
 
-_TEMPLATE = (
-    "{% for m in messages %}[{{ m.role }}]{{ m.content }}{% endfor %}{% if add_generation_prompt %}[assistant]{% endif %}"
-)
+_TEMPLATE = "{% for m in messages %}[{{ m.role }}]{{ m.content }}{% endfor %}"
+_TEMPLATE += "{% if add_generation_prompt %}[assistant]{% endif %}"

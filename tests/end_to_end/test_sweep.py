@@ -53,7 +53,7 @@ def test_a_failing_job_leaves_the_others_alone_and_is_run_again_alone(tmp_path: 
 
 def test_a_sweep_without_a_recipe_is_named_after_its_choices(tmp_path: Path) -> None:
     place = Workplace(tmp_path)
-    command = [part for part in place.command("-m", "trainer.max_steps=2", "model.use_attention_sinks=true,false")]
+    command = place.command("-m", "trainer.max_steps=2", "model.use_attention_sinks=true,false")
     command = [part for part in command if not part.startswith("experiment=")]
     done = subprocess.run(command, cwd=tmp_path, env=place.environment(), capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr[-2000:]

@@ -20,7 +20,12 @@ CHAT = (
     "{% for m in messages %}<|{{ m.role }}|>{{ m.content }}{{ eos_token }}{% endfor %}"
     "{% if add_generation_prompt %}<|assistant|>{% endif %}"
 )
-NAMES = {"gpt2": "openai-community/gpt2", "llama": "made/llama", "t5": "google-t5/t5-small", "flan": "google/flan-t5-small"}
+NAMES = {
+    "gpt2": "openai-community/gpt2",
+    "llama": "made/llama",
+    "t5": "google-t5/t5-small",
+    "flan": "google/flan-t5-small",
+}
 
 
 def byte_tokenizer() -> Tokenizer:
@@ -29,23 +34,25 @@ def byte_tokenizer() -> Tokenizer:
 
 def make_model(kind: str) -> Any:
     from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM, T5Config
-    from transformers import T5ForConditionalGeneration as T5
+    from transformers import T5ForConditionalGeneration
 
     torch.manual_seed(7)
     ends = {"bos_token_id": 0, "eos_token_id": 0}
     t5 = {"vocab_size": 264, "d_model": 32, "d_kv": 8, "d_ff": 64, "num_layers": 2, "num_heads": 4,
           "decoder_start_token_id": 0, "eos_token_id": 0, "pad_token_id": 0}  # fmt: skip
     if kind == "gpt2":
-        model: Any = GPT2LMHeadModel(GPT2Config(vocab_size=257, n_embd=32, n_layer=2, n_head=4, n_positions=256, **ends))
+        model: Any = GPT2LMHeadModel(
+            GPT2Config(vocab_size=257, n_embd=32, n_layer=2, n_head=4, n_positions=256, **ends)
+        )
     elif kind == "llama":
         sizes = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4}
         model = LlamaForCausalLM(
             LlamaConfig(vocab_size=257, num_key_value_heads=2, max_position_embeddings=256, **sizes, **ends)
         )
     elif kind == "t5":
-        model = T5(T5Config(**t5))
+        model = T5ForConditionalGeneration(T5Config(**t5))
     else:
-        model = T5(T5Config(**t5, feed_forward_proj="gated-gelu", tie_word_embeddings=False))
+        model = T5ForConditionalGeneration(T5Config(**t5, feed_forward_proj="gated-gelu", tie_word_embeddings=False))
     for parameter in model.parameters():  # sharper than initial weights, so that the most likely token is clear
         if parameter.dim() > 1:
             parameter.data.mul_(3)

@@ -110,7 +110,11 @@ def test_answers_do_not_depend_on_their_batch(load: Load, kind: str) -> None:
     start = random_ids(7, seed=5).tolist()
     prompts = [[*start, *random_ids(n, seed=n).tolist()] for n in (3, 11, 6, 1, 9)]
     written = write_answers(
-        loaded.model, loaded.tokenizer, prompts, max_new_tokens=10, batch_size=3  # type: ignore[arg-type]
+        loaded.model,
+        loaded.tokenizer,
+        prompts,
+        max_new_tokens=10,
+        batch_size=3,  # type: ignore[arg-type]
     )
     alone = [
         write_answers(loaded.model, loaded.tokenizer, [p], max_new_tokens=10, batch_size=1)[0]  # type: ignore[arg-type]
@@ -125,7 +129,11 @@ def test_t5_generates_what_transformers_generates(load: Load, kind: str) -> None
     loaded = load(kind)
     prompts = [random_ids(n, seed=n).tolist() for n in (4, 9)]
     ours = write_answers(
-        loaded.model, loaded.tokenizer, prompts, max_new_tokens=8, batch_size=2  # type: ignore[arg-type]
+        loaded.model,
+        loaded.tokenizer,
+        prompts,
+        max_new_tokens=8,
+        batch_size=2,  # type: ignore[arg-type]
     )
     for prompt, answer in zip(prompts, ours, strict=True):
         theirs = loaded.base.generate(torch.tensor([prompt]), max_new_tokens=8, do_sample=False)  # type: ignore[operator]

@@ -102,7 +102,7 @@ class TestLoRA:
         torch.testing.assert_close(states(loaded.merged()), adapted, atol=1e-3, rtol=1e-3)
 
     def test_unknown_targets_are_named(self, load: Load) -> None:
-        with pytest.raises(ValueError, match="no linear map 'q_proj'. Choose among c_attn"):
+        with pytest.raises(ValueError, match=r"no linear map 'q_proj'\. Choose among c_attn"):
             load("gpt2", lora=LoRA(targets=["q_proj"]))
 
 
@@ -168,7 +168,9 @@ def test_a_finetuned_gpt2_stops_by_itself(load: Load) -> None:
     """Padding and end of text share an id, and the end is learned all the same."""
     loaded = load("gpt2")
     data = SupervisedData(name="x", prompt="{q}=", target="{a}", scoring="numbers")
-    rows = [Example(i, {"q": q, "a": a}, None, a) for i, (q, a) in enumerate([("a", "xy"), ("bb", "z"), ("ccc", "u v")])]
+    rows = [
+        Example(i, {"q": q, "a": a}, None, a) for i, (q, a) in enumerate([("a", "xy"), ("bb", "z"), ("ccc", "u v")])
+    ]
     form = CompletionForm(data, loaded.tokenizer, 32)
     stream = LengthBatches(form.encode(rows), 3, 0, CompletionBatch(loaded.tokenizer.eos_id), "")
     optimizer = torch.optim.AdamW(loaded.model.parameters(), lr=3e-3)
@@ -180,7 +182,11 @@ def test_a_finetuned_gpt2_stops_by_itself(load: Load) -> None:
         optimizer.step()
     prompts = form.prompts(rows, 8)
     answers = write_answers(
-        loaded.model, loaded.tokenizer, prompts, max_new_tokens=20, batch_size=3  # type: ignore[arg-type]
+        loaded.model,
+        loaded.tokenizer,
+        prompts,
+        max_new_tokens=20,
+        batch_size=3,  # type: ignore[arg-type]
     )
     assert [a.text for a in answers] == [" xy", " z", " u v"]
     assert all(a.ended for a in answers)
@@ -216,7 +222,9 @@ class TestRuns:
         shutil.copytree(tmp_path / "whole", tmp_path / "broken")
         shutil.rmtree(tmp_path / "broken" / "checkpoints" / "step_00000006")
         again = run(made, tmp_path / "broken")
-        one, two = (load_file(tmp_path / f / "checkpoints/step_00000006/model.safetensors") for f in ("whole", "broken"))
+        one, two = (
+            load_file(tmp_path / f / "checkpoints/step_00000006/model.safetensors") for f in ("whole", "broken")
+        )
         assert one.keys() == two.keys()
         assert all(torch.equal(one[name], two[name]) for name in one)
         assert again["accuracy"] == metrics["accuracy"]
@@ -234,7 +242,9 @@ class TestRuns:
         from transformers import AutoModelForSequenceClassification
 
         run(task(hub, "made/llama", SST2, steps=8), tmp_path)
-        base = AutoModelForSequenceClassification.from_pretrained(hub / "models/made/llama", num_labels=2, pad_token_id=0)
+        base = AutoModelForSequenceClassification.from_pretrained(
+            hub / "models/made/llama", num_labels=2, pad_token_id=0
+        )
         theirs = PeftModelForSequenceClassification.from_pretrained(base, str(tmp_path / "adapter")).eval()
         tokenizer = load_hugging_face(PretrainedModel("made/llama"), str(hub)).tokenizer
         rows = [json.loads(line) for line in (tmp_path / "predictions.jsonl").read_text().splitlines()]
@@ -245,7 +255,9 @@ class TestRuns:
             assert row["detail"].endswith(f"{chance:.3f}")
 
     @pytest.mark.parametrize("data", [SST2, GSM8K], ids=["head", "text"])
-    def test_a_run_is_measured_again_merged_and_trained_on(self, hub: Path, tmp_path: Path, data: SupervisedData) -> None:
+    def test_a_run_is_measured_again_merged_and_trained_on(
+        self, hub: Path, tmp_path: Path, data: SupervisedData
+    ) -> None:
         first = run(task(hub, "made/llama", data), tmp_path / "first")
         again = task(hub, "made/llama", data, train=False)
         again = replace(again, model=ModelFromRun(str(tmp_path / "first")))
@@ -266,8 +278,8 @@ class TestRuns:
     def test_a_decoder_from_scratch_stands_where_a_pretrained_one_may(self, hub: Path, tmp_path: Path) -> None:
         scratch = {
             "_target_": "modern_llm.tasks.language_modeling.LanguageModeling",
-            "model": {"_target_": "modern_llm.models.config.ModernLLMConfig", "d_model": 32, "n_layers": 2, "n_heads": 2,
-                      "max_seq_len": 64},
+            "model": {"_target_": "modern_llm.models.config.ModernLLMConfig", "d_model": 32, "n_layers": 2,
+                      "n_heads": 2,                      "max_seq_len": 64},
             "trainer": {"_target_": "modern_llm.training.settings.TrainerSettings", "max_steps": 2, "batch_size": 2},
             "hardware": {"_target_": "modern_llm.training.settings.Hardware", "device": "cpu", "precision": "fp32"},
             "data": {"_target_": "modern_llm.data.sources.TextFiles", "train": [str(tmp_path / "text.txt")]},
@@ -290,7 +302,7 @@ class TestRefusals:
     def test_a_model_that_nobody_has_trained(self) -> None:
         from modern_llm.models.config import ModernLLMConfig
 
-        with pytest.raises(ValueError, match="needs a trained model.*model=gpt2.*from_run"):
+        with pytest.raises(ValueError, match=r"needs a trained model.*model=gpt2.*from_run"):
             Finetuning(ModernLLMConfig(), trainer(2), HARDWARE, SST2)
 
     def test_a_classification_head_for_t5(self, hub: Path, tmp_path: Path) -> None:
@@ -342,7 +354,9 @@ class TestRefusals:
 
     def test_a_model_that_is_nowhere(self, hub: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setenv("HF_HUB_OFFLINE", "1")
-        with pytest.raises(FileNotFoundError, match="mirror.*local Hugging Face cache and on the hub.*MODERN_LLM_MIRROR"):
+        with pytest.raises(
+            FileNotFoundError, match=r"mirror.*local Hugging Face cache and on the hub.*MODERN_LLM_MIRROR"
+        ):
             load_hugging_face(PretrainedModel("nobody/nothing"), str(hub))
 
     def test_more_context_than_positions(self, hub: Path) -> None:
@@ -354,7 +368,9 @@ class TestRefusals:
             ModelFromRun(str(tmp_path))
 
     def test_fp16_and_t5(self, hub: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-        made = replace(task(hub, "google-t5/t5-small", SAMSUM, train=False), hardware=replace(HARDWARE, precision="fp16"))
+        made = replace(
+            task(hub, "google-t5/t5-small", SAMSUM, train=False), hardware=replace(HARDWARE, precision="fp16")
+        )
         run(made, tmp_path)
         assert "fp16 overflows" in capsys.readouterr().err
         assert json.loads((tmp_path / "result.json").read_text())["runtime"]["precision"] == "fp32"

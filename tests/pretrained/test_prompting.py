@@ -116,5 +116,5 @@ def test_impossible_settings(hub: Path) -> None:
         Prompting(model, HARDWARE, replace(SST2, content_free=[]), calibrate=True)
     with pytest.raises(ValueError, match="num_shots=-1"):
         Prompting(model, HARDWARE, SST2, num_shots=-1)
-    with pytest.raises(ValueError, match="objective_metric='rouge1': is not measured. Choose among accuracy"):
+    with pytest.raises(ValueError, match=r"objective_metric='rouge1': is not measured\. Choose among accuracy"):
         Prompting(model, HARDWARE, SST2, objective_metric="rouge1")

