@@ -33,8 +33,14 @@ def byte_tokenizer() -> Tokenizer:
 
 
 def make_model(kind: str) -> Any:
-    from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM, T5Config
-    from transformers import T5ForConditionalGeneration
+    from transformers import (
+        GPT2Config,
+        GPT2LMHeadModel,
+        LlamaConfig,
+        LlamaForCausalLM,
+        T5Config,
+        T5ForConditionalGeneration,
+    )
 
     torch.manual_seed(7)
     ends = {"bos_token_id": 0, "eos_token_id": 0}
