@@ -322,7 +322,7 @@ class TestRefusals:
             run(replace(made, model=ModelFromRun(str(tmp_path / "first"))), tmp_path / "second")
 
     def test_an_adapter_for_another_base(self, hub: Path, tmp_path: Path) -> None:
-        from conftest import NAMES, byte_tokenizer, make_model
+        from made_models import NAMES, byte_tokenizer, make_model
 
         run(task(hub, "made/llama", SST2, steps=2), tmp_path / "first")
         other = tmp_path / "hub" / "models" / NAMES["llama"]

@@ -1,0 +1,118 @@
+"""Finetuning and prompting from the command line, as a person types them, on a mirror made on the spot."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from commands import ROOT, final_weights, result
+
+sys.path.insert(0, str(ROOT / "tests" / "pretrained"))
+
+
+@pytest.fixture(scope="module")
+def mirror(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    from made_models import make_mirror
+
+    return make_mirror(tmp_path_factory.mktemp("mirror"))
+
+
+QUICK = [
+    "hardware=cpu",
+    "hardware.precision=fp32",
+    "hardware.num_threads=1",
+    "trainer.batch_size=4",
+    "task.max_tokens=64",
+]
+
+
+def start(folder: Path, mirror: Path, *words: str) -> subprocess.Popen[str]:
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "MODERN_LLM_MIRROR": str(mirror), "HF_HUB_OFFLINE": "1"}
+    command = [
+        sys.executable,
+        str(ROOT / "launch.py"),
+        *words,
+        f"paths.outputs={folder}",
+        "hydra.run.dir=" + str(folder),
+    ]
+    return subprocess.Popen(
+        command, cwd=folder, env=environment, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    )
+
+
+def launch(folder: Path, mirror: Path, *words: str) -> tuple[int, str, str]:
+    folder.mkdir(parents=True, exist_ok=True)
+    process = start(folder, mirror, *words)
+    out, err = process.communicate(timeout=300)
+    return process.returncode, out, err
+
+
+def test_a_killed_lora_run_resumes_exactly(tmp_path: Path, mirror: Path) -> None:
+    words = ["task=sst2", "model=gpt2", *QUICK, "task.dataset.held_out=8", "trainer.max_steps=60", "trainer.save_every=5",
+             "trainer.eval_every=30"]  # fmt: skip
+    status, out, err = launch(tmp_path / "whole", mirror, *words)
+    assert status == 0, err[-2000:]
+    assert "accuracy: " in out
+    (tmp_path / "killed").mkdir()
+    process = start(tmp_path / "killed", mirror, *words)
+    deadline = time.monotonic() + 120
+    while not list((tmp_path / "killed" / "checkpoints").glob("step_*[05]")):
+        assert process.poll() is None, process.communicate()[1][-2000:]
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    process.send_signal(signal.SIGKILL)
+    process.communicate()
+    status, _, err = launch(tmp_path / "killed", mirror, *words, f"resume={tmp_path / 'killed'}")
+    assert status == 0, err[-2000:]
+    assert final_weights(tmp_path / "killed") == final_weights(tmp_path / "whole")
+    one, other = result(tmp_path / "killed")["metrics"], result(tmp_path / "whole")["metrics"]
+    assert one["accuracy"] == other["accuracy"]
+    assert one["train_loss"] == other["train_loss"]
+
+
+def test_a_run_is_evaluated_again_and_merged(tmp_path: Path, mirror: Path) -> None:
+    words = ["task=gsm8k", "model=pretrained", "model.name=made/llama", *QUICK, "task.dataset.held_out=4"]
+    words += ["task.dataset.max_new_tokens=6"]
+    status, _, err = launch(tmp_path / "run", mirror, *words, "trainer.max_steps=4")
+    assert status == 0, err[-2000:]
+    again = [w for w in words if not w.startswith("model")]
+    again += ["model=from_run", f"model.path={tmp_path / 'run'}"]
+    status, _, err = launch(tmp_path / "again", mirror, *again, "task.train=false")
+    assert status == 0, err[-2000:]
+    answers = [(tmp_path / name / "predictions.jsonl").read_text() for name in ("run", "again")]
+    assert answers[0] == answers[1]
+    status, _, err = launch(
+        tmp_path / "merged", mirror, "task=merge", "model=from_run", f"model.path={tmp_path / 'run'}", "hardware=cpu"
+    )
+    assert status == 0, err[-2000:]
+    from transformers import AutoModelForCausalLM
+
+    assert type(AutoModelForCausalLM.from_pretrained(tmp_path / "merged" / "model")).__name__ == "LlamaForCausalLM"
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["task=sst2"], "needs a trained model"),
+        (["task=wikitext2", "model=gpt2"], "ModernLLMConfig"),
+        (["task=prompting", "model=gpt2", "trainer.max_steps=3"], "max_steps: there is no such key"),
+        (["task=sst2", "model=gpt2", "model.lora.rnak=3"], "Did you mean 'model.lora.rank'"),
+        (["task=sst2", "model=gpt2", "model.lora.rank=0"], "model.lora.rank=0: must be at least 1"),
+        (["task=gsm8k", "model=gpt2", "task.form=classification"], "needs data with labels"),
+        (["task=sst2", "model=from_run", "model.path=/nowhere"], "model.path='/nowhere': is no folder"),
+        (["task=prompting", "model=gpt2", "task/dataset=sst3"], "sst2"),
+    ],
+)
+def test_mistakes_are_refused_before_torch_is_imported(
+    tmp_path: Path, mirror: Path, words: list[str], message: str
+) -> None:
+    status, _, err = launch(tmp_path, mirror, *words)
+    assert status == 1
+    assert message in err
+    assert "Traceback" not in err
+    assert not (tmp_path / "result.json").exists()
