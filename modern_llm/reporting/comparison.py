@@ -1,0 +1,380 @@
+"""Many runs beside each other: what differs, what came out, what is noise; as rows, as Markdown and as CSV."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from modern_llm.reporting.differences import ABSENT, Differences, differences, setting_text
+from modern_llm.reporting.intervals import Mean
+from modern_llm.reporting.metric_names import direction, headline, is_bound, per_token
+from modern_llm.reporting.page import environment
+from modern_llm.reporting.record import RunRecord
+from modern_llm.reporting.tables import markdown, markdown_text, shown, write_csv
+
+# Settings that say where a run is kept, how it is watched and what it shows, not what it measures.
+_BYSTANDERS = ("name", "paths", "logger", "task.samples")
+# What a run is, before anything else.
+_FIRST = ("task", "task.data")
+_SETTINGS_AT_FIRST = 8
+
+
+@dataclass(frozen=True)
+class Group:
+    """Runs that differ in nothing but the seed.
+
+    Attributes:
+        members: places of the runs.
+        counted: of these, the finished ones, the newest one of each seed.
+        settings: what distinguishes the group from the others: key -> text.
+    """
+
+    members: list[int]
+    counted: list[int]
+    settings: dict[str, str]
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Runs compared.
+
+    Args:
+        runs: at least one.
+        labels: what each is called.
+        kind: what one is: `run`, or `job` in a sweep.
+        choices: for a sweep, the overrides that vary: key -> value for each run; None: the configurations are compared.
+        remarks: what is to be said besides.
+        ended: no run is being written to, so that an unfinished one was interrupted.
+    """
+
+    runs: Sequence[RunRecord]
+    labels: Sequence[str]
+    kind: str = "run"
+    choices: Sequence[dict[str, str]] | None = None
+    remarks: Sequence[str] = ()
+    ended: bool = False
+
+    @cached_property
+    def configuration(self) -> Differences:
+        """Differences of the configurations, among the runs that have one."""
+        return differences({i: run.settings for i, run in enumerate(self.runs) if run.settings})
+
+    @cached_property
+    def environment(self) -> Differences:
+        """Differences of where, with what and on which data the runs ran."""
+        return differences({i: environment(run) for i, run in enumerate(self.runs) if run.sittings or run.result})
+
+    @cached_property
+    def settings(self) -> dict[str, dict[int, str]]:
+        """What differs: key -> run's place -> text. Those that were typed come first, bystanders last."""
+        if self.choices is not None:
+            keys = dict.fromkeys(key for choice in self.choices for key in choice)
+            return {k: {i: c[k] for i, c in enumerate(self.choices) if k in c} for k in keys}
+        typed = {o.lstrip("+~").split("=", 1)[0].replace("/", ".") for run in self.runs for o in run.overrides}
+
+        def rank(key: str) -> int:
+            if _is_bystander(key):
+                return 3
+            if key in _FIRST:
+                return 0
+            return 1 if any(f"{key}.".startswith(f"{t}.") or f"{t}.".startswith(f"{key}.") for t in typed) else 2
+
+        varying = self.configuration.varying
+        return {
+            key: {i: setting_text(value) for i, value in varying[key].items() if value is not ABSENT}
+            for key in sorted(varying, key=rank)
+        }
+
+    @cached_property
+    def main_settings(self) -> list[str]:
+        """The differing settings that are shown at first."""
+        keys = [key for key in self.settings if not _is_bystander(key)]
+        return keys if self.choices is not None else keys[:_SETTINGS_AT_FIRST]
+
+    @cached_property
+    def metrics(self) -> list[str]:
+        """Final metrics of finished runs, the headline first; bounds stand with what they bound."""
+        found = dict.fromkeys(self.headline)
+        for run in self.finished.values():
+            found |= dict.fromkeys(name for name in run.metrics if not is_bound(name, run.metrics))
+        return list(found)
+
+    @cached_property
+    def headline(self) -> list[str]:
+        """The metrics that are shown at first."""
+        return list(dict.fromkeys(n for run in self.finished.values() for n in headline(run.result, run.metrics)))
+
+    @cached_property
+    def finished(self) -> dict[int, RunRecord]:
+        """The runs that have final metrics and did not fail afterwards."""
+        return {i: run for i, run in enumerate(self.runs) if run.result and run.status != "failed"}
+
+    @cached_property
+    def groups(self) -> list[Group]:
+        """Runs by everything but their seed, in the order of their first runs; a run without configuration is in
+        none."""
+        keys = [k for k in self.settings if k != "seed" and not _is_bystander(k)]
+        members: dict[tuple[str | None, ...], list[int]] = {}
+        for i, run in enumerate(self.runs):
+            if run.settings or self.choices is not None:
+                members.setdefault(tuple(self.settings[k].get(i) for k in keys), []).append(i)
+        groups = []
+        for choice, places in members.items():
+            newest: dict[str, int] = {}
+            for i in sorted((i for i in places if i in self.finished), key=lambda i: self.runs[i].last_written or 0.0):
+                newest[self.seed(i)] = i
+            groups.append(Group(places, sorted(newest.values()), dict(zip(keys, map(_or_empty, choice), strict=True))))
+        return groups
+
+    def status(self, place: int) -> str:
+        """A run's status in one word."""
+        status = self.runs[place].status
+        return "interrupted" if self.ended and status == "unfinished" else status
+
+    def seed(self, place: int) -> str:
+        """A run's seed; its own place where none is known, so that it counts as one of its own."""
+        if self.choices is not None and "seed" in self.choices[place]:
+            return self.choices[place]["seed"]
+        return str(self.runs[place].settings.get("seed", f"run {place}"))
+
+    @property
+    def seeds_vary(self) -> bool:
+        """Whether any group has more than one seed."""
+        return any(len({self.seed(i) for i in group.members}) > 1 for group in self.groups)
+
+    def yardstick(self, place: int, metric: str) -> str:
+        """What a run's value of a metric was measured with: only values with the same yardstick may be set against each
+        other. Task and data; the tokenizer, too, for averages over tokens."""
+        run = self.runs[place]
+        task = run.settings.get("task")
+        parts = [task.get("_target_"), task.get("data")] if isinstance(task, dict) else []
+        split, protocol = metric.split("_")[0], run.result.get("perplexity_protocol") or {}
+        measured = protocol.get(split) if isinstance(protocol, dict) else None
+        counts = measured.get("counts") if isinstance(measured, dict) else None
+        parts.append(counts.get("bytes") if isinstance(counts, dict) else None)  # the same files may hold another text
+        if per_token(metric):
+            parts.append(task.get("tokenizer") if isinstance(task, dict) else None)
+            parts.append((run.result.get("data_fingerprints") or {}).get(split))
+        return json.dumps(parts, sort_keys=True, default=str)
+
+    def leaders(self, values: dict[int, float], metric: str) -> dict[int, int]:
+        """The best values of a metric.
+
+        Args:
+            values: run's place -> value.
+
+        Returns:
+            Run's place -> place of the best run with the same yardstick, where there is something to choose.
+        """
+        way = direction(metric)
+        classes: dict[str, list[int]] = {}
+        for place in values if way else ():
+            classes.setdefault(self.yardstick(place, metric), []).append(place)
+        found: dict[int, int] = {}
+        for members in classes.values():
+            if len({values[i] for i in members}) > 1:
+                best = (min if way == "lower" else max)(members, key=values.__getitem__)
+                found |= dict.fromkeys(members, best)
+        return found
+
+    def best_runs(self, metric: str) -> set[int]:
+        """Places of the finished runs whose value of a metric is the best by its yardstick."""
+        values = {i: run.metrics[metric] for i, run in self.finished.items() if metric in run.metrics}
+        return {i for i, leader in self.leaders(values, metric).items() if values[i] == values[leader]}
+
+    def yardsticks(self, metric: str) -> int:
+        """By how many yardsticks the finished runs' values of a metric were measured."""
+        return len({self.yardstick(i, metric) for i, run in self.finished.items() if metric in run.metrics})
+
+    @cached_property
+    def notices(self) -> list[str]:
+        """What must be known before the numbers are read."""
+        return [*self.remarks, *self._states(), *self._codes(), *self._measures(), *self._repeats(), *self._damages()]
+
+    def _states(self) -> list[str]:
+        """Failed, unfinished and continued runs; many of a kind in one line."""
+        failures: dict[str, list[str]] = {}
+        others: dict[str, dict[str, str]] = {}  # kind of state -> label -> what else is known
+        for i, run in enumerate(self.runs):
+            label = self.labels[i]
+            if run.status == "failed":
+                failures.setdefault(run.why, []).append(label)
+            elif self.status(i) == "interrupted":
+                others.setdefault("interrupted", {})[label] = progress(run)
+            elif run.status == "unfinished":
+                ago = f", wrote {_duration(time.time() - run.last_written)} ago" if run.last_written else ""
+                others.setdefault("not finished: still going, or stopped", {})[label] = progress(run) + ago
+            elif _went_on(run):
+                known = f"step {shown(run.metrics['steps'])} of {shown(run.last_step)}"
+                others.setdefault("final metrics are older than the curve", {})[label] = known
+        found = [
+            f"{self._told(names)} failed: {why[:240]}{'…' if len(why) > 240 else ''}" for why, names in failures.items()
+        ]
+        for state, runs in others.items():
+            names = [f"{label} ({known})" for label, known in runs.items()]
+            found.append(f"{counted(len(names), self.kind)} {state}: {_listed(names, 3)}")
+        return found
+
+    def _told(self, names: Sequence[str]) -> str:
+        return names[0] if len(names) == 1 else f"{counted(len(names), self.kind)} ({_listed(names, 3)})"
+
+    def _codes(self) -> list[str]:
+        versions: dict[str, int] = {}
+        found, changed = [], []
+        for i, run in enumerate(self.runs):
+            own = dict.fromkeys(str(s.get("code") or "unknown") for s in run.sittings)
+            for version in own:
+                versions[version] = versions.get(version, 0) + 1
+            if len(own) > 1:
+                changed.append(f"{self.labels[i]} ({', then '.join(own)})")
+        if len(versions) > 1:
+            told = ", ".join(f"{version} ({counted(n, self.kind)})" for version, n in _first(versions, 6))
+            found.append(f"{len(versions)} versions of the code: {told}. Differences may come from the code")
+        if changed:
+            found.append(f"continued with another version of the code: {_listed(changed, 3)}")
+        if dirty := sum(n for version, n in versions.items() if version.endswith("-dirty")):
+            found.append(f"{counted(dirty, self.kind)} had uncommitted changes: what exactly ran is not known")
+        return found
+
+    def _measures(self) -> list[str]:
+        several: dict[int, list[str]] = {}
+        for metric in self.metrics:
+            if direction(metric) and (number := self.yardsticks(metric)) > 1:
+                several.setdefault(number, []).append(metric)
+        return [
+            f"{_listed(names, 5)}: measured on {number} different data sets, or with different tokenizers; the best is "
+            "marked for each by itself"
+            for number, names in several.items()
+        ]
+
+    def _repeats(self) -> list[str]:
+        finished = sum(1 for group in self.groups for i in group.members if i in self.finished)
+        used = sum(len(group.counted) for group in self.groups)
+        if finished == used:
+            return []
+        left = counted(finished - used, self.kind)
+        return [f"{left} with the configuration and seed of another: only the newest counts in means over seeds"]
+
+    def _damages(self) -> list[str]:
+        damaged: dict[str, list[str]] = {}
+        for label, run in zip(self.labels, self.runs, strict=True):
+            for note in run.notes:
+                damaged.setdefault(note, []).append(label)
+        return [f"{self._told(names)}: {note}" for note, names in damaged.items()]
+
+    @cached_property
+    def rows(self) -> list[dict[str, Any]]:
+        """One row a run with plain values: label, settings, status, metrics of a finished run."""
+        rows = []
+        for i, run in enumerate(self.runs):
+            row: dict[str, Any] = {self.kind: self.labels[i]}
+            row |= {key: values[i] for key, values in self.settings.items() if i in values}
+            row["status"] = f"failed: {run.why}" if run.status == "failed" else self.status(i)
+            rows.append(row | (run.metrics if i in self.finished else {}))
+        return rows
+
+    def means(self) -> list[tuple[Group, dict[str, Mean]]]:
+        """Groups with finished runs, and the mean of every metric over their seeds."""
+        found = []
+        for group in self.groups:
+            own = {
+                m: [self.runs[i].metrics[m] for i in group.counted if m in self.runs[i].metrics] for m in self.metrics
+            }
+            if group.counted:
+                found.append((group, {m: Mean.of(values) for m, values in own.items() if values}))
+        return found
+
+    def markdown(self) -> str:
+        """The runs, and the means over seeds, as Markdown tables."""
+        text = markdown([self.kind, *self.main_settings, "status", *self.metrics], self.rows)
+        if self.seeds_vary:
+            means = self.means()
+            keys = [key for key in self.main_settings if any(key in group.settings for group, _ in means)]
+            rows = [group.settings | {"seeds": len(group.counted)} | {m: str(v) for m, v in own.items()}
+                    for group, own in means]  # fmt: skip
+            text += "\n\nMean ± sample standard deviation over seeds:\n\n" + markdown(
+                [*keys, "seeds", *self.metrics], rows
+            )
+        return text
+
+    def report_markdown(self, title: str, note: str) -> str:
+        """What the page says, without curves and samples, as Markdown."""
+        parts = [f"# {markdown_text(title)}", markdown_text(note)]
+        parts += ["\n".join(f"- {markdown_text(message)}" for message in self.notices)] if self.notices else []
+        parts.append(self.markdown())
+        same = [f"- {markdown_text(key)}: {markdown_text(setting_text(value))}"
+                + (f" (where {markdown_text(where)})" if where else "")
+                for key, value, where in self.configuration.same]  # fmt: skip
+        parts += ["## The same for all", "\n".join(same)] if same else []
+        lines = [f"    # {label}\n    {run.command}" for label, run in zip(self.labels, self.runs, strict=True)
+                 if run.command]  # fmt: skip
+        parts += ["## Run them again", "\n".join(lines)] if lines else []
+        return "\n\n".join(parts) + "\n"
+
+    def write_csv(self, path: Path, further: bool = True) -> Path:
+        """Every differing setting and every metric with full precision.
+
+        Args:
+            path: of the file.
+            further: with bounds of metrics, and when, with which code and by which command a run was made.
+        """
+        columns = [self.kind, *self.settings, "status", *self.metrics]
+        if not further:
+            return write_csv(columns, self.rows, path)
+        known = dict.fromkeys(name for run in self.finished.values() for name in run.metrics)
+        bounds = [name for name in known if name not in self.metrics]
+        rows = []
+        for run, row in zip(self.runs, self.rows, strict=True):
+            first, last = (run.sittings[0], run.sittings[-1]) if run.sittings else ({}, {})
+            made = {"started": first.get("time"), "code": last.get("code"), "command": run.command}
+            rows.append(row | made | {"folder": str(run.folder)})
+        return write_csv([*columns, *bounds, "started", "code", "command", "folder"], rows, path)
+
+
+def _is_bystander(key: str) -> bool:
+    return any(f"{key}.".startswith(f"{name}.") for name in _BYSTANDERS)
+
+
+def _listed(names: Sequence[str], most: int) -> str:
+    return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")
+
+
+def progress(run: RunRecord) -> str:
+    """How far a run is, in words."""
+    trainer = run.settings.get("trainer")
+    length = trainer.get("max_steps") if isinstance(trainer, dict) else None
+    if run.last_step is None:
+        return "no metrics yet"
+    return f"step {shown(run.last_step)}" + (f" of {shown(length)}" if length is not None else "")
+
+
+def _went_on(run: RunRecord) -> bool:
+    steps, last = run.metrics.get("steps"), run.last_step
+    return steps is not None and last is not None and last > steps
+
+
+def _or_empty(text: str | None) -> str:
+    return text or ""
+
+
+def _first(values: dict[str, int], most: int) -> list[tuple[str, int]]:
+    ordered = sorted(values.items(), key=lambda item: -item[1])
+    left = ordered[most:]
+    return ordered[:most] + ([(f"{len(left)} more", sum(n for _, n in left))] if left else [])
+
+
+def counted(number: int, what: str) -> str:
+    """`1 run`, `2 runs`."""
+    return f"{number:,} {what}{'' if number == 1 else 's'}"
+
+
+def _duration(seconds: float) -> str:
+    for size, name in ((86400, "day"), (3600, "hour"), (60, "minute")):
+        if seconds >= size:
+            return counted(int(seconds // size), name)
+    return counted(max(0, int(seconds)), "second")
