@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import fcntl
 import json
 import os
 import select
@@ -34,13 +35,17 @@ class Browser:
     """
 
     def __init__(self, program: str, profile: Path) -> None:
-        there, ours = os.pipe(), os.pipe()  # commands to the browser, answers from it
-        wiring = f'exec "$0" "$@" 3<&{there[0]} 4>&{ours[1]}'
-        command = ["sh", "-c", wiring, program, *FLAGS, f"--user-data-dir={profile}", "about:blank"]
-        self.process = subprocess.Popen(command, pass_fds=(there[0], ours[1]), stderr=subprocess.DEVNULL)
-        os.close(there[0])
-        os.close(ours[1])
-        self.commands, self.answers, self.rest = there[1], ours[0], b""
+        # The browser reads commands from its descriptor 3 and writes answers to 4. Ours are high ones first, so that
+        # neither is overwritten before it is moved there.
+        read, self.commands = os.pipe()
+        self.answers, write = os.pipe()
+        high = [fcntl.fcntl(descriptor, fcntl.F_DUPFD, 20) for descriptor in (read, write)]
+        wiring = f'exec "$0" "$@" 3<&{high[0]} 4>&{high[1]}'
+        command = ["bash", "-c", wiring, program, *FLAGS, f"--user-data-dir={profile}", "about:blank"]
+        self.process = subprocess.Popen(command, pass_fds=high, stderr=subprocess.DEVNULL)
+        for descriptor in (read, write, *high):
+            os.close(descriptor)
+        self.rest = b""
         self.number, self.session = 0, None
         self.events: list[dict[str, Any]] = []
 

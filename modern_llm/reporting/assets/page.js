@@ -422,11 +422,14 @@
 
   const filter = one("#filter");
   filter?.addEventListener("input", () => {
-    const words = filter.value.toLowerCase().split(/\s+/).filter(Boolean), shown = new Set();
+    // At the beginning of a word, so that "finished" leaves out "unfinished", and 32 leaves out 132.
+    const words = filter.value.split(/\s+/).filter(Boolean).map((word) =>
+      new RegExp(`(?<![\\p{L}\\p{N}.])${word.replace(/[.*+?^${}()|[\]\\]/g, "\\$&")}`, "iu"));
+    const shown = new Set();
     const rows = all("#runs tbody tr");
     for (const row of rows) {
-      const text = [...row.cells].map((cell) => cell.textContent).join(" ").toLowerCase();
-      if (words.every((word) => text.includes(word))) shown.add(Number(row.dataset.run));
+      const text = [...row.cells].map((cell) => cell.textContent).join(" ");
+      if (words.every((word) => word.test(text))) shown.add(Number(row.dataset.run));
     }
     for (const part of all("[data-run]")) part.hidden = !shown.has(Number(part.dataset.run));
     one("#count").textContent = words.length ? `${shown.size} of ${rows.length}` : "";
