@@ -151,8 +151,8 @@ class Page(HTMLParser):
             self.scripts[-1] = (kind, content + data)
         elif "style" not in self._inside:
             self.text += data
-            if self._part is not None:
-                # A note stands below its value.
+            if self._part is not None and not ("small" in self._inside and "th" in self._inside):
+                # A note stands below its value; one below a row's name is no part of the name.
                 self._part += (" | " if "small" in self._inside else "") + data
 
 

@@ -75,26 +75,41 @@ class Comparison:
         if self.choices is not None:
             keys = dict.fromkeys(key for choice in self.choices for key in choice)
             return {k: {i: c[k] for i, c in enumerate(self.choices) if k in c} for k in keys}
-        typed = {o.lstrip("+~").split("=", 1)[0].replace("/", ".") for run in self.runs for o in run.overrides}
+        typed, varying = self._typed, self.configuration.varying
 
         def rank(key: str) -> int:
             if _is_bystander(key):
                 return 3
             if key in _FIRST:
                 return 0
-            return 1 if any(f"{key}.".startswith(f"{t}.") or f"{t}.".startswith(f"{key}.") for t in typed) else 2
+            return 1 if any(_inside(key, t) or _inside(t, key) for t in typed) else 2
 
-        varying = self.configuration.varying
         return {
             key: {i: setting_text(value) for i, value in varying[key].items() if value is not ABSENT}
             for key in sorted(varying, key=rank)
         }
 
     @cached_property
+    def _typed(self) -> set[str]:
+        """Keys of all overrides."""
+        return {o.lstrip("+~").split("=", 1)[0].replace("/", ".") for run in self.runs for o in run.overrides}
+
+    @cached_property
     def main_settings(self) -> list[str]:
-        """The differing settings that are shown at first."""
-        keys = [key for key in self.settings if not _is_bystander(key)]
-        return keys if self.choices is not None else keys[:_SETTINGS_AT_FIRST]
+        """The differing settings that are shown at first: not the bystanders, and none that changes together with one
+        before it unless it was typed, as the many that a choice of a task brings along."""
+        if self.choices is not None:
+            return list(self.settings)
+        kept, patterns = [], set()
+        for key, values in self.settings.items():
+            order = {value: place for place, value in enumerate(dict.fromkeys(values.values()))}
+            pattern = tuple(order.get(values[i]) if i in values else None for i in range(len(self.runs)))
+            # The choice of a whole group, as task=wikitext2, types none of its settings by itself.
+            by_itself = any(_inside(key, t) for t in self._typed if "." in t or t == key)
+            if not _is_bystander(key) and (by_itself or pattern not in patterns):
+                kept.append(key)
+            patterns.add(pattern)
+        return kept[:_SETTINGS_AT_FIRST]
 
     @cached_property
     def metrics(self) -> list[str]:
@@ -208,10 +223,10 @@ class Comparison:
                 others.setdefault("interrupted", {})[label] = progress(run)
             elif run.status == "unfinished":
                 ago = f", wrote {_duration(time.time() - run.last_written)} ago" if run.last_written else ""
-                others.setdefault("not finished: still going, or stopped", {})[label] = progress(run) + ago
+                others.setdefault("not finished (still going, or stopped)", {})[label] = progress(run) + ago
             elif _went_on(run):
                 known = f"step {shown(run.metrics['steps'])} of {shown(run.last_step)}"
-                others.setdefault("final metrics are older than the curve", {})[label] = known
+                others.setdefault("with final metrics older than the curve", {})[label] = known
         found = [
             f"{self._told(names)} failed: {why[:240]}{'…' if len(why) > 240 else ''}" for why, names in failures.items()
         ]
@@ -337,7 +352,12 @@ class Comparison:
 
 
 def _is_bystander(key: str) -> bool:
-    return any(f"{key}.".startswith(f"{name}.") for name in _BYSTANDERS)
+    return any(_inside(key, name) for name in _BYSTANDERS)
+
+
+def _inside(key: str, part: str) -> bool:
+    """Whether a key is, or is part of, what another key names."""
+    return f"{key}.".startswith(f"{part}.")
 
 
 def _listed(names: Sequence[str], most: int) -> str:

@@ -13,7 +13,6 @@ from modern_llm.reporting.curves import curve_data
 from modern_llm.reporting.differences import setting_text, short_names
 from modern_llm.reporting.intervals import differ
 from modern_llm.reporting.page import command_of, curve_figure, metric_cell
-from modern_llm.reporting.record import RunRecord
 
 # What the samples of one page may take together.
 _SAMPLE_CHARACTERS = 2_000_000
@@ -80,19 +79,19 @@ def _cards(compared: Comparison) -> str:
 
 def _runs_table(compared: Comparison) -> str:
     names = short_names(list(compared.settings))
-    # What is the same for all is told once, by the cards.
-    same_status = len({compared.status(i) for i in range(len(compared.runs))}) == 1
-    columns = [Column(compared.kind), Column("status", extra=same_status)]
+    columns = [Column(compared.kind), Column("status", extra=True)]
     columns += [Column(key, names[key], extra=key not in compared.main_settings) for key in compared.settings]
     columns += [Column(metric, extra=metric not in compared.headline) for metric in compared.metrics]
     columns += [Column(name, extra=True) for name in ("started", "sittings", "code")]
     best = {metric: compared.best_runs(metric) for metric in compared.metrics}
     rows = []
     for i, run in enumerate(compared.runs):
-        row: dict[str, Any] = {
-            compared.kind: Cell(compared.labels[i], title=str(run.folder)),
-            "status": _status(run, compared.status(i)),
-        }
+        status = compared.status(i)
+        how = "" if status == "finished" else f"{status}: {run.why if run.failure else progress(run)}"
+        label = Cell(
+            compared.labels[i], note=how[:80] + ("…" if len(how) > 80 else ""), title=str(run.folder), kind=status
+        )
+        row: dict[str, Any] = {compared.kind: label, "status": status}
         row |= {key: _setting(values[i]) for key, values in compared.settings.items() if i in values}
         if i in compared.finished:
             measured = [metric for metric in compared.metrics if metric in run.metrics]
@@ -198,14 +197,6 @@ def _curves(compared: Comparison) -> str:
     return curve_figure(data, compared.labels, colours)
 
 
-def _status(run: RunRecord, status: str) -> Cell:
-    if status == "failed":
-        return Cell(status, note=run.why[:80] + ("…" if len(run.why) > 80 else ""), title=run.why, kind="failed")
-    return (
-        Cell(status, note=progress(run), kind="unfinished") if status in ("unfinished", "interrupted") else Cell(status)
-    )
-
-
 def _setting(text: str) -> Cell:
     """A setting; a number is shown as it is written and sorted as a number."""
     try:
@@ -217,4 +208,4 @@ def _setting(text: str) -> Cell:
 
 
 def _group_label(group: Group, names: dict[str, str], keys: Sequence[str]) -> str:
-    return ", ".join(f"{names[key]}={group.settings[key]}" for key in keys if key in group.settings) or "all runs"
+    return ", ".join(f"{names[key]}={group.settings[key]}" for key in keys if group.settings.get(key)) or "all runs"

@@ -82,6 +82,11 @@ def _same_value(one: Any, other: Any) -> bool:
 def _compare(key: str, nodes: dict[int, Any], where: str, found: Differences) -> None:
     if all(isinstance(node, str) and _LINK.match(node) for node in nodes.values()):
         return
+    if any(_is_plain(node) for node in nodes.values()):  # a table that some lack: each key of it is one that they lack
+        nodes = {index: {} if node is ABSENT else node for index, node in nodes.items()}
+        if all(node == {} or _is_plain(node) for node in nodes.values()):
+            _compare_below(key, nodes, where, found)
+            return
     kinds = {index: _kind(node) for index, node in nodes.items()}
     first = next(iter(kinds.values()))
     agree = all(_same_value(first, kind) for kind in kinds.values())
@@ -96,8 +101,15 @@ def _compare(key: str, nodes: dict[int, Any], where: str, found: Differences) ->
         classes.setdefault(str(kinds[index]), {})[index] = node
     for name, members in classes.items():
         inner = where if agree else ", ".join(filter(None, [where, f"{key}={name}"]))
-        for child in dict.fromkeys(str(k) for node in members.values() for k in node):
-            if child == "_target_":
-                continue
+        _compare_below(key, members, inner, found)
+
+
+def _is_plain(node: Any) -> bool:
+    return isinstance(node, Mapping) and bool(node) and "_target_" not in node
+
+
+def _compare_below(key: str, members: dict[int, Any], where: str, found: Differences) -> None:
+    for child in dict.fromkeys(str(k) for node in members.values() for k in node):
+        if child != "_target_":
             below = {index: node.get(child, ABSENT) for index, node in members.items()}
-            _compare(f"{key}.{child}" if key else child, below, inner, found)
+            _compare(f"{key}.{child}" if key else child, below, where, found)

@@ -170,7 +170,7 @@ def test_curves_zoom_tell_values_and_can_be_hidden(opened: Browser) -> None:
     assert opened.value("document.querySelector('.tip').hidden") is False
     step = int(tip.split()[1])
     assert first <= step <= last
-    assert "validation_loss" in tip
+    assert "loss" in tip
     opened.double_click(left + 0.5 * width, top + 0.5 * height)
     assert caption(opened).startswith("Steps 1 to 60")
     before = opened.value("document.querySelector('.plot canvas').toDataURL()")
@@ -224,7 +224,7 @@ def test_dark_is_dark_and_readable(chromium: Browser, page: Path) -> None:
     for dark in (False, True):
         chromium.screen(1280, 1000, dark=dark)
         chromium.open(page)
-        for part in ("body", ".notices", "td.best", "td.failed", ".note", "thead th"):
+        for part in ("body", ".notices", "td.best", "th.failed small", ".note", "thead th"):
             colours = chromium.value(
                 f"""(() => {{ let e = document.querySelector({part!r}); const ink = getComputedStyle(e).color;
                 let paper = getComputedStyle(e).backgroundColor;

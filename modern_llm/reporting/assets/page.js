@@ -356,21 +356,24 @@
       }
       if (!found.length) return;
       found.sort((a, b) => a.away - b.away);
-      const close = found.slice(0, 8).sort((a, b) => a.at[1] - b.at[1]);
+      // What stands at another place than the pointer is not told with it, unless there is nothing else.
+      const here = found.filter(({ at }) => Math.abs(at[0] - px) < 16);
+      if (!here.length) here.push(found[0]);
+      const close = here.slice(0, plot.clientWidth < 500 ? 5 : 8).sort((a, b) => a.at[1] - b.at[1]);
       for (const { line, at } of close) {
         pen.fillStyle = line.colour;
         pen.beginPath(); pen.arc(at[0], at[1], 4, 0, 7); pen.fill();
       }
-      pen.strokeStyle = close[0].line.colour;
-      const title = element("div", {}, element("strong", { textContent: `${state.axis} ${compact(found[0].point[0])}` }));
+      const title = element("div", {}, element("strong", { textContent: `${state.axis} ${compact(here[0].point[0])}` }));
       tip.replaceChildren(title, ...close.map(({ line, point }) => {
         const swatch = element("span", { className: "swatch" });
         swatch.style.background = line.colour;
         const name = several && state.metrics.length > 1 ? `${line.label} ${line.metric}` : line.label;
-        const value = element(line === found[0].line ? "strong" : "span", { textContent: figure(point[1], 5) });
-        return element("div", {}, swatch, element("span", { className: "label", textContent: name }), value);
+        const elsewhere = point[0] === here[0].point[0] ? "" : ` at ${compact(point[0])}`;
+        const value = element(line === here[0].line ? "strong" : "span", { textContent: figure(point[1], 5) });
+        return element("div", {}, swatch, element("span", { className: "label", textContent: name + elsewhere }), value);
       }));
-      if (found.length > close.length) tip.append(element("div", { className: "note", textContent: `and ${found.length - close.length} more` }));
+      if (here.length > close.length) tip.append(element("div", { className: "note", textContent: `and ${here.length - close.length} more` }));
       tip.hidden = false;
       const room = plot.clientWidth - px, below = plot.clientHeight - py;
       tip.style.left = room > tip.offsetWidth + 20 ? `${px + 14}px` : `${Math.max(4, px - tip.offsetWidth - 14)}px`;
