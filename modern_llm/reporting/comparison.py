@@ -1,13 +1,11 @@
-"""Many runs beside each other: what differs, what came out, what is noise; as rows, as Markdown and as CSV."""
+"""Many runs beside each other: what differs, what came out, what is noise; as plain values."""
 
 from __future__ import annotations
 
 import json
-import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from pathlib import Path
 from typing import Any
 
 from modern_llm.reporting.differences import ABSENT, Differences, differences, setting_text
@@ -15,7 +13,7 @@ from modern_llm.reporting.intervals import Mean
 from modern_llm.reporting.metric_names import direction, headline, is_bound, per_token
 from modern_llm.reporting.page import environment
 from modern_llm.reporting.record import RunRecord
-from modern_llm.reporting.tables import markdown, markdown_text, shown, write_csv
+from modern_llm.reporting.tables import shown
 
 # Settings that say where a run is kept, how it is watched and what it shows, not what it measures.
 _BYSTANDERS = ("name", "paths", "logger", "task.samples")
@@ -168,8 +166,8 @@ class Comparison:
         run = self.runs[place]
         task = run.settings.get("task")
         parts = [task.get("_target_"), task.get("data")] if isinstance(task, dict) else []
-        split, protocol = metric.split("_")[0], run.result.get("perplexity_protocol") or {}
-        measured = protocol.get(split) if isinstance(protocol, dict) else None
+        split = metric.split("_")[0]
+        measured = (run.result.get("perplexity_protocol") or {}).get(split)
         counts = measured.get("counts") if isinstance(measured, dict) else None
         parts.append(counts.get("bytes") if isinstance(counts, dict) else None)  # the same files may hold another text
         if per_token(metric):
@@ -207,82 +205,6 @@ class Comparison:
         return len({self.yardstick(i, metric) for i, run in self.finished.items() if metric in run.metrics})
 
     @cached_property
-    def notices(self) -> list[str]:
-        """What must be known before the numbers are read."""
-        return [*self.remarks, *self._states(), *self._codes(), *self._measures(), *self._repeats(), *self._damages()]
-
-    def _states(self) -> list[str]:
-        """Failed, unfinished and continued runs; many of a kind in one line."""
-        failures: dict[str, list[str]] = {}
-        others: dict[str, dict[str, str]] = {}  # kind of state -> label -> what else is known
-        for i, run in enumerate(self.runs):
-            label = self.labels[i]
-            if run.status == "failed":
-                failures.setdefault(run.why, []).append(label)
-            elif self.status(i) == "interrupted":
-                others.setdefault("interrupted", {})[label] = progress(run)
-            elif run.status == "unfinished":
-                ago = f", wrote {_duration(time.time() - run.last_written)} ago" if run.last_written else ""
-                others.setdefault("not finished (still going, or stopped)", {})[label] = progress(run) + ago
-            elif _went_on(run):
-                known = f"step {shown(run.metrics['steps'])} of {shown(run.last_step)}"
-                others.setdefault("with final metrics older than the curve", {})[label] = known
-        found = [
-            f"{self._told(names)} failed: {why[:240]}{'…' if len(why) > 240 else ''}" for why, names in failures.items()
-        ]
-        for state, runs in others.items():
-            names = [f"{label} ({known})" for label, known in runs.items()]
-            found.append(f"{counted(len(names), self.kind)} {state}: {_listed(names, 3)}")
-        return found
-
-    def _told(self, names: Sequence[str]) -> str:
-        return names[0] if len(names) == 1 else f"{counted(len(names), self.kind)} ({_listed(names, 3)})"
-
-    def _codes(self) -> list[str]:
-        versions: dict[str, int] = {}
-        found, changed = [], []
-        for i, run in enumerate(self.runs):
-            own = dict.fromkeys(str(s.get("code") or "unknown") for s in run.sittings)
-            for version in own:
-                versions[version] = versions.get(version, 0) + 1
-            if len(own) > 1:
-                changed.append(f"{self.labels[i]} ({', then '.join(own)})")
-        if len(versions) > 1:
-            told = ", ".join(f"{version} ({counted(n, self.kind)})" for version, n in _first(versions, 6))
-            found.append(f"{len(versions)} versions of the code: {told}. Differences may come from the code")
-        if changed:
-            found.append(f"continued with another version of the code: {_listed(changed, 3)}")
-        if dirty := sum(n for version, n in versions.items() if version.endswith("-dirty")):
-            found.append(f"{counted(dirty, self.kind)} had uncommitted changes: what exactly ran is not known")
-        return found
-
-    def _measures(self) -> list[str]:
-        several: dict[int, list[str]] = {}
-        for metric in self.metrics:
-            if direction(metric) and (number := self.yardsticks(metric)) > 1:
-                several.setdefault(number, []).append(metric)
-        return [
-            f"{_listed(names, 5)}: measured on {number} different data sets, or with different tokenizers; the best is "
-            "marked for each by itself"
-            for number, names in several.items()
-        ]
-
-    def _repeats(self) -> list[str]:
-        finished = sum(1 for group in self.groups for i in group.members if i in self.finished)
-        used = sum(len(group.counted) for group in self.groups)
-        if finished == used:
-            return []
-        left = counted(finished - used, self.kind)
-        return [f"{left} with the configuration and seed of another: only the newest counts in means over seeds"]
-
-    def _damages(self) -> list[str]:
-        damaged: dict[str, list[str]] = {}
-        for label, run in zip(self.labels, self.runs, strict=True):
-            for note in run.notes:
-                damaged.setdefault(note, []).append(label)
-        return [f"{self._told(names)}: {note}" for note, names in damaged.items()]
-
-    @cached_property
     def rows(self) -> list[dict[str, Any]]:
         """One row a run with plain values: label, settings, status, metrics of a finished run."""
         rows = []
@@ -304,52 +226,6 @@ class Comparison:
                 found.append((group, {m: Mean.of(values) for m, values in own.items() if values}))
         return found
 
-    def markdown(self) -> str:
-        """The runs, and the means over seeds, as Markdown tables."""
-        text = markdown([self.kind, *self.main_settings, "status", *self.metrics], self.rows)
-        if self.seeds_vary:
-            means = self.means()
-            keys = [key for key in self.main_settings if any(key in group.settings for group, _ in means)]
-            rows = [group.settings | {"seeds": len(group.counted)} | {m: str(v) for m, v in own.items()}
-                    for group, own in means]  # fmt: skip
-            text += "\n\nMean ± sample standard deviation over seeds:\n\n" + markdown(
-                [*keys, "seeds", *self.metrics], rows
-            )
-        return text
-
-    def report_markdown(self, title: str, note: str) -> str:
-        """What the page says, without curves and samples, as Markdown."""
-        parts = [f"# {markdown_text(title)}", markdown_text(note)]
-        parts += ["\n".join(f"- {markdown_text(message)}" for message in self.notices)] if self.notices else []
-        parts.append(self.markdown())
-        same = [f"- {markdown_text(key)}: {markdown_text(setting_text(value))}"
-                + (f" (where {markdown_text(where)})" if where else "")
-                for key, value, where in self.configuration.same]  # fmt: skip
-        parts += ["## The same for all", "\n".join(same)] if same else []
-        lines = [f"    # {label}\n    {run.command}" for label, run in zip(self.labels, self.runs, strict=True)
-                 if run.command]  # fmt: skip
-        parts += ["## Run them again", "\n".join(lines)] if lines else []
-        return "\n\n".join(parts) + "\n"
-
-    def write_csv(self, path: Path, further: bool = True) -> Path:
-        """Every differing setting and every metric with full precision.
-
-        Args:
-            path: of the file.
-            further: with bounds of metrics, and when, with which code and by which command a run was made.
-        """
-        columns = [self.kind, *self.settings, "status", *self.metrics]
-        if not further:
-            return write_csv(columns, self.rows, path)
-        known = dict.fromkeys(name for run in self.finished.values() for name in run.metrics)
-        bounds = [name for name in known if name not in self.metrics]
-        rows = []
-        for run, row in zip(self.runs, self.rows, strict=True):
-            first, last = (run.sittings[0], run.sittings[-1]) if run.sittings else ({}, {})
-            made = {"started": first.get("time"), "code": last.get("code"), "command": run.command}
-            rows.append(row | made | {"folder": str(run.folder)})
-        return write_csv([*columns, *bounds, "started", "code", "command", "folder"], rows, path)
-
 
 def _is_bystander(key: str) -> bool:
     return any(_inside(key, name) for name in _BYSTANDERS)
@@ -358,10 +234,6 @@ def _is_bystander(key: str) -> bool:
 def _inside(key: str, part: str) -> bool:
     """Whether a key is, or is part of, what another key names."""
     return f"{key}.".startswith(f"{part}.")
-
-
-def _listed(names: Sequence[str], most: int) -> str:
-    return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")
 
 
 def progress(run: RunRecord) -> str:
@@ -373,28 +245,10 @@ def progress(run: RunRecord) -> str:
     return f"step {shown(run.last_step)}" + (f" of {shown(length)}" if length is not None else "")
 
 
-def _went_on(run: RunRecord) -> bool:
-    steps, last = run.metrics.get("steps"), run.last_step
-    return steps is not None and last is not None and last > steps
-
-
 def _or_empty(text: str | None) -> str:
     return text or ""
-
-
-def _first(values: dict[str, int], most: int) -> list[tuple[str, int]]:
-    ordered = sorted(values.items(), key=lambda item: -item[1])
-    left = ordered[most:]
-    return ordered[:most] + ([(f"{len(left)} more", sum(n for _, n in left))] if left else [])
 
 
 def counted(number: int, what: str) -> str:
     """`1 run`, `2 runs`."""
     return f"{number:,} {what}{'' if number == 1 else 's'}"
-
-
-def _duration(seconds: float) -> str:
-    for size, name in ((86400, "day"), (3600, "hour"), (60, "minute")):
-        if seconds >= size:
-            return counted(int(seconds // size), name)
-    return counted(max(0, int(seconds)), "second")

@@ -12,6 +12,7 @@ from modern_llm.reporting.comparison import Comparison, Group, counted, progress
 from modern_llm.reporting.curves import curve_data
 from modern_llm.reporting.differences import setting_text, short_names
 from modern_llm.reporting.intervals import differ
+from modern_llm.reporting.notices import notices
 from modern_llm.reporting.page import command_of, curve_figure, metric_cell
 
 # What the samples of one page may take together.
@@ -35,7 +36,7 @@ def comparison_page(compared: Comparison, title: str, note: str) -> str:
     several = len(compared.runs) > 1
     sections = [
         _cards(compared),
-        blocks.notices(compared.notices),
+        blocks.notices(notices(compared)),
         blocks.section(
             counted(len(compared.runs), compared.kind),
             f'<p class="tools">{_FILTER if several else ""}{_ALL_COLUMNS}</p>',

@@ -37,9 +37,8 @@ def is_bound(name: str, metrics: Mapping[str, Any]) -> bool:
 def headline(result: Mapping[str, Any], metrics: Mapping[str, float]) -> list[str]:
     """The metrics that a person came for: those that `result.json` names in `headline`; without it, the objective and
     those whose name says which way is better; without any, the first four."""
-    named = result.get("headline")
-    if isinstance(named, list):
-        return [name for name in named if name in metrics]
-    objective = [result.get("objective_metric")] if result.get("objective_metric") in metrics else []
+    if isinstance(result.get("headline"), list):
+        return [name for name in map(str, result["headline"]) if name in metrics]
+    objective = str(result.get("objective_metric"))
     good = [name for name in metrics if direction(name) and not is_bound(name, metrics)]
-    return list(dict.fromkeys([*map(str, objective), *good])) or list(metrics)[:4]
+    return list(dict.fromkeys([*([objective] if objective in metrics else []), *good])) or list(metrics)[:4]

@@ -10,7 +10,7 @@ from modern_llm.reporting import blocks
 from modern_llm.reporting.blocks import Cell
 from modern_llm.reporting.curves import curve_data, draw_loss
 from modern_llm.reporting.metric_names import headline, is_bound
-from modern_llm.reporting.record import RunRecord
+from modern_llm.reporting.record import RunRecord, overrides_of
 from modern_llm.reporting.tables import shown, write_csv
 
 _ERRORS_SHOWN = 200
@@ -90,7 +90,7 @@ def command_of(run: RunRecord) -> str:
     parts = [blocks.command(run.command)]
     if code := (run.sittings[-1].get("code") if run.sittings else None):
         parts.append(f'<p class="note">with the code of {blocks.text(code)}</p>')
-    typed = [[o for o in s.get("overrides") or [] if not str(o).startswith("resume=")] for s in run.sittings]
+    typed = [[o for o in overrides_of(s) if not o.startswith("resume=")] for s in run.sittings]
     if any(overrides != typed[0] for overrides in typed[1:]):
         parts.append(
             '<p class="note">It was continued with other settings; the command has the last ones. Typed were:</p>'

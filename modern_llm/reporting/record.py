@@ -18,6 +18,13 @@ from modern_llm.reporting.tables import INVISIBLE
 _RECORDS = ("config.yaml", "metrics.jsonl", "result.json", "sittings.jsonl", "failure.txt")
 
 
+# What is read of `result.json`; a task writes those that it has.
+_SHAPES = {
+    **dict.fromkeys(("metrics", "perplexity_protocol", "runtime", "data_fingerprints"), dict),
+    **dict.fromkeys(("headline", "samples", "errors", "notes"), list),
+}
+
+
 @dataclass(frozen=True)
 class RunRecord:
     """One run, as far as its files can be read.
@@ -49,9 +56,10 @@ class RunRecord:
         """The record in a folder. What is not there is empty; what is damaged is left out and told in `notes`."""
         notes: list[str] = []
         result = _json_object(_text(folder / "result.json"), "result.json", notes)
-        if not isinstance(result.get("metrics", {}), dict):
-            notes.append("result.json: its metrics are no table and were left out")
-            result = {**result, "metrics": {}}
+        for key, shape in _SHAPES.items():
+            if not isinstance(result.get(key) or shape(), shape):
+                notes.append(f"result.json: {key} is no {'table' if shape is dict else 'list'} and was left out")
+                del result[key]
         config = _text(folder / "config.yaml")
         return cls(
             folder,
@@ -60,7 +68,7 @@ class RunRecord:
             _json_lines(_text(folder / "metrics.jsonl"), "metrics.jsonl", notes),
             result,
             _json_lines(_text(folder / "sittings.jsonl"), "sittings.jsonl", notes),
-            _text(folder / "failure.txt"),
+            _text(folder / "failure.txt") or ("no reason is recorded" if (folder / "failure.txt").is_file() else ""),
             _job_of_a_sweep(folder),
             notes,
         )
@@ -68,7 +76,7 @@ class RunRecord:
     @cached_property
     def metrics(self) -> dict[str, float]:
         """Final metrics: the finite numbers of `result.json`."""
-        return {name: value for name, value in self.result.get("metrics", {}).items() if is_number(value)}
+        return {name: value for name, value in (self.result.get("metrics") or {}).items() if is_number(value)}
 
     @property
     def status(self) -> str:
@@ -98,8 +106,8 @@ class RunRecord:
     @property
     def overrides(self) -> list[str]:
         """What was typed: every sitting's overrides, a later one's value in place of an earlier one's."""
-        typed = [sitting.get("overrides") for sitting in self.sittings] or [self.job]
-        merged = {str(o).split("=", 1)[0]: str(o) for overrides in typed for o in overrides or []}
+        typed = [overrides_of(sitting) for sitting in self.sittings] or [self.job or []]
+        merged = {override.split("=", 1)[0]: override for overrides in typed for override in overrides}
         return [override for key, override in merged.items() if key != "resume"]
 
     @property
@@ -123,6 +131,12 @@ class RunRecord:
             (row["step"], row[name]) for row in self.rows if is_number(row.get("step")) and is_number(row.get(name))
         ]
         return [step for step, _ in points], [value for _, value in points]
+
+
+def overrides_of(sitting: dict[str, Any]) -> list[str]:
+    """The overrides that a sitting was started with."""
+    typed = sitting.get("overrides")
+    return [str(override) for override in typed] if isinstance(typed, list) else []
 
 
 def is_number(value: Any) -> bool:

@@ -8,6 +8,7 @@ from pathlib import Path
 from modern_llm.reporting.blocks import write_page
 from modern_llm.reporting.comparison import Comparison, counted
 from modern_llm.reporting.comparison_page import comparison_page
+from modern_llm.reporting.comparison_text import comparison_tables, write_comparison_csv
 from modern_llm.reporting.curves import draw_loss
 from modern_llm.reporting.record import RunRecord
 
@@ -29,8 +30,8 @@ def write_sweep_report(folder: Path) -> dict[str, Path]:
     compared = Comparison(runs, [str(n) for n in range(len(jobs))], kind="job", choices=choices, ended=True)
 
     table = folder / "sweep.md"
-    table.write_text(compared.markdown() + "\n", encoding="utf-8")
-    written = {"table": table, "csv": compared.write_csv(folder / "sweep.csv", further=False)}
+    table.write_text(comparison_tables(compared) + "\n", encoding="utf-8")
+    written = {"table": table, "csv": write_comparison_csv(compared, folder / "sweep.csv", further=False)}
     labels = [
         " ".join(f"{key.rsplit('.', 1)[-1]}={job[key]}" for key in job) or f"job {n}" for n, job in enumerate(choices)
     ]

@@ -44,6 +44,8 @@ class Report:
         from modern_llm.reporting.blocks import write_page
         from modern_llm.reporting.comparison import Comparison, counted
         from modern_llm.reporting.comparison_page import comparison_page
+        from modern_llm.reporting.comparison_text import comparison_markdown, write_comparison_csv
+        from modern_llm.reporting.notices import notices
 
         found, empty = find_runs(self.runs, without_task=_TARGET)
         remarks = [f"{pattern!r} led to no run" for pattern in empty] + _waiting_jobs(found)
@@ -53,9 +55,9 @@ class Report:
         written = {
             "page": write_page(folder.path / "report.html", comparison_page(compared, title, note)),
             "table": folder.path / "report.md",
-            "csv": compared.write_csv(folder.path / "runs.csv"),
+            "csv": write_comparison_csv(compared, folder.path / "runs.csv"),
         }
-        written["table"].write_text(compared.report_markdown(title, note), encoding="utf-8", errors="replace")
+        written["table"].write_text(comparison_markdown(compared, title, note), encoding="utf-8", errors="replace")
         metrics: dict[str, float] = {"runs": len(found)}
         for run in compared.runs:
             metrics[run.status] = metrics.get(run.status, 0) + 1
@@ -66,7 +68,7 @@ class Report:
                 "metrics": metrics,
                 "objective_metric": self.objective_metric,
                 "headline": list(metrics),
-                "notes": compared.notices,
+                "notes": notices(compared),
                 "runs": [str(path) for path in found],
             },
         )
