@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import math
 import re
 from collections.abc import Sequence
 from pathlib import Path
@@ -18,12 +17,8 @@ def shown(value: Any) -> str:
     if isinstance(value, bool):
         return str(value).lower()
     if isinstance(value, float):
-        if not math.isfinite(value):
-            return str(value)
-        if value == int(value) and abs(value) < 1e15:
-            return f"{int(value):,}"
         # Zeros at the end stay, so that the numbers of a column stand below each other.
-        return f"{value:#,.4g}".rstrip(".") if abs(value) < 1000 else f"{value:,.0f}"
+        return f"{value:,.0f}" if 1000 <= abs(value) < 1e12 else f"{value:#,.4g}".rstrip(".")
     if isinstance(value, int):
         return f"{value:,}"
     return "" if value is None else str(value)

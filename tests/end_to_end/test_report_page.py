@@ -180,7 +180,7 @@ def test_curves_zoom_tell_values_and_can_be_hidden(opened: Browser) -> None:
     assert opened.value("document.querySelector('.plot canvas').toDataURL()") != before
     opened.click(".legend button")
     assert "curves of 5 of 6 runs" in caption(opened)
-    for name, value, told in (("axis", "tokens", "Tokens 64 to 3840"), ("axis", "seconds", "Seconds 0.5 to 30")):
+    for name, value, told in (("axis", "tokens", "Tokens 64 to 3,840"), ("axis", "seconds", "Seconds 0.5 to 30")):
         opened.value(f"""(() => {{ const s = document.querySelector('select[name={name}]'); s.value = {value!r};
             s.dispatchEvent(new Event('change')) }})()""")
         assert caption(opened).startswith(told)

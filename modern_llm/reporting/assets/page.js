@@ -89,6 +89,8 @@
     return figure(value, 5);
   }
 
+  const exact = (value, axis) => axis === "seconds" ? figure(value, 6) : Math.round(value).toLocaleString("en-US");
+
   function ticks(low, high, log, count, whole) {
     if (log) {
       const found = [], spread = Math.log10(high / low);
@@ -324,7 +326,7 @@
       const parts = [];
       if (range) {
         const name = state.axis === "step" ? "Steps" : state.axis === "tokens" ? "Tokens" : "Seconds";
-        parts.push(`${name} ${compact(back.x(range.x0))} to ${compact(back.x(range.x1))}`);
+        parts.push(`${name} ${exact(back.x(range.x0), state.axis)} to ${exact(back.x(range.x1), state.axis)}`);
       }
       const visible = new Set(lines.filter((line) => line.points.some(Boolean)).map((line) => line.run)).size;
       if (several) parts.push(`curves of ${visible} of ${data.runs.length} runs`);
@@ -364,12 +366,12 @@
         pen.fillStyle = line.colour;
         pen.beginPath(); pen.arc(at[0], at[1], 4, 0, 7); pen.fill();
       }
-      const title = element("div", {}, element("strong", { textContent: `${state.axis} ${compact(here[0].point[0])}` }));
+      const title = element("div", {}, element("strong", { textContent: `${state.axis} ${exact(here[0].point[0], state.axis)}` }));
       tip.replaceChildren(title, ...close.map(({ line, point }) => {
         const swatch = element("span", { className: "swatch" });
         swatch.style.background = line.colour;
         const name = several && state.metrics.length > 1 ? `${line.label} ${line.metric}` : line.label;
-        const elsewhere = point[0] === here[0].point[0] ? "" : ` at ${compact(point[0])}`;
+        const elsewhere = point[0] === here[0].point[0] ? "" : ` at ${exact(point[0], state.axis)}`;
         const value = element(line === here[0].line ? "strong" : "span", { textContent: figure(point[1], 5) });
         return element("div", {}, swatch, element("span", { className: "label", textContent: name + elsewhere }), value);
       }));
