@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
+from records import write_run
 
 from modern_llm.instantiate import ConfigError, build, describe, find_target
 from modern_llm.models import ModernLLMConfig, MoEConfig
@@ -44,6 +45,9 @@ def test_every_choice_builds_and_its_yaml_names_every_key(group: str, choice: st
     extra = [f"task.data.train=[{tmp_path}/a.txt]"] if choice == "text" else []
     if (group, choice) == ("task", "language_modeling"):
         extra = ["task.data={_target_: modern_llm.data.sources.PythonDocs, validation_percent: 8}"]
+    if choice == "report":
+        write_run(tmp_path / "run", {"name": "x"})
+        extra = [f"task.runs=[{tmp_path}]"]
     if group == "model" and choice == "max_rtx3060":
         extra = ["hardware=rtx3060"]
     config = composed(f"{group}={choice}", *extra)

@@ -41,13 +41,17 @@ _NOT_PART_OF_THE_RUN = ("resume", "name", "hydra")
 
 
 def settled(config: DictConfig) -> dict[str, Any]:
-    """The composed configuration without Hydra's part: everything resolved, the task's links to other groups kept."""
+    """The composed configuration without Hydra's part and without groups that the task does not link to: everything
+    resolved, the task's links kept."""
+    linked = config.task if isinstance(config.get("task"), DictConfig) else {}
+    unused = {"hydra", "resume", *(link for link in LINKS if link not in linked)}
     own = [str(key) for key in config if key != "hydra"]
-    plain = OmegaConf.to_container(OmegaConf.masked_copy(config, own), resolve=True)
-    assert isinstance(plain, dict)
-    if isinstance(plain.get("task"), dict):
-        plain["task"] |= {link: f"${{{link}}}" for link in LINKS if link in plain["task"]}
-    return {str(k): v for k, v in plain.items() if k != "resume"}
+    resolved = OmegaConf.to_container(OmegaConf.masked_copy(config, own), resolve=True)
+    assert isinstance(resolved, dict)
+    plain = {str(key): value for key, value in resolved.items() if key not in unused}
+    if linked:
+        plain["task"] |= {link: f"${{{link}}}" for link in LINKS if link in linked}
+    return plain
 
 
 def leaves(tree: Any, key: str = "") -> Iterator[tuple[str, Any]]:

@@ -49,8 +49,13 @@ def run_folder(resume: str | None, outputs: str, name: str, _root_: DictConfig) 
     return str(folder)
 
 
+def run_name(task: str, model: str, _root_: DictConfig) -> str:
+    """The names of the task and of the model, where the task has one."""
+    return f"{task}_{model}" if "model" in _root_.task else task
+
+
 def register_resolvers() -> None:
-    """Make `${run_folder:…}` known. One answer per process, because Hydra asks twice and time goes on."""
+    """Make `${run_folder:…}` and `${run_name:…}` known. One folder per process: Hydra asks twice, and time goes on."""
     answers: dict[tuple[str | None, str, str], str] = {}
 
     def once(resume: str | None, outputs: str, name: str, _root_: DictConfig) -> str:
@@ -60,6 +65,7 @@ def register_resolvers() -> None:
         return answers[key]
 
     OmegaConf.register_new_resolver("run_folder", once, replace=True)
+    OmegaConf.register_new_resolver("run_name", run_name, replace=True)
 
 
 def check_root(config: DictConfig) -> None:
@@ -98,12 +104,16 @@ def execute(config: DictConfig) -> float | None:
             print("resume=auto: no unfinished run like this one; starting a new one", file=sys.stderr)
     task: Task = build(OmegaConf.create(record).task)
     if resuming and (path / "result.json").exists():
+        length = OmegaConf.select(OmegaConf.create(record), "trainer.max_steps")
+        if length is None:
+            raise ConfigError(f"resume={path}: this run is finished. Leave resume out to start a new one.")
         done = json.loads((path / "result.json").read_text(encoding="utf-8"))["metrics"].get("steps", 0)
-        steps = OmegaConf.select(OmegaConf.create(record), "trainer.max_steps")
-        if steps is None or steps <= done:
-            way = "Start a new one" if steps is None else f"Lengthen it with trainer.max_steps=<more than {done:.0f}>"
-            raise ConfigError(f"resume={path}: this run is finished. {way}.")
+        if length <= done:
+            raise ConfigError(
+                f"resume={path}: this run is finished. Lengthen it with trainer.max_steps=<more than {done:.0f}>."
+            )
     _write_record(path, record, overrides, resuming)
+    (path / "failure.txt").unlink(missing_ok=True)  # of an earlier sitting: this one is not over
     print(f"run folder: {path}", file=sys.stderr)
     try:
         metrics = task.run(RunFolder(path, record))
@@ -111,7 +121,6 @@ def execute(config: DictConfig) -> float | None:
         lines = traceback.format_exception_only(failure)
         (path / "failure.txt").write_text("".join(lines) + "\n" + traceback.format_exc(), encoding="utf-8")
         raise
-    (path / "failure.txt").unlink(missing_ok=True)
     return metrics[task.objective_metric]
 
 

@@ -1,100 +1,115 @@
-"""The report of a run: one self-contained HTML page, and its curve as a picture beside it."""
+"""The page of one run, and the parts that it shares with the page of many."""
 
 from __future__ import annotations
 
-import base64
-from html import escape
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from modern_llm.reporting.curves import draw_loss
-from modern_llm.reporting.record import RunRecord
+from modern_llm.reporting import blocks
+from modern_llm.reporting.blocks import Cell
+from modern_llm.reporting.curves import curve_data, draw_loss
+from modern_llm.reporting.metric_names import headline, is_bound
+from modern_llm.reporting.record import RunRecord, overrides_of
 from modern_llm.reporting.tables import shown, write_csv
 
-_STYLE = """
-body { font: 15px/1.5 system-ui, sans-serif; max-width: 60rem; margin: 2rem auto; padding: 0 1rem; color: #222 }
-h1 { font-size: 1.5rem; margin-bottom: 0 } h2 { font-size: 1.1rem; margin-top: 2rem }
-.note { color: #666; margin-top: .2rem; overflow-wrap: anywhere } img { max-width: 100% }
-table { border-collapse: collapse } td, th { padding: .25rem .8rem .25rem 0; text-align: left; vertical-align: top }
-th { font-weight: 600; border-bottom: 1px solid #ccc }
-td.number { text-align: right; font-variant-numeric: tabular-nums }
-.cards { display: flex; gap: 1rem; flex-wrap: wrap; margin: 1rem 0 }
-.card { border: 1px solid #ddd; border-radius: .4rem; padding: .5rem 1rem }
-.card b { display: block; font-size: 1.3rem }
-pre { background: #f6f6f6; padding: .8rem; overflow-x: auto; white-space: pre-wrap; font-size: 13px }
-.prompt { color: #888 }
-"""
-
-
-def html_page(title: str, note: str, sections: list[str]) -> str:
-    """A page with everything inside it."""
-    body = "\n".join(sections)
-    return (
-        f'<!doctype html>\n<html lang="en"><head><meta charset="utf-8"><title>{escape(title)}</title>'
-        f'<meta name="viewport" content="width=device-width"><style>{_STYLE}</style></head>\n'
-        f'<body><h1>{escape(title)}</h1><p class="note">{escape(note)}</p>\n{body}\n</body></html>\n'
-    )
-
-
-def html_table(columns: list[str], rows: list[dict[str, Any]]) -> str:
-    """A table; numbers are set to the right."""
-    head = "".join(f"<th>{escape(c)}</th>" for c in columns)
-    lines = []
-    for row in rows:
-        cells = [row.get(column) for column in columns]
-        kinds = [" class=number" if type(cell) in (int, float) else "" for cell in cells]
-        lines.append("".join(f"<td{k}>{escape(shown(c))}</td>" for k, c in zip(kinds, cells, strict=True)))
-    return f"<table><tr>{head}</tr>" + "".join(f"<tr>{line}</tr>" for line in lines) + "</table>"
-
-
-def html_picture(path: Path, caption: str) -> str:
-    """A picture inside the page."""
-    data = base64.b64encode(path.read_bytes()).decode()
-    return f'<img alt="{escape(caption)}" src="data:image/png;base64,{data}">'
-
-
-def _cards(facts: dict[str, float | None]) -> str:
-    cards = (f'<div class="card">{escape(n)}<b>{shown(v)}</b></div>' for n, v in facts.items() if v is not None)
-    return '<div class="cards">' + "".join(cards) + "</div>"
+_ERRORS_SHOWN = 200
 
 
 def write_run_report(folder: Path) -> dict[str, Path]:
-    """Write `report.html`, `loss.png` and `metrics.csv` from what the run left.
+    """Write `report.html`, and where the run has rows of metrics `metrics.csv` and `loss.png`, from what it left.
+
+    Any task's `result.json` is told: `metrics` (name -> number, an interval's ends as `<name>_low` and `<name>_high`),
+    and where they are there `headline` (names of the metrics for the cards), `samples` (dicts with `prompt` and
+    `text`), `errors` (dicts, a row each), `notes` (texts), `perplexity_protocol`, `runtime`, `data_fingerprints`.
 
     Args:
-        folder: of a finished run.
+        folder: of a run; of an unfinished one, what is there is told.
 
     Returns:
         What was written, by name.
     """
     run = RunRecord.read(folder)
-    metrics, result = run.result["metrics"], run.result
-    curve = draw_loss({folder.name: run}, folder / "loss.png")
-    columns = list(dict.fromkeys(key for row in run.rows for key in row))
-    table = write_csv(columns, run.rows, folder / "metrics.csv")
-    last = run.sittings[-1] if run.sittings else {}
-    splits = [s for s in ("validation", "test") if f"{s}_loss" in metrics]
-    facts = {f"{s} perplexity per token": metrics[f"{s}_token_perplexity"] for s in splits}
-    facts |= {f"{s} perplexity per word": metrics.get(f"{s}_word_perplexity") for s in splits}
-    facts |= {f"{s} bits per byte": metrics.get(f"{s}_bits_per_byte") for s in splits}
-    sections = [
-        _cards(facts),
-        html_picture(curve, "loss over optimiser steps"),
-        "<h2>Samples</h2>",
-        *(
-            f'<pre><span class="prompt">{escape(s["prompt"])}</span>{escape(s["text"])}</pre>'
-            for s in result.get("samples", [])
-        ),
-        "<h2>Final metrics</h2>",
-        html_table(["metric", "value"], [{"metric": k, "value": v} for k, v in metrics.items()]),
-        "<h2>How perplexity was measured</h2>",
-        html_table(
-            ["what", "value"], [{"what": k, "value": v} for k, v in result.get("perplexity_protocol", {}).items()]
-        ),
-        "<h2>Where it ran</h2>",
-        html_table(["what", "value"], [{"what": k, "value": v} for k, v in ({**result["runtime"], **last}).items()]),
-        f"<details><summary>Configuration</summary><pre>{escape(run.config)}</pre></details>",
+    written = {}
+    if run.series("loss")[0] or run.series("validation_loss")[0]:
+        written["curve"] = draw_loss({folder.name: run}, folder / "loss.png")
+    if run.rows:
+        columns = list(dict.fromkeys(key for row in run.rows for key in row))
+        written["metrics"] = write_csv(columns, run.rows, folder / "metrics.csv")
+    written["report"] = blocks.write_page(folder / "report.html", _page(run))
+    return written
+
+
+def _page(run: RunRecord) -> str:
+    result, metrics = run.result, run.metrics
+    data = curve_data([run])
+    rows = [{"metric": name, "value": metric_cell(run, name)} for name in metrics if not is_bound(name, metrics)]
+    samples = [sample for sample in result.get("samples") or [] if isinstance(sample, dict)]
+    errors = [row for row in result.get("errors") or [] if isinstance(row, dict)]
+    shown_errors = [
+        {k: v if isinstance(v, int | float) else str(v) for k, v in e.items()} for e in errors[:_ERRORS_SHOWN]
     ]
-    page = folder / "report.html"
-    page.write_text(html_page(folder.name, last.get("command", ""), sections), encoding="utf-8")
-    return {"curve": curve, "metrics": table, "report": page}
+    error_columns = list(dict.fromkeys(key for row in shown_errors for key in row))
+    notes = [*([f"failed: {run.why}"] if run.failure else []), *run.notes, *map(str, result.get("notes") or [])]
+    sections = [
+        blocks.cards({name: metric_cell(run, name) for name in headline(result, metrics)}),
+        blocks.notices(notes),
+        blocks.section("Curves", curve_figure(data, [run.folder.name], {}) if data["metrics"] else ""),
+        blocks.section("Samples", *(blocks.sample(s.get("prompt", ""), s.get("text", "")) for s in samples)),
+        blocks.section("Final metrics", blocks.table(["metric", "value"], rows)),
+        blocks.section(
+            "Errors",
+            blocks.table(error_columns, shown_errors),
+            note=f"The first {_ERRORS_SHOWN} of {len(errors):,}" if len(errors) > _ERRORS_SHOWN else "",
+        ),
+        blocks.section("How perplexity was measured", blocks.facts(result.get("perplexity_protocol") or {})),
+        blocks.section("Where it ran", blocks.facts(environment(run))),
+        blocks.section("Run it again", command_of(run)),
+        blocks.section("Configuration", blocks.details("config.yaml", f"<pre>{blocks.text(run.config)}</pre>")),
+    ]
+    started = str(run.sittings[0].get("time", "")) if run.sittings else ""
+    return blocks.page(run.folder.name, ", ".join(filter(None, [run.status, started])), sections)
+
+
+def environment(run: RunRecord) -> dict[str, Any]:
+    """Where, with what and on which data a run ran, its last sitting counting."""
+    last = run.sittings[-1] if run.sittings else {}
+    found = {key: last[key] for key in ("python", "platform", "packages", "code") if key in last}
+    return found | {key: run.result[key] for key in ("runtime", "data_fingerprints") if key in run.result}
+
+
+def metric_cell(run: RunRecord, metric: str, kind: str = "") -> Cell:
+    """A final metric with its interval, where the run measured one."""
+    low, high = run.metrics.get(f"{metric}_low"), run.metrics.get(f"{metric}_high")
+    interval = f"{shown(low)} to {shown(high)}" if low is not None and high is not None else ""
+    return Cell(run.metrics[metric], note=interval, title=repr(run.metrics[metric]), kind=kind)
+
+
+def command_of(run: RunRecord) -> str:
+    """The command that makes a run again as HTML, and what must be known with it."""
+    parts = [blocks.command(run.command)]
+    if code := (run.sittings[-1].get("code") if run.sittings else None):
+        parts.append(f'<p class="note">with the code of {blocks.text(code)}</p>')
+    typed = [[o for o in overrides_of(s) if not o.startswith("resume=")] for s in run.sittings]
+    if any(overrides != typed[0] for overrides in typed[1:]):
+        parts.append(
+            '<p class="note">It was continued with other settings; the command has the last ones. Typed were:</p>'
+        )
+        parts += [f"<pre>{blocks.text(str(s.get('command', '')))}</pre>" for s in run.sittings]
+    return "".join(parts)
+
+
+def curve_figure(data: dict[str, Any], labels: Sequence[str], colours: dict[str, list[str]]) -> str:
+    """A place for the page's script to draw curves in, and their data.
+
+    Args:
+        data: of `curve_data`.
+        labels: of the runs.
+        colours: what else than the run itself can decide a curve's colour: name -> text for each run.
+    """
+    content = data | {"labels": list(labels), "colours": colours}
+    return (
+        '<figure class="curves"><div class="controls"></div><div class="plot"></div><div class="legend"></div>'
+        f'<figcaption class="note"></figcaption></figure>{blocks.embedded("curve-data", content)}'
+        '<noscript><p class="note">Curves are drawn by the page\'s script, which is switched off.</p></noscript>'
+    )

@@ -1,57 +1,299 @@
-"""What a run leaves on disk, read back."""
+"""What runs leave on disk, found and read back. Nothing here trusts that a file is whole, or there at all."""
 
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+import math
+import os
+import re
+import shlex
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
+
+from modern_llm.reporting.tables import INVISIBLE
+
+_RECORDS = ("config.yaml", "metrics.jsonl", "result.json", "sittings.jsonl", "failure.txt")
+
+
+# What is read of `result.json`; a task writes those that it has.
+_SHAPES = {
+    **dict.fromkeys(("metrics", "perplexity_protocol", "runtime", "data_fingerprints"), dict),
+    **dict.fromkeys(("headline", "samples", "errors", "notes"), list),
+}
 
 
 @dataclass(frozen=True)
 class RunRecord:
-    """One run.
+    """One run, as far as its files can be read.
 
     Attributes:
         folder: of the run.
         config: its configuration, as `config.yaml` says it.
+        settings: the same as a nested dict.
         rows: of `metrics.jsonl`.
         result: of `result.json`; empty while the run is not finished.
         sittings: of `sittings.jsonl`: when, by which command, with which code and packages.
+        failure: `failure.txt`: the reason in its first line; empty where the run did not fail.
+        job: overrides of the job that it is in a sweep; None outside one.
+        notes: what could not be read, in words.
     """
 
     folder: Path
     config: str
+    settings: dict[str, Any]
     rows: list[dict[str, Any]]
     result: dict[str, Any]
     sittings: list[dict[str, Any]]
+    failure: str = ""
+    job: list[str] | None = None
+    notes: list[str] = field(default_factory=list)
 
     @classmethod
     def read(cls, folder: Path) -> RunRecord:
-        """The record in a folder; what is not there is empty."""
-
-        def text(name: str) -> str:
-            path = folder / name
-            return path.read_text(encoding="utf-8") if path.is_file() else ""
-
+        """The record in a folder. What is not there is empty; what is damaged is left out and told in `notes`."""
+        notes: list[str] = []
+        result = _json_object(_text(folder / "result.json"), "result.json", notes)
+        for key, shape in _SHAPES.items():
+            if not isinstance(result.get(key) or shape(), shape):
+                notes.append(f"result.json: {key} is no {'table' if shape is dict else 'list'} and was left out")
+                del result[key]
+        config = _text(folder / "config.yaml")
         return cls(
             folder,
-            text("config.yaml"),
-            [json.loads(line) for line in text("metrics.jsonl").splitlines()],
-            json.loads(text("result.json") or "{}"),
-            [json.loads(line) for line in text("sittings.jsonl").splitlines()],
+            config,
+            _yaml_table(config, "config.yaml", notes),
+            _json_lines(_text(folder / "metrics.jsonl"), "metrics.jsonl", notes),
+            result,
+            _json_lines(_text(folder / "sittings.jsonl"), "sittings.jsonl", notes),
+            _text(folder / "failure.txt") or ("no reason is recorded" if (folder / "failure.txt").is_file() else ""),
+            _job_of_a_sweep(folder),
+            notes,
         )
+
+    @cached_property
+    def metrics(self) -> dict[str, float]:
+        """Final metrics: the finite numbers of `result.json`."""
+        return {name: value for name, value in (self.result.get("metrics") or {}).items() if is_number(value)}
+
+    @property
+    def status(self) -> str:
+        """`finished`, `failed`, `unfinished` (still going, or stopped without a word) or `not run`."""
+        if self.failure:
+            return "failed"
+        if self.result:
+            return str(self.result.get("status", "finished"))
+        return "unfinished" if self.config else "not run"
+
+    @property
+    def why(self) -> str:
+        """The first line of what made it fail."""
+        return next(iter(self.failure.splitlines()), "")
+
+    @cached_property
+    def last_step(self) -> int | None:
+        """The last optimiser step that `metrics.jsonl` tells of."""
+        return max((row["step"] for row in self.rows if is_number(row.get("step"))), default=None)
+
+    @property
+    def last_written(self) -> float | None:
+        """When the run last wrote to its record, in seconds since 1970."""
+        files = [self.folder / name for name in _RECORDS]
+        return max((file.stat().st_mtime for file in files if file.is_file()), default=None)
+
+    @property
+    def overrides(self) -> list[str]:
+        """What was typed: every sitting's overrides, a later one's value in place of an earlier one's."""
+        typed = [overrides_of(sitting) for sitting in self.sittings] or [self.job or []]
+        merged = {override.split("=", 1)[0]: override for overrides in typed for override in overrides}
+        return [override for key, override in merged.items() if key != "resume"]
+
+    @property
+    def command(self) -> str:
+        """The command that makes this run again, quoted for a shell; empty where none is recorded."""
+        if not self.sittings and self.job is None:
+            return ""
+        first = self.sittings[0].get("command", "") if self.sittings else "launch.py hydra.mode=RUN"
+        try:
+            words = shlex.split(str(first))
+        except ValueError:  # a quote without its end
+            words = []
+        flags = _config_flags(words[1:])
+        # A job of a recipe that sweeps would start the whole sweep again.
+        mode = [word for word in words if word == "hydra.mode=RUN"]
+        return " ".join(["python", "launch.py", *map(shell_quoted, [*flags, *self.overrides, *mode])])
 
     def series(self, name: str) -> tuple[list[int], list[float]]:
         """Steps and values of one metric over the run."""
-        points = [(row["step"], row[name]) for row in self.rows if row.get(name) is not None]
+        points = [
+            (row["step"], row[name]) for row in self.rows if is_number(row.get("step")) and is_number(row.get(name))
+        ]
         return [step for step, _ in points], [value for _, value in points]
 
 
+def overrides_of(sitting: dict[str, Any]) -> list[str]:
+    """The overrides that a sitting was started with."""
+    typed = sitting.get("overrides")
+    return [str(override) for override in typed] if isinstance(typed, list) else []
+
+
+def is_number(value: Any) -> bool:
+    """Whether a value read from JSON is a finite number."""
+    return type(value) in (int, float) and math.isfinite(value)
+
+
 def job_status(folder: Path) -> str:
-    """`finished`, `failed: <why>`, `interrupted` or `not run`."""
+    """`finished`, `failed: <why>`, `interrupted` or `not run`, for a folder that no run is writing to."""
     if (folder / "failure.txt").is_file():
-        return "failed: " + (folder / "failure.txt").read_text(encoding="utf-8").splitlines()[0]
+        return "failed: " + next(iter(_text(folder / "failure.txt").splitlines()), "")
     if (folder / "result.json").is_file():
         return "finished"
     return "interrupted" if (folder / "config.yaml").is_file() else "not run"
+
+
+def find_runs(patterns: Sequence[str], without_task: str | None = None) -> tuple[list[Path], list[str]]:
+    """Folders of runs: `config.yaml` beside one more record; or a job of a sweep that failed before it began.
+
+    Args:
+        patterns: folders, searched at any depth (checkpoints and hidden folders aside), or globs of such folders.
+        without_task: `_target_` of a task whose runs are left out.
+
+    Returns:
+        The folders, each once, in the order of the patterns and then of their names (2 before 10); and the patterns
+        that led to no run.
+    """
+    found: dict[Path, Path] = {}  # what it really is -> as it was reached
+    searched: dict[Path, list[Path]] = {}
+    empty = []
+    for pattern in patterns:
+        runs: list[Path] = []
+        for start in _starts(pattern):
+            real = start.resolve()
+            if real not in searched:
+                searched[real] = [folder for folder in _search(start) if not _is_run_of(folder, without_task)]
+            runs += searched[real]
+        if not runs:
+            empty.append(pattern)
+        for run in sorted(runs, key=natural_order):
+            found.setdefault(run.resolve(), run)
+    return list(found.values()), empty
+
+
+def natural_order(path: Path | str) -> list[tuple[int, str]]:
+    """A key that sorts 2 before 10."""
+    return [(int(part), "") if part.isdecimal() else (-1, part) for part in re.split(r"(\d+)", str(path))]
+
+
+def shell_quoted(word: str) -> str:
+    """A word for a POSIX shell; with characters that cannot be seen, in bash's `$'…'`, so that it can be pasted."""
+    if not INVISIBLE.search(word) and not {"\n", "\t"} & {*word}:
+        return shlex.quote(word)
+
+    def code(found: re.Match[str]) -> str:
+        return f"\\x{ord(found[0]):02x}" if ord(found[0]) < 0x80 else f"\\u{ord(found[0]):04x}"
+
+    safe = word.replace("\\", "\\\\").replace("'", "\\'").replace("\n", "\\n").replace("\t", "\\t")
+    return f"$'{INVISIBLE.sub(code, safe)}'"
+
+
+def _starts(pattern: str) -> list[Path]:
+    """Folders that a pattern names. `folder/**` is `folder`, because a folder is searched at any depth anyway."""
+    path = Path(pattern).expanduser()
+    while path.name == "**":
+        path = path.parent
+    if path.exists():
+        found = [path]
+    else:
+        try:
+            found = sorted(Path(path.anchor).glob(str(path.relative_to(path.anchor))), key=natural_order)
+        except ValueError:  # ** inside a name is no pattern
+            found = []
+    found = [place.parent if place.name in _RECORDS and place.is_file() else place for place in found]
+    return [place for place in found if place.is_dir()]
+
+
+def _search(start: Path) -> list[Path]:
+    runs = []
+    for root, folders, files in os.walk(start):
+        refused_job = "failure.txt" in files and (Path(root).parent / "sweep.json").is_file()
+        if refused_job or ("config.yaml" in files and len({*files} & {*_RECORDS}) > 1):
+            runs.append(Path(root))
+        folders[:] = [name for name in folders if name != "checkpoints" and not name.startswith(".")]
+    return runs
+
+
+def _is_run_of(folder: Path, task: str | None) -> bool:
+    return task is not None and f"_target_: {task}\n" in _text(folder / "config.yaml")
+
+
+def _text(path: Path) -> str:
+    """A file's text, whatever its bytes; empty where it is not there."""
+    return path.read_text(encoding="utf-8", errors="replace") if path.is_file() else ""
+
+
+def _json_object(text: str, name: str, notes: list[str]) -> dict[str, Any]:
+    if not text:
+        return {}
+    try:
+        content = json.loads(text)
+    except ValueError as fault:
+        notes.append(f"{name} is damaged and was left out ({fault})")
+        return {}
+    if not isinstance(content, dict):
+        notes.append(f"{name} is no table and was left out")
+        return {}
+    return content
+
+
+def _yaml_table(text: str, name: str, notes: list[str]) -> dict[str, Any]:
+    import yaml
+
+    try:
+        content = yaml.load(text, getattr(yaml, "CSafeLoader", yaml.SafeLoader)) or {}
+    except (yaml.YAMLError, ValueError) as fault:
+        notes.append(f"{name} is damaged and was left out ({' '.join(str(fault).split())[:200]})")
+        return {}
+    if not isinstance(content, dict):
+        notes.append(f"{name} is no table and was left out")
+        return {}
+    return content
+
+
+def _json_lines(text: str, name: str, notes: list[str]) -> list[dict[str, Any]]:
+    rows, damaged = [], []
+    lines = text.split("\n")  # not splitlines, which also splits inside a text
+    for number, line in enumerate(lines, 1):
+        if not line.strip():
+            continue
+        try:
+            row = json.loads(line)
+        except ValueError:
+            row = None
+        if isinstance(row, dict):
+            rows.append(row)
+        elif number == len(lines):
+            notes.append(f"{name}: its last line is torn ({len(line)} characters, no line end) and was left out")
+        else:
+            damaged.append(number)
+    if damaged:
+        shown = ", ".join(map(str, damaged[:5])) + (", …" if len(damaged) > 5 else "")
+        notes.append(f"{name}: {len(damaged)} damaged lines were left out (line {shown})")
+    return rows
+
+
+def _job_of_a_sweep(folder: Path) -> list[str] | None:
+    """The overrides that the sweep around a folder gives it."""
+    jobs = _json_object(_text(folder.parent / "sweep.json"), "sweep.json", []).get("jobs")
+    number = int(folder.name) if folder.name.isdecimal() else -1
+    return [str(o) for o in jobs[number]] if isinstance(jobs, list) and 0 <= number < len(jobs) else None
+
+
+def _config_flags(words: list[str]) -> list[str]:
+    """Flags of a command that decide which configuration is composed."""
+    flags = []
+    for place, word in enumerate(words):
+        if word.split("=", 1)[0] in ("--config-dir", "-cd", "--config-name", "-cn", "--config-path", "-cp"):
+            flags += [word] if "=" in word else words[place : place + 2]
+    return flags

@@ -51,7 +51,9 @@ class RunFolder:
     def write_json(self, name: str, content: Any) -> Path:
         """Write a JSON file in one go; a reader never sees half of it."""
         aside = self.path / f"{name}.part"
-        aside.write_text(json.dumps(content, indent=2, ensure_ascii=False), encoding="utf-8")
+        text = json.dumps(content, indent=2, ensure_ascii=False)
+        # What UTF-8 cannot hold, a lone surrogate, is written as JSON's own escape.
+        aside.write_text(text, encoding="utf-8", errors="backslashreplace")
         return aside.replace(self.path / name)
 
     def write_lines(self, name: str, rows: list[dict[str, Any]]) -> Path:

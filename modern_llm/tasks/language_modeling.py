@@ -242,6 +242,7 @@ class LanguageModeling:
             {
                 "status": "finished",
                 "metrics": metrics,
+                "headline": [f"{split}_{name}" for split in measured_splits(corpora) for name in _HEADLINE],
                 "objective_metric": self.objective_metric,
                 "perplexity_protocol": {
                     **protocol,
@@ -271,6 +272,7 @@ class LanguageModeling:
 
 
 _TRAINING_METRICS = ("loss", "token_perplexity")
+_HEADLINE = ("token_perplexity", "word_perplexity", "bits_per_byte")
 _METRICS = (*_TRAINING_METRICS, "word_perplexity", "byte_perplexity", "bits_per_byte")
 
 

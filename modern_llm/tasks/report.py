@@ -1,0 +1,99 @@
+"""A report on runs that are there already, whatever their tasks: one page, one Markdown table, one CSV file."""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import ClassVar
+
+from modern_llm.checks import require
+from modern_llm.reporting.record import RunRecord, find_runs
+from modern_llm.tasks.base import RunFolder
+
+_TARGET = f"{__name__}.Report"
+
+
+@dataclass(frozen=True)
+class Report:
+    """Set runs beside each other. Reads run records alone, and imports no torch.
+
+    Args:
+        runs: folders, searched for runs at any depth, and globs of such folders; reports are no runs.
+        title: of the page; None: how many runs it tells of.
+
+    Raises:
+        ValueError: no run is found.
+    """
+
+    runs: list[str] = field(default_factory=lambda: ["outputs"])
+    title: str | None = None
+    objective_metric: ClassVar[str] = "runs"
+
+    def __post_init__(self) -> None:
+        found, _ = find_runs(self.runs, without_task=_TARGET)
+        require(bool(found), "task.runs", self.runs, f"no run is found from {Path.cwd()}",
+                "Name folders of runs, folders above them, or globs such as 'outputs/2026-11-*'; a run is a folder "
+                "with config.yaml beside sittings.jsonl or metrics.jsonl")  # fmt: skip
+
+    def run(self, folder: RunFolder) -> dict[str, float]:
+        """Write `report.html`, `report.md` and `runs.csv`. Returns how many runs there are, by status."""
+        from modern_llm.reporting.blocks import write_page
+        from modern_llm.reporting.comparison import Comparison, counted
+        from modern_llm.reporting.comparison_page import comparison_page
+        from modern_llm.reporting.comparison_text import comparison_markdown, write_comparison_csv
+        from modern_llm.reporting.notices import notices
+
+        found, empty = find_runs(self.runs, without_task=_TARGET)
+        remarks = [f"{pattern!r} led to no run" for pattern in empty] + _waiting_jobs(found)
+        compared = Comparison([RunRecord.read(path) for path in found], labels(found), remarks=remarks)
+        title = self.title or f"Report on {counted(len(found), 'run')}"
+        note = f"{', '.join(self.runs)}; {time.strftime('%Y-%m-%d %H:%M:%S %z')}"
+        written = {
+            "page": write_page(folder.path / "report.html", comparison_page(compared, title, note)),
+            "table": folder.path / "report.md",
+            "csv": write_comparison_csv(compared, folder.path / "runs.csv"),
+        }
+        written["table"].write_text(comparison_markdown(compared, title, note), encoding="utf-8", errors="replace")
+        metrics: dict[str, float] = {"runs": len(found)}
+        for run in compared.runs:
+            metrics[run.status] = metrics.get(run.status, 0) + 1
+        folder.write_json(
+            "result.json",
+            {
+                "status": "finished",
+                "metrics": metrics,
+                "objective_metric": self.objective_metric,
+                "headline": list(metrics),
+                "notes": notices(compared),
+                "runs": [str(path) for path in found],
+            },
+        )
+        print(", ".join(f"{name} {number:.0f}" for name, number in metrics.items()))
+        for what, path in written.items():
+            print(f"{what + ':':<7}{path}")
+        return metrics
+
+
+def labels(folders: Sequence[Path]) -> list[str]:
+    """What the runs are called: their folders, without what all of them begin with."""
+    absolute = [folder.resolve() for folder in folders]
+    above = os.path.commonpath([path.parent for path in absolute])
+    return [path.relative_to(above).as_posix() for path in absolute]
+
+
+def _waiting_jobs(found: Sequence[Path]) -> list[str]:
+    """Sweeps with jobs that have left nothing yet."""
+    remarks = []
+    for sweep in dict.fromkeys(path.parent for path in found if (path.parent / "sweep.json").is_file()):
+        try:
+            jobs = len(json.loads((sweep / "sweep.json").read_text(encoding="utf-8"))["jobs"])
+        except (ValueError, KeyError, TypeError):
+            continue  # each run's own record is what is told
+        waiting = sum(not (sweep / str(number)).is_dir() for number in range(jobs))
+        if waiting:
+            remarks.append(f"{sweep}: {waiting} of {jobs} jobs of this sweep have not run")
+    return remarks
