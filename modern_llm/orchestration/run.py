@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import platform
+import re
 import shlex
 import subprocess
 import sys
@@ -16,7 +17,7 @@ from typing import Any
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 
-from modern_llm.instantiate import ConfigError, build, nearest
+from modern_llm.instantiate import LINKS, ConfigError, build, nearest
 from modern_llm.orchestration.resume import newest_unfinished, resumed_config, settled
 from modern_llm.tasks.base import RunFolder, Task
 
@@ -79,6 +80,20 @@ def check_root(config: DictConfig) -> None:
             raise ConfigError(f"{key}={config[key]!r}: there is no such key. {nearest(key, list(_ROOT_KEYS))}")
 
 
+def check_overrides(config: DictConfig, overrides: list[str]) -> None:
+    """Refuse overrides of a group that the task does not read.
+
+    Raises:
+        ConfigError: with the groups that it reads.
+    """
+    read = [link for link in LINKS if link in config.task]
+    for override in overrides:
+        group = re.split(r"[=/.@]", override.lstrip("+~"), maxsplit=1)[0]
+        # Every run has a folder, which `paths` places.
+        if group in LINKS and group not in (*read, "paths"):
+            raise ConfigError(f"{override}: this task does not read {group}. It reads {', '.join(read) or 'none'}.")
+
+
 def execute(config: DictConfig) -> float | None:
     """Run the composed configuration: check, resume or start, record, run the task.
 
@@ -91,6 +106,7 @@ def execute(config: DictConfig) -> float | None:
     check_root(config)
     hydra = HydraConfig.get()
     path, overrides = Path(hydra.runtime.output_dir), list(hydra.overrides.task)
+    check_overrides(config, overrides)
     resuming = (path / "config.yaml").is_file()
     if resuming:
         if config.resume is None:

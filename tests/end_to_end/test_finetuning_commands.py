@@ -100,7 +100,7 @@ def test_a_run_is_evaluated_again_and_merged(tmp_path: Path, mirror: Path) -> No
     [
         (["task=sst2"], "needs a trained model"),
         (["task=wikitext2", "model=gpt2"], "ModernLLMConfig"),
-        (["task=prompting", "model=gpt2", "trainer.max_steps=3"], "max_steps: there is no such key"),
+        (["task=prompting", "model=gpt2", "trainer.max_steps=3"], "trainer.max_steps=3: this task does not read trainer"),
         (["task=sst2", "model=gpt2", "model.lora.rnak=3"], "Did you mean 'model.lora.rank'"),
         (["task=sst2", "model=gpt2", "model.lora.rank=0"], "model.lora.rank=0: must be at least 1"),
         (["task=gsm8k", "model=gpt2", "task.form=classification"], "needs data with labels"),
