@@ -21,7 +21,8 @@ def write_run_report(folder: Path) -> dict[str, Path]:
 
     Any task's `result.json` is told: `metrics` (name -> number, an interval's ends as `<name>_low` and `<name>_high`),
     and where they are there `headline` (names of the metrics for the cards), `samples` (dicts with `prompt` and
-    `text`), `errors` (dicts, a row each), `notes` (texts), `perplexity_protocol`, `runtime`, `data_fingerprints`.
+    `text`), `errors` (dicts, a row each), `notes` (texts), `protocol` and
+    `perplexity_protocol` (what to know of the figures), `runtime`, `data_fingerprints`.
 
     Args:
         folder: of a run; of an unfinished one, what is there is told.
@@ -62,6 +63,7 @@ def _page(run: RunRecord) -> str:
             blocks.table(error_columns, shown_errors),
             note=f"The first {_ERRORS_SHOWN} of {len(errors):,}" if len(errors) > _ERRORS_SHOWN else "",
         ),
+        blocks.section("How it was measured", blocks.facts(result.get("protocol") or {})),
         blocks.section("How perplexity was measured", blocks.facts(result.get("perplexity_protocol") or {})),
         blocks.section("Where it ran", blocks.facts(environment(run))),
         blocks.section("Run it again", command_of(run)),

@@ -196,7 +196,7 @@ def finish(
             "metrics": metrics,
             "objective_metric": task.objective_metric,
             "headline": headline,
-            "notes": facts,
+            "protocol": facts,
             "evaluated_checkpoint": checkpoint.relative_to(folder.path).as_posix() if checkpoint else None,
             "runtime": runtime.describe(),
             "errors": errors[:50],

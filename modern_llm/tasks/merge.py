@@ -44,7 +44,7 @@ class Merge:
                 "metrics": metrics,
                 "objective_metric": self.objective_metric,
                 "headline": ["parameters"],
-                "notes": {"base_fingerprint": loaded.fingerprint, "class": type(merged.base).__name__},
+                "protocol": {"base_fingerprint": loaded.fingerprint, "class": type(merged.base).__name__},
                 "runtime": runtime.describe(),
             },
         )

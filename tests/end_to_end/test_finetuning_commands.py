@@ -53,8 +53,8 @@ def launch(folder: Path, mirror: Path, *words: str) -> tuple[int, str, str]:
 
 
 def test_a_killed_lora_run_resumes_exactly(tmp_path: Path, mirror: Path) -> None:
-    words = ["task=sst2", "model=gpt2", *QUICK, "task.dataset.held_out=8", "trainer.max_steps=60", "trainer.save_every=5",
-             "trainer.eval_every=30"]  # fmt: skip
+    words = ["task=sst2", "model=gpt2", *QUICK, "task.dataset.held_out=8"]
+    words += ["trainer.max_steps=60", "trainer.save_every=5", "trainer.eval_every=30"]
     status, out, err = launch(tmp_path / "whole", mirror, *words)
     assert status == 0, err[-2000:]
     assert "accuracy: " in out
@@ -100,7 +100,10 @@ def test_a_run_is_evaluated_again_and_merged(tmp_path: Path, mirror: Path) -> No
     [
         (["task=sst2"], "needs a trained model"),
         (["task=wikitext2", "model=gpt2"], "ModernLLMConfig"),
-        (["task=prompting", "model=gpt2", "trainer.max_steps=3"], "trainer.max_steps=3: this task does not read trainer"),
+        (
+            ["task=prompting", "model=gpt2", "trainer.max_steps=3"],
+            "trainer.max_steps=3: this task does not read trainer",
+        ),
         (["task=sst2", "model=gpt2", "model.lora.rnak=3"], "Did you mean 'model.lora.rank'"),
         (["task=sst2", "model=gpt2", "model.lora.rank=0"], "model.lora.rank=0: must be at least 1"),
         (["task=gsm8k", "model=gpt2", "task.form=classification"], "needs data with labels"),

@@ -208,7 +208,7 @@ class TestRuns:
         assert result["metrics"] == metrics
         predictions = [json.loads(line) for line in (tmp_path / "predictions.jsonl").read_text().splitlines()]
         errors = [json.loads(line) for line in (tmp_path / "errors.jsonl").read_text().splitlines()]
-        assert len(predictions) == result["notes"]["evaluation_examples"]
+        assert len(predictions) == result["protocol"]["evaluation_examples"]
         assert len(errors) == sum(p["score"] < 1 for p in predictions)
         assert 0 <= metrics["padding_share"] < 0.5
         assert (tmp_path / "report.html").stat().st_size > 1000

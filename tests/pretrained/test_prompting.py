@@ -57,7 +57,7 @@ def by_hand(hub: Path, prompts: list[str], answers: list[str], name: str = "made
 @pytest.mark.parametrize("calibrate", [False, True])
 def test_labels_are_ranked_as_by_hand(hub: Path, tmp_path: Path, num_shots: int, calibrate: bool) -> None:
     ask(hub, tmp_path, "made/llama", SST2, num_shots=num_shots, calibrate=calibrate)
-    notes = json.loads((tmp_path / "result.json").read_text())["notes"]
+    notes = json.loads((tmp_path / "result.json").read_text())["protocol"]
     rows = [json.loads(line) for line in (tmp_path / "predictions.jsonl").read_text().splitlines()]
     train = {e.index: e for e in SST2.examples("train", str(hub)).rows}
     shots = "".join(f"{SST2.prompt_of(train[i])} {train[i].target}\n\n" for i in notes["shot_rows"])
@@ -76,22 +76,22 @@ def test_labels_are_ranked_as_by_hand(hub: Path, tmp_path: Path, num_shots: int,
 def test_generated_answers_and_their_record(hub: Path, tmp_path: Path) -> None:
     metrics, result = ask(hub, tmp_path, "openai-community/gpt2", GSM8K, num_shots=2)
     assert {"strict_match", "flexible_match", "cut_off_share"} <= metrics.keys()
-    assert result["notes"]["first_prompt"].count("Question:") == 3
-    assert "<<" not in result["notes"]["first_prompt"]
-    assert result["notes"]["shots_kept"] == {"2": 8}
+    assert result["protocol"]["first_prompt"].count("Question:") == 3
+    assert "<<" not in result["protocol"]["first_prompt"]
+    assert result["protocol"]["shots_kept"] == {"2": 8}
 
 
 @pytest.mark.parametrize("name", ["google-t5/t5-small", "google/flan-t5-small"])
 def test_t5_is_asked_through_its_encoder(hub: Path, tmp_path: Path, name: str) -> None:
     _, result = ask(hub, tmp_path, name, SST2, num_shots=2)
-    assert result["notes"]["first_prompt"].count("sst2: ") == 3
+    assert result["protocol"]["first_prompt"].count("sst2: ") == 3
 
 
 def test_prompts_that_are_too_long_lose_shots_and_are_counted(
     hub: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     _, result = ask(hub, tmp_path, "made/llama", SST2, num_shots=4, max_tokens=100)
-    kept = {int(n): count for n, count in result["notes"]["shots_kept"].items()}
+    kept = {int(n): count for n, count in result["protocol"]["shots_kept"].items()}
     assert sum(kept.values()) == 16
     assert max(kept) < 4
     assert "have fewer than 4 shots" in capsys.readouterr().err
@@ -101,7 +101,7 @@ def test_prompts_that_are_too_long_lose_shots_and_are_counted(
 
 def test_a_conversation_goes_through_the_template(hub: Path, tmp_path: Path) -> None:
     _, result = ask(hub, tmp_path, "made/llama", SST2, num_shots=1, chat=True)
-    assert result["notes"]["first_prompt"].count("<|assistant|>") == 2
+    assert result["protocol"]["first_prompt"].count("<|assistant|>") == 2
     with pytest.raises(ValueError, match="no chat template"):
         ask(hub, tmp_path / "b", "openai-community/gpt2", SST2, chat=True)
     with pytest.raises(ValueError, match="reads no conversation"):
