@@ -232,7 +232,7 @@ def continue_ids(
         prompts: ids of each, not empty.
         max_new_tokens: at most this many tokens per text.
         sampling: how a token is chosen.
-        stop: strings that end a text; the text is cut before the first one.
+        stop: strings that end a text; it is cut before the first one behind its first visible character.
         seed: row b draws from a generator seeded with seed + b.
         prefix: cache of one text that every prompt continues.
 
@@ -251,7 +251,7 @@ def continue_ids(
     def finished(row: int, ids: list[int]) -> bool:
         # A stop string has at most as many tokens as bytes; looking further back would cost more each step.
         tail = tokenizer.decode(ids[-max(len(s.encode()) for s in stop) - 4 :])
-        return any(s in tail for s in stop)
+        return any(s in tail for s in stop) and _stop_place(tokenizer.decode(ids), stop) is not None
 
     texts = generate(
         model,
@@ -267,9 +267,16 @@ def continue_ids(
     continuations = []
     for ids in texts:
         text = tokenizer.decode(ids)
-        cut = min((i for s in stop if (i := text.find(s)) >= 0), default=None)
+        cut = _stop_place(text, stop)
         continuations.append(Continuation(text[:cut], ended=cut is not None or len(ids) < max_new_tokens))
     return continuations
+
+
+def _stop_place(text: str, stop: Sequence[str]) -> int | None:
+    """Where the first stop string begins; blanks in front of the first visible character stop nothing, because a model
+    may begin its answer on a new line."""
+    blank = len(text) - len(text.lstrip())
+    return min((i for s in stop if (i := text.find(s, blank)) >= 0), default=None)
 
 
 def generate_text(

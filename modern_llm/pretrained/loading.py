@@ -238,6 +238,7 @@ def with_classification_head(loaded: LoadedModel, labels: list[str]) -> LoadedMo
     config.id2label, config.label2id = dict(enumerate(labels)), {label: i for i, label in enumerate(labels)}
     base = AutoModelForSequenceClassification.from_config(config)
     base.base_model.load_state_dict(loaded.base.base_model.state_dict())  # type: ignore[union-attr]
+    base.to(next(loaded.base.parameters()).dtype)
     return replace(loaded, base=base, model=Classifier(HuggingFaceCausalLM(base), labels))
 
 

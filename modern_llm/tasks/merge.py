@@ -15,11 +15,10 @@ class Merge:
     """Write `model/` in the run folder, which `transformers` loads without peft and without this project.
 
     Args:
-        model, hardware, paths: of the same names in the configuration.
+        model, paths: of the same names in the configuration.
     """
 
     model: PretrainedModel | ModelFromRun | ModernLLMConfig
-    hardware: Hardware
     paths: Paths = field(default_factory=Paths)
     objective_metric: str = field(default="parameters", init=False)
 
@@ -32,7 +31,7 @@ class Merge:
         from modern_llm.training.runtime import Runtime
 
         assert not isinstance(self.model, ModernLLMConfig)
-        runtime = Runtime(self.hardware)
+        runtime = Runtime(Hardware(device="cpu", precision="fp32"))  # where nothing is rounded
         loaded = load_model(self.model, runtime, self.paths.mirror, classifier_labels(self.model), train=False)
         merged = loaded.merged().as_hugging_face()
         merged.save(folder.path / "model")

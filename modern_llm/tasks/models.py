@@ -41,15 +41,21 @@ def load_model(
         ValueError: it cannot do what is asked; the message says why.
     """
     # Frozen weights are only read, so they may have the precision that is computed in.
-    dtype = torch.bfloat16 if runtime.precision == "bf16" else torch.float32
+    frozen = isinstance(choice.lora, LoRA) or not train
+    dtype = torch.bfloat16 if runtime.precision == "bf16" and frozen else torch.float32
+    loaded = _load(choice, mirror, labels, train, dtype)
+    loaded.model.to(runtime.device)
+    return loaded
+
+
+def _load(
+    choice: PretrainedChoice, mirror: str | None, labels: list[str], train: bool, dtype: torch.dtype
+) -> LoadedModel:
     if isinstance(choice, PretrainedModel):
         loaded = load_hugging_face(choice, mirror, labels, dtype)
     else:
-        loaded = _from_checkpoint(choice, runtime, mirror, labels, train)
-    if train and isinstance(choice.lora, LoRA):
-        loaded = loaded.with_lora(choice.lora)
-    loaded.model.to(runtime.device)
-    return loaded
+        loaded = _from_checkpoint(choice, mirror, labels, train, dtype)
+    return loaded.with_lora(choice.lora) if train and isinstance(choice.lora, LoRA) else loaded
 
 
 def is_encoder_decoder(choice: PretrainedChoice, mirror: str | None) -> bool:
@@ -68,7 +74,7 @@ def classifier_labels(choice: PretrainedChoice) -> list[str]:
 
 
 def _from_checkpoint(
-    choice: ModelFromRun, runtime: Runtime, mirror: str | None, labels: list[str], train: bool
+    choice: ModelFromRun, mirror: str | None, labels: list[str], train: bool, dtype: torch.dtype
 ) -> LoadedModel:
     folder = choice.checkpoint()
     record = OmegaConf.load(folder / "config.yaml")
@@ -88,7 +94,8 @@ def _from_checkpoint(
         tokenizer = Tokenizer.load(folder / "tokenizer")
         loaded = own_decoder(ModernDecoderLM(inner), tokenizer, str(folder), had)
     else:
-        loaded = load_model(inner, runtime, mirror, had, train=True)
+        merges = train or (labels and not had)
+        loaded = _load(inner, mirror, had, True, torch.float32 if merges else dtype)
         if loaded.fingerprint != record.base_fingerprint:
             raise ValueError(
                 f"model.path={choice.path}: was trained on another {loaded.name} than the one that is found now. "
@@ -97,9 +104,9 @@ def _from_checkpoint(
     load_model_tensors(loaded.model, folder)
     if train or (labels and not had):
         loaded = loaded.merged()
-    if labels and not had:
-        loaded = with_classification_head(loaded, labels)
-    return loaded
+        if not isinstance(loaded.base, ModernDecoderLM):
+            loaded.base.to(dtype)  # only now: adapters are merged at full precision
+    return with_classification_head(loaded, labels) if labels and not had else loaded
 
 
 def describe_model(choice: PretrainedChoice, loaded: LoadedModel) -> str:

@@ -87,7 +87,7 @@ def test_a_run_is_evaluated_again_and_merged(tmp_path: Path, mirror: Path) -> No
     answers = [(tmp_path / name / "predictions.jsonl").read_text() for name in ("run", "again")]
     assert answers[0] == answers[1]
     status, _, err = launch(
-        tmp_path / "merged", mirror, "task=merge", "model=from_run", f"model.path={tmp_path / 'run'}", "hardware=cpu"
+        tmp_path / "merged", mirror, "task=merge", "model=from_run", f"model.path={tmp_path / 'run'}"
     )
     assert status == 0, err[-2000:]
     from transformers import AutoModelForCausalLM

@@ -161,6 +161,14 @@ def test_likelihoods_are_those_of_transformers(load: Load, kind: str, lengths: t
 
 
 @pytest.mark.parametrize("kind", DECODERS)
+def test_an_answer_may_begin_on_a_new_line() -> None:
+    from modern_llm.models.generation import _stop_place
+
+    assert _stop_place("\n\nTea.\nMore", ["\n"]) == 6
+    assert _stop_place("\n\n", ["\n"]) is None
+    assert _stop_place(" Tea.", ["\n", "a"]) == 3
+
+
 def test_stop_strings_and_the_end_of_text_are_told_from_the_limit(load: Load, kind: str) -> None:
     loaded = load(kind)
     prompt = random_ids(5, seed=9).tolist()

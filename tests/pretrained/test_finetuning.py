@@ -267,7 +267,7 @@ class TestRuns:
         assert texts[0] == texts[1]
         assert "steps" not in measured
 
-        run(Merge(ModelFromRun(str(tmp_path / "first")), HARDWARE, Paths(mirror=str(hub))), tmp_path / "merged")
+        run(Merge(ModelFromRun(str(tmp_path / "first")), Paths(mirror=str(hub))), tmp_path / "merged")
         folder = str(tmp_path / "merged" / "model")
         merged = replace(again, model=PretrainedModel(folder))
         assert run(merged, tmp_path / "of_merged")[again.objective_metric] == first[again.objective_metric]
