@@ -236,19 +236,17 @@ def _their_settings(config: ModernLLMConfig, family: str) -> dict[str, Any]:
     rope_parameters: dict[str, Any] = {"rope_type": "default", "rope_theta": theta}
     if isinstance(rope, LinearRope):
         rope_parameters |= {"rope_type": "linear", "factor": rope.factor}
-    elif isinstance(rope, Llama3Rope):
+    elif isinstance(rope, Llama3Rope | YarnRope):
+        rope_parameters |= {"factor": rope.factor, "original_max_position_embeddings": rope.original_max_seq_len}
+    if isinstance(rope, Llama3Rope):
         rope_parameters |= {
             "rope_type": "llama3",
-            "factor": rope.factor,
-            "original_max_position_embeddings": rope.original_max_seq_len,
             "low_freq_factor": rope.low_freq_factor,
             "high_freq_factor": rope.high_freq_factor,
         }
     elif isinstance(rope, YarnRope):
         rope_parameters |= {
             "rope_type": "yarn",
-            "factor": rope.factor,
-            "original_max_position_embeddings": rope.original_max_seq_len,
             "beta_fast": rope.beta_fast,
             "beta_slow": rope.beta_slow,
             "attention_factor": rope.attention_scale,

@@ -32,7 +32,37 @@ class HiddenStates:
     expert_load: Tensor | None = None
 
 
-class HuggingFaceCausalLM(nn.Module):
+class HuggingFaceBody(nn.Module):
+    """What decoders and encoder-decoders of `transformers` share.
+
+    Args:
+        model: with its head; adapters may have been put into it.
+    """
+
+    def __init__(self, model: PreTrainedModel) -> None:
+        super().__init__()
+        self.model, self._checkpointing = model, False
+
+    @property
+    def head_weight(self) -> Tensor:
+        """(V, d) output head."""
+        return self.model.get_output_embeddings().weight
+
+    @property
+    def activation_checkpointing(self) -> bool:
+        """Whether each layer is computed again in the backward pass."""
+        return self._checkpointing
+
+    @activation_checkpointing.setter
+    def activation_checkpointing(self, on: bool) -> None:
+        self._checkpointing = on
+        if on:
+            self.model.gradient_checkpointing_enable({"use_reentrant": False})
+        else:
+            self.model.gradient_checkpointing_disable()
+
+
+class HuggingFaceCausalLM(HuggingFaceBody):
     """A decoder of `transformers`.
 
     Args:
@@ -43,8 +73,7 @@ class HuggingFaceCausalLM(nn.Module):
     """
 
     def __init__(self, model: PreTrainedModel) -> None:
-        super().__init__()
-        self.model, self._checkpointing = model, False
+        super().__init__(model)
         config = model.config
         if config.is_encoder_decoder:
             raise ValueError(f"{config.model_type}: is an encoder-decoder, and no causal language model.")
@@ -64,24 +93,6 @@ class HuggingFaceCausalLM(nn.Module):
     def blocks(self) -> nn.ModuleList:
         """The layers."""
         return next(m for m in self.body.children() if isinstance(m, nn.ModuleList))
-
-    @property
-    def head_weight(self) -> Tensor:
-        """(V, d) output head."""
-        return self.model.get_output_embeddings().weight
-
-    @property
-    def activation_checkpointing(self) -> bool:
-        """Whether each layer is computed again in the backward pass."""
-        return self._checkpointing
-
-    @activation_checkpointing.setter
-    def activation_checkpointing(self, on: bool) -> None:
-        self._checkpointing = on
-        if on:
-            self.model.gradient_checkpointing_enable({"use_reentrant": False})
-        else:
-            self.model.gradient_checkpointing_disable()
 
     def new_cache(self, batch_size: int, max_tokens: int | None) -> HuggingFaceCache:
         """An empty cache for B texts of at most `max_tokens` tokens.

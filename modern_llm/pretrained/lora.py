@@ -62,7 +62,9 @@ def add_lora(model: nn.Module, lora: LoRA, task: str | None, base_name: str) -> 
     if task is None and any(name == "score" for name, _ in model.named_children()):
         settings["modules_to_save"] = ["score"]
     with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message=".*(fan_in_fan_out|tie_word_embeddings|tied|is_gradient_checkpointing).*")
+        warnings.filterwarnings(
+            "ignore", message=".*(fan_in_fan_out|tie_word_embeddings|tied|is_gradient_checkpointing).*"
+        )
         adapted = get_peft_model(model, LoraConfig(**settings))
     adapted.peft_config["default"].base_model_name_or_path = base_name
     return adapted

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from transformers.cache_utils import Cache, DynamicCache, EncoderDecoderCache
 
 from modern_llm.pretrained.cache import HuggingFaceCache
-from modern_llm.pretrained.causal import HiddenStates
+from modern_llm.pretrained.causal import HiddenStates, HuggingFaceBody
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -21,7 +21,7 @@ class Encoded(NamedTuple):
     mask: Tensor  # (B, S) 0 at padding
 
 
-class HuggingFaceSeq2Seq(nn.Module):
+class HuggingFaceSeq2Seq(HuggingFaceBody):
     """T5, mT5 or FLAN-T5.
 
     Args:
@@ -32,8 +32,7 @@ class HuggingFaceSeq2Seq(nn.Module):
     """
 
     def __init__(self, model: PreTrainedModel) -> None:
-        super().__init__()
-        self.model, self._checkpointing = model, False
+        super().__init__(model)
         if model.config.model_type not in ("t5", "mt5"):
             raise ValueError(f"{model.config.model_type}: of the encoder-decoders, only the T5 family is supported.")
 
@@ -43,27 +42,9 @@ class HuggingFaceSeq2Seq(nn.Module):
         return self.model.config.decoder_start_token_id
 
     @property
-    def head_weight(self) -> Tensor:
-        """(V, d) output head."""
-        return self.model.get_output_embeddings().weight
-
-    @property
     def blocks(self) -> list[nn.Module]:
         """The layers of encoder and decoder."""
         return [*self.model.get_encoder().block, *self.model.get_decoder().block]
-
-    @property
-    def activation_checkpointing(self) -> bool:
-        """Whether each layer is computed again in the backward pass."""
-        return self._checkpointing
-
-    @activation_checkpointing.setter
-    def activation_checkpointing(self, on: bool) -> None:
-        self._checkpointing = on
-        if on:
-            self.model.gradient_checkpointing_enable({"use_reentrant": False})
-        else:
-            self.model.gradient_checkpointing_disable()
 
     def encode(self, input_ids: Tensor, attention_mask: Tensor) -> Encoded:
         """input_ids, attention_mask: (B, S), padding on either side."""

@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -71,22 +72,30 @@ class Workplace:
             cwd=self.folder,
             env=self.environment(),
         )
-        deadline = time.monotonic() + 120
-        while True:
+        found: list[Path] = []
+
+        def far_enough() -> bool:
             logs = [p for p in self.outputs.glob("*/*/metrics.jsonl") if not (p.parent / "result.json").exists()]
-            newest = max(logs, key=lambda p: p.stat().st_mtime, default=None)
-            if newest is not None and any(row["step"] >= step for row in read_rows(newest.parent)):
-                break
-            assert run.poll() is None, run.communicate()[1][-3000:]
-            assert time.monotonic() < deadline, "the run never got that far"
-            time.sleep(0.002)
+            found[:] = sorted(logs, key=lambda p: p.stat().st_mtime)
+            return bool(found) and any(row["step"] >= step for row in read_rows(found[-1].parent))
+
+        wait_for(far_enough, run)
         run.send_signal(how)
         stderr = run.communicate(timeout=120)[1]
-        return run.returncode, stderr, newest.parent
+        return run.returncode, stderr, found[-1].parent
 
     def only_run(self) -> Path:
         (record,) = self.outputs.glob("*/*/config.yaml")
         return record.parent
+
+
+def wait_for(holds: Callable[[], bool], run: subprocess.Popen[str]) -> None:
+    """Until something holds, while a run goes on."""
+    deadline = time.monotonic() + 120
+    while not holds():
+        assert run.poll() is None, run.communicate()[1][-3000:]
+        assert time.monotonic() < deadline, "the run never got that far"
+        time.sleep(0.002)
 
 
 def read_rows(folder: Path) -> list[dict[str, Any]]:

@@ -7,11 +7,10 @@ import json
 import os
 import signal
 import subprocess
-import time
 from pathlib import Path
 from typing import Any
 
-from commands import Workplace, read_rows
+from commands import Workplace, read_rows, wait_for
 
 CLOCKED = {"seconds", "tokens_per_second", "peak_memory_gb"}
 
@@ -78,14 +77,12 @@ def test_an_interrupted_sweep_ends_as_one_that_was_left_alone(tmp_path: Path) ->
         env=place.environment(),
         start_new_session=True,
     )
-    deadline = time.monotonic() + 120
-    while True:
+
+    def second_job_is_under_way() -> bool:
         logs = list(place.outputs.glob("multirun/*/*/1/metrics.jsonl"))
-        if logs and len(read_rows(logs[0].parent)) > 20:
-            break
-        assert sweep.poll() is None
-        assert time.monotonic() < deadline
-        time.sleep(0.01)
+        return bool(logs) and len(read_rows(logs[0].parent)) > 20
+
+    wait_for(second_job_is_under_way, sweep)
     os.killpg(sweep.pid, signal.SIGINT)
     stderr = sweep.communicate(timeout=120)[1]
     assert sweep.returncode == 130

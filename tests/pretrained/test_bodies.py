@@ -160,7 +160,6 @@ def test_likelihoods_are_those_of_transformers(load: Load, kind: str, lengths: t
             assert ours[row, column] == pytest.approx(theirs, rel=1e-4, abs=2e-4)
 
 
-@pytest.mark.parametrize("kind", DECODERS)
 def test_an_answer_may_begin_on_a_new_line() -> None:
     from modern_llm.models.generation import _stop_place
 
@@ -169,6 +168,7 @@ def test_an_answer_may_begin_on_a_new_line() -> None:
     assert _stop_place(" Tea.", ["\n", "a"]) == 3
 
 
+@pytest.mark.parametrize("kind", DECODERS)
 def test_stop_strings_and_the_end_of_text_are_told_from_the_limit(load: Load, kind: str) -> None:
     loaded = load(kind)
     prompt = random_ids(5, seed=9).tolist()
