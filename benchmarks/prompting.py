@@ -69,7 +69,7 @@ def main() -> None:
         for name, key, t in zip(("modern_llm", "lm-eval, hf"), ("ours", "theirs"), best, strict=True)
     ]
     print_table(
-        f"SST-2, {SHOTS} shots, {QUESTIONS} questions, {loaded.name}",
+        f"SST-2, {SHOTS} shots, {QUESTIONS} questions, {Path(loaded.name).name}",
         ["side", "seconds", "questions/s", "accuracy"],
         rows,
     )

@@ -33,7 +33,8 @@ class Prompting:
         num_shots: examples in the prompt, drawn by the seed from the training split; as many of each label.
         calibrate: divide each label's likelihood by the one it has behind inputs without content (Zhao et al. 2021,
             arXiv 2102.09690, eq. 1 with a diagonal W).
-        chat: examples and question are turns of a conversation, through the model's chat template.
+        chat: examples and question are turns of a conversation, through the model's chat template; a turn ends by
+            itself, so stop strings do not count.
         max_tokens: longest prompt with its answer; null: the model's context. Longer ones drop shots.
         max_evaluation_examples: a sample drawn by the seed; null: all.
         objective_metric: final metric that a sweep optimises; empty: the first of the data's.
@@ -156,7 +157,7 @@ class Prompting:
                 loaded.tokenizer,
                 [prompts[i].ids for i in places],
                 max_new_tokens=data.max_new_tokens,
-                stop=data.stop,
+                stop=[] if self.chat else data.stop,  # a turn has an end of its own
                 batch_size=self.hardware.eval_rows,
                 progress=progress_of("answering"),
             )
