@@ -39,6 +39,27 @@ def nodes(tree: Any) -> list[dict[str, Any]]:
     return own + [node for branch in below for node in nodes(branch)]
 
 
+def with_a_pretrained_model(group: str, choice: str, folder: Path | None = None) -> list[str]:
+    """What else a choice needs that is about pretrained models."""
+    if group == "model" and "_target_: modern_llm.models" not in (CONF / "model" / f"{choice}.yaml").read_text():
+        named = {"pretrained": ["model.name=x"], "from_run": [f"model.path={folder}"]}.get(choice)
+        if choice == "from_run" and folder is not None:
+            (folder / "model.safetensors").touch()
+            (folder / "config.yaml").touch()
+        scratch = "decoder" in (CONF / "model" / f"{choice}.yaml").read_text()
+        return [] if scratch else ["task=prompting", *(named or [])]
+    if group in ("model/lora", "task/dataset"):
+        own = ["task.dataset.name=x", "task.dataset.prompt='{x}'", "task.dataset.target='{y}'"]
+        own += ["task.dataset.scoring=numbers"]
+        return ["model=gpt2", "task=prompting", *(own if choice == "supervised" else [])]
+    if group == "task" and choice in PRETRAINED_TASKS:
+        return ["model=gpt2", *(["task/dataset=sst2"] if choice == "finetuning" else [])]
+    return []
+
+
+PRETRAINED_TASKS = ("finetuning", "sst2", "samsum", "dialogsum", "gsm8k", "prompting", "merge")
+
+
 @pytest.mark.parametrize(("group", "choice"), CHOICES)
 def test_every_choice_builds_and_its_yaml_names_every_key(group: str, choice: str, tmp_path: Path) -> None:
     (tmp_path / "a.txt").write_text("a")
@@ -50,7 +71,7 @@ def test_every_choice_builds_and_its_yaml_names_every_key(group: str, choice: st
         extra = [f"task.runs=[{tmp_path}]"]
     if group == "model" and choice == "max_rtx3060":
         extra = ["hardware=rtx3060"]
-    config = composed(f"{group}={choice}", *extra)
+    config = composed(f"{group}={choice}", *extra, *with_a_pretrained_model(group, choice, tmp_path))
     build(config.task)
     for node in nodes(OmegaConf.to_container(config, resolve=True)):
         target = find_target(node["_target_"], "")
@@ -62,8 +83,10 @@ def test_every_choice_builds_and_its_yaml_names_every_key(group: str, choice: st
 
 def test_every_setting_is_read_somewhere() -> None:
     code = "\n".join(p.read_text() for p in (ROOT / "modern_llm").rglob("*.py")) + (CONF / "config.yaml").read_text()
+    code += "\n".join(i for p in CONF.rglob("*.yaml") for i in re.findall(r"\$\{[^}]*\}", p.read_text()))
     settings = {node["_target_"] for g, c in CHOICES if c not in ("text", "language_modeling")
-                for node in nodes(OmegaConf.to_container(composed(f"{g}={c}"), resolve=True))}  # fmt: skip
+                for node in nodes(OmegaConf.to_container(composed(f"{g}={c}", *with_a_pretrained_model(g, c)),
+                                                         resolve=True))}  # fmt: skip
     for path in settings:
         for field in fields(find_target(path, "")):
             assert re.search(rf"\.{field.name}\b", code), f"nothing reads {path}.{field.name}"

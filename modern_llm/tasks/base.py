@@ -66,7 +66,8 @@ class RunFolder:
 class Task(Protocol):
     """What a configuration's `task` builds."""
 
-    objective_metric: str
+    @property
+    def objective_metric(self) -> str: ...
 
     def run(self, folder: RunFolder) -> dict[str, float]:
         """Do it all and return the final metrics; `objective_metric` names the one that a sweep optimises."""

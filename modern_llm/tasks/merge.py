@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import ClassVar
 
 from modern_llm.models.config import ModernLLMConfig
 from modern_llm.pretrained.settings import ModelFromRun, PretrainedModel
@@ -20,7 +21,7 @@ class Merge:
 
     model: PretrainedModel | ModelFromRun | ModernLLMConfig
     paths: Paths = field(default_factory=Paths)
-    objective_metric: str = field(default="parameters", init=False)
+    objective_metric: ClassVar[str] = "parameters"
 
     def __post_init__(self) -> None:
         require_pretrained(self.model)

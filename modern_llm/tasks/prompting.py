@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from modern_llm.checks import require
 from modern_llm.data.supervised import Example, SupervisedData
@@ -54,7 +54,7 @@ class Prompting:
     max_tokens: int | None = None
     max_evaluation_examples: int | None = None
     objective_metric: str = ""
-    form: FormName = field(default="label_words", init=False)
+    form: ClassVar[FormName] = "label_words"
 
     def __post_init__(self) -> None:
         require(self.seed >= 0, "seed", self.seed, "must not be negative", "Use 0 or more")

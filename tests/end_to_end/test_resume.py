@@ -69,7 +69,7 @@ def test_what_may_change_on_resume_and_what_may_not(tmp_path: Path) -> None:
         "model.n_layers=3",
         "trainer.batch_size=3",
         "task.seq_len=16",
-        "trainer/optimizer=muon",
+        "trainer/optimizer=adamw",
     ):
         refused = place.run(f"resume={folder}", "trainer.max_steps=8", forbidden, check=False)
         assert refused.returncode == 1

@@ -133,7 +133,7 @@ def test_every_setting_is_either_a_column_or_the_same_for_all(tmp_path: Path) ->
     assert same["model.d_model"] == "32"
     assert same["model.use_attention_sinks"] == "false"
     assert same["model.moe"] == "null"
-    assert same["trainer.optimizer"] == "AdamW"
+    assert same["trainer.optimizer"] == "Muon"
 
 
 def test_parts_of_different_kinds_are_named_and_their_own_settings_kept_apart(tmp_path: Path) -> None:
