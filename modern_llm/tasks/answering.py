@@ -211,6 +211,8 @@ def finish(
         low, high = metrics.get(f"{name}_low"), metrics.get(f"{name}_high")
         print(f"{name}: {metrics[name]:.4f} (95 % interval {low:.4f} to {high:.4f})")
     paths = {"result": folder.path / "result.json", "errors": folder.path / "errors.jsonl", **written}
-    for what, path in {**paths, "checkpoint": checkpoint}.items():
+    if checkpoint is not None:
+        paths["checkpoint"] = checkpoint
+    for what, path in paths.items():
         print(f"{what + ':':<12}{path}")
     return metrics
