@@ -56,10 +56,12 @@ class HuggingFaceBody(nn.Module):
     @activation_checkpointing.setter
     def activation_checkpointing(self, on: bool) -> None:
         self._checkpointing = on
+        # transformers 5 renamed these on its way.
+        name = "activation" if hasattr(self.model, "activation_checkpointing_enable") else "gradient"
         if on:
-            self.model.gradient_checkpointing_enable({"use_reentrant": False})
+            getattr(self.model, f"{name}_checkpointing_enable")({"use_reentrant": False})
         else:
-            self.model.gradient_checkpointing_disable()
+            getattr(self.model, f"{name}_checkpointing_disable")()
 
 
 class HuggingFaceCausalLM(HuggingFaceBody):

@@ -164,6 +164,26 @@ class TestObjectives:
         torch.testing.assert_close(ours, theirs, atol=1e-3, rtol=1e-4)
 
 
+@pytest.mark.parametrize("kind", ["gpt2", "llama", "t5"])
+def test_activation_checkpointing_changes_nothing(load: Load, kind: str) -> None:
+    gradients = []
+    for on in (False, True):
+        loaded = load(kind, lora=LoRA(rank=2, alpha=4, dropout=0.0))
+        loaded.model.activation_checkpointing = on  # type: ignore[assignment]
+        loaded.model.train()
+        for module in loaded.model.modules():
+            if isinstance(module, torch.nn.Dropout):
+                module.p = 0.0
+        ids = torch.randint(1, 257, (2, 9), generator=torch.Generator().manual_seed(0))
+        batch = {"input_ids": ids, "labels": ids, "attention_mask": torch.ones_like(ids), "decoder_input_ids": ids}
+        objective: Any = Seq2Seq() if loaded.is_seq2seq else LanguageModeling()
+        objective(loaded.model, batch).loss_sum.backward()
+        gradients.append({n: p.grad for n, p in loaded.model.named_parameters() if p.requires_grad})
+    assert any(g.any() for g in gradients[0].values() if g is not None)
+    for name, gradient in gradients[0].items():
+        torch.testing.assert_close(gradients[1][name], gradient, msg=name)
+
+
 def test_a_finetuned_gpt2_stops_by_itself(load: Load) -> None:
     """Padding and end of text share an id, and the end is learned all the same."""
     loaded = load("gpt2")
@@ -231,6 +251,15 @@ class TestRuns:
         rows = [(tmp_path / f / "metrics.jsonl").read_text().splitlines() for f in ("whole", "broken")]
         losses = [[json.loads(r).get("loss") for r in found] for found in rows]
         assert losses[0] == losses[1]
+
+    @pytest.mark.parametrize("data", [SST2, GSM8K], ids=["head", "text"])
+    def test_micro_batches_change_nothing(self, hub: Path, tmp_path: Path, data: SupervisedData) -> None:
+        losses = []
+        for size in (None, 1, 3):
+            made = task(hub, "made/llama", data, steps=3, lora=replace(LORA, dropout=0.0))
+            made = replace(made, hardware=replace(HARDWARE, micro_batch_size=size))
+            losses.append(run(made, tmp_path / str(size))["train_loss"])
+        assert losses[1:] == pytest.approx([losses[0]] * 2, rel=1e-4)
 
     def test_checkpoints_hold_what_is_trained_alone(self, hub: Path, tmp_path: Path) -> None:
         run(task(hub, "openai-community/gpt2", SST2), tmp_path)
