@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -39,7 +39,15 @@ class Encoded:
         return len(self.input_ids) + len(self.target_ids)
 
 
-Collate = Callable[[Sequence[Encoded]], Batch]
+class Sized(Protocol):
+    """An example that knows how long it is."""
+
+    @property
+    def length(self) -> int:
+        """Tokens that are computed."""
+
+
+Collate = Callable[[Sequence[Any]], Batch]
 
 
 def padded(rows: Sequence[Sequence[int]], fill: int, multiple: int = MULTIPLE) -> Tensor:
@@ -144,9 +152,7 @@ class LengthBatches:
         fingerprint: of data and tokenizer, to tell on resume that they are the same.
     """
 
-    def __init__(
-        self, items: Sequence[Encoded], batch_size: int, seed: int, collate: Collate, fingerprint: str
-    ) -> None:
+    def __init__(self, items: Sequence[Sized], batch_size: int, seed: int, collate: Collate, fingerprint: str) -> None:
         self.items, self.batch_size, self.seed, self.collate = items, batch_size, seed, collate
         self.fingerprint = fingerprint
         self.epoch = self.position = self.real = self.slots = 0
@@ -206,7 +212,7 @@ class LengthBatches:
         self._batches = self._plan(self.epoch)
 
 
-def by_length(items: Sequence[Encoded], batch_size: int) -> Iterator[list[int]]:
+def by_length(items: Sequence[Sized], batch_size: int) -> Iterator[list[int]]:
     """Places of all items, longest first and in batches: an evaluation that does not fit into memory fails at once."""
     order = sorted(range(len(items)), key=lambda i: -items[i].length)
     for start in range(0, len(order), batch_size):
