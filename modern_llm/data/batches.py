@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from bisect import bisect_left, insort
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -39,7 +40,15 @@ class Encoded:
         return len(self.input_ids) + len(self.target_ids)
 
 
-Collate = Callable[[Sequence[Encoded]], Batch]
+class Sized(Protocol):
+    """An example that knows how long it is."""
+
+    @property
+    def length(self) -> int:
+        """Tokens that are computed."""
+
+
+Collate = Callable[[Sequence[Any]], Batch]
 
 
 def padded(rows: Sequence[Sequence[int]], fill: int, multiple: int = MULTIPLE) -> Tensor:
@@ -144,16 +153,14 @@ class LengthBatches:
         fingerprint: of data and tokenizer, to tell on resume that they are the same.
     """
 
-    def __init__(
-        self, items: Sequence[Encoded], batch_size: int, seed: int, collate: Collate, fingerprint: str
-    ) -> None:
+    def __init__(self, items: Sequence[Sized], batch_size: int, seed: int, collate: Collate, fingerprint: str) -> None:
         self.items, self.batch_size, self.seed, self.collate = items, batch_size, seed, collate
         self.fingerprint = fingerprint
         self.epoch = self.position = self.real = self.slots = 0
         self._lengths = np.array([item.length for item in items])
         self._batches = self._plan(0)
 
-    def _plan(self, epoch: int) -> list[np.ndarray]:
+    def _plan(self, epoch: int) -> list[Any]:
         random = np.random.Generator(np.random.Philox(key=[self.seed, epoch]))
         order = random.permutation(len(self.items))
         size, batches = self.batch_size, []
@@ -180,11 +187,14 @@ class LengthBatches:
         if self.position == len(self._batches):
             self.epoch, self.position = self.epoch + 1, 0
             self._batches = self._plan(self.epoch)
-        batch = self.collate([self.items[i] for i in self._batches[self.position]])
+        batch = self._make(self._batches[self.position])
         self.position += 1
         self.real += int(batch["lengths"].sum())
         self.slots += slots(batch)
         return batch
+
+    def _make(self, planned: Any) -> Batch:
+        return self.collate([self.items[i] for i in planned])
 
     def state_dict(self) -> dict[str, Any]:
         """Where the stream stands."""
@@ -206,7 +216,60 @@ class LengthBatches:
         self._batches = self._plan(self.epoch)
 
 
-def by_length(items: Sequence[Encoded], batch_size: int) -> Iterator[list[int]]:
+class PackedBatches(LengthBatches):
+    """As `LengthBatches`, with as many whole examples in each row as fit: next to nothing is padding, and no example
+    is cut.
+
+    An epoch shuffles the examples and puts each into the fullest open row that still has room for it (best fit).
+
+    Args:
+        items: the examples, none longer than a row.
+        batch_size: rows per batch B.
+        row_length: tokens per row.
+        seed, fingerprint: as in `LengthBatches`.
+        collate: makes a batch of rows, each a list of examples.
+
+    Raises:
+        ValueError: an example is longer than a row.
+    """
+
+    def __init__(
+        self,
+        items: Sequence[Sized],
+        batch_size: int,
+        row_length: int,
+        seed: int,
+        collate: Callable[[Sequence[Sequence[Any]]], Batch],
+        fingerprint: str,
+    ) -> None:
+        self.row_length = row_length
+        longest = max((item.length for item in items), default=0)
+        if longest > row_length:
+            raise ValueError(f"row_length={row_length}: an example has {longest} tokens. Raise it, or leave it out.")
+        super().__init__(items, batch_size, seed, collate, fingerprint)
+
+    def _plan(self, epoch: int) -> list[Any]:
+        random = np.random.Generator(np.random.Philox(key=[self.seed, epoch]))
+        rows: list[list[int]] = []
+        room: list[tuple[int, int]] = []  # (tokens left, row), ascending
+        for i in random.permutation(len(self.items)).tolist():
+            length = int(self._lengths[i])
+            place = bisect_left(room, (length, -1))
+            if place == len(room):
+                rows.append([])
+                left, row = self.row_length, len(rows) - 1
+            else:
+                left, row = room.pop(place)
+            rows[row].append(i)
+            insort(room, (left - length, row))
+        rows = [rows[i] for i in random.permutation(len(rows))]
+        return [rows[i : i + self.batch_size] for i in range(0, len(rows), self.batch_size)]
+
+    def _make(self, planned: Any) -> Batch:
+        return self.collate([[self.items[i] for i in row] for row in planned])
+
+
+def by_length(items: Sequence[Sized], batch_size: int) -> Iterator[list[int]]:
     """Places of all items, longest first and in batches: an evaluation that does not fit into memory fails at once."""
     order = sorted(range(len(items)), key=lambda i: -items[i].length)
     for start in range(0, len(order), batch_size):

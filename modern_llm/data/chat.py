@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
+
+from modern_llm.data.tokenizers import Tokenizer
 
 Message = dict[str, str]  # role: system, user or assistant; content
 
@@ -34,3 +37,116 @@ def render_chat(template: str, messages: Sequence[Message], answer_follows: bool
     except TemplateError as cause:
         raise ValueError(f"the chat template refuses the conversation: {cause}") from cause
     return str(rendered[0])
+
+
+# For models that have learned no chat yet. It begins like every text of the model, and the assistant's turns end in
+# the end of text, so that a model learns to stop.
+DEFAULT_TEMPLATE = (
+    "{{ bos_token or eos_token }}{% for message in messages %}"
+    "{{ '<|' + message['role'] + '|>\n' + message['content'] }}"
+    "{% if message['role'] == 'assistant' %}{{ eos_token }}{% endif %}{{ '\n' }}{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<|assistant|>\n' }}{% endif %}"
+)
+
+
+def with_chat(tokenizer: Tokenizer) -> Tokenizer:
+    """The tokenizer with its own chat template, or with the default one, which is then saved with it."""
+    return tokenizer if tokenizer.chat_template is not None else tokenizer.with_chat_template(DEFAULT_TEMPLATE)
+
+
+@dataclass(frozen=True, slots=True)
+class EncodedConversation:
+    """Ids of a conversation.
+
+    Attributes:
+        index: of the example in its split.
+        ids: of the whole text.
+        is_target: of each id, whether the model learns to write it: the assistant's turns, ends included.
+    """
+
+    index: int
+    ids: list[int]
+    is_target: list[bool]
+
+    @property
+    def length(self) -> int:
+        """Tokens that are computed: all but the last."""
+        return len(self.ids) - 1
+
+
+class ChatWriter:
+    """Conversations as ids, in training and at inference alike: a turn is told apart from what stands before it where
+    the assistant would begin to write.
+
+    Args:
+        tokenizer: with a chat template.
+
+    Raises:
+        ValueError: without one.
+    """
+
+    def __init__(self, tokenizer: Tokenizer) -> None:
+        if tokenizer.chat_template is None:
+            raise ValueError("the tokenizer has no chat template. Use with_chat(tokenizer), or a chat model.")
+        self.tokenizer, self.template = tokenizer, tokenizer.chat_template
+        self._ends = {"eos": tokenizer.token(tokenizer.eos_id), "bos": tokenizer.token(tokenizer.bos_id)}
+
+    def text(self, messages: Sequence[Message], answer_follows: bool) -> str:
+        """The conversation through the template."""
+        return render_chat(self.template, messages, answer_follows, **self._ends)
+
+    def prompt(self, messages: Sequence[Message]) -> list[int]:
+        """Ids of a conversation that the assistant is to continue."""
+        return self.tokenizer.encode(self.text(messages, answer_follows=True))
+
+    def turns(self, messages: Sequence[Message], index: int) -> list[tuple[str, str]]:
+        """Text in front of each of the assistant's turns, since the turn before, and the turn itself.
+
+        Args:
+            messages: the last one is the assistant's.
+            index: of the example, for messages.
+
+        Raises:
+            ValueError: the template drops or rewrites a turn.
+        """
+        parts, done, seen = [], "", 0
+        for k, message in enumerate(messages):
+            if message["role"] != "assistant":
+                continue
+            before = self.text(messages[:k], answer_follows=True)
+            after = self.text(messages[: k + 1], answer_follows=False)
+            whole = before.startswith(done) and after.startswith(before)
+            kept = whole and message["content"].strip() in after[len(before) :]
+            if not kept or any(m["content"].strip() not in before[len(done) :] for m in messages[seen:k]):
+                raise ValueError(
+                    f"example {index}: the chat template drops or rewrites a turn before or at turn {k + 1} "
+                    f"({message['role']}: {message['content'][:40]!r}), so that the model would learn another "
+                    "conversation than the one given. Use a template that keeps every turn, or leave the example out."
+                )
+            parts.append((before[len(done) :], after[len(before) :]))
+            done, seen = after, k + 1
+        return parts
+
+    def encode(self, conversations: Sequence[Sequence[Message]], indices: Sequence[int]) -> list[EncodedConversation]:
+        """Ids of conversations that end in a turn of the assistant. What a template writes behind the end of text,
+        such as a line break, is read and not learned; where it writes no end of text, one is added at the very end.
+
+        Raises:
+            ValueError: as in `turns`.
+        """
+        turns = [self.turns(m, i) for m, i in zip(conversations, indices, strict=True)]
+        pieces = iter(self.tokenizer.encode_batch([text for parts in turns for turn in parts for text in turn]))
+        encoded, eos = [], self.tokenizer.eos_id
+        for index, parts in zip(indices, turns, strict=True):
+            ids: list[int] = []
+            is_target: list[bool] = []
+            for number in range(len(parts)):
+                prompt, answer = next(pieces), next(pieces)
+                if number == len(parts) - 1 and eos not in answer:
+                    answer = [*answer, eos]
+                learned = len(answer) - answer[::-1].index(eos) if eos in answer else len(answer)
+                ids += prompt + answer
+                is_target += [False] * len(prompt) + [True] * learned + [False] * (len(answer) - learned)
+            last = len(ids) - is_target[::-1].index(True)  # nothing is learned behind it
+            encoded.append(EncodedConversation(index, ids[:last], is_target[:last]))
+        return encoded

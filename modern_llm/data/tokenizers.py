@@ -64,6 +64,10 @@ class Tokenizer:
         template = self._config.get("chat_template")
         return template if isinstance(template, str) else None
 
+    def with_chat_template(self, template: str) -> Tokenizer:
+        """The same tokenizer with another chat template, which is saved with it."""
+        return Tokenizer(self.backend, self.eos_id, self.bos_id, {**self._config, "chat_template": template})
+
     def token(self, token_id: int | None) -> str:
         """The text of one id, special tokens included; empty for None."""
         return "" if token_id is None else self.backend.id_to_token(token_id) or ""

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from modern_llm.data.batches import Batch, ClassificationBatch, Collate, Encoded, by_length, padded
+from modern_llm.data.batches import Batch, ClassificationBatch, Collate, Encoded, Sized, by_length, padded
 from modern_llm.models.fused_loss import IGNORE_INDEX, token_nll
 from modern_llm.models.generation import Cache, CausalLM, Continuation, TextCodec, continue_ids
 from modern_llm.models.sampling import GREEDY, Sampling
@@ -206,7 +206,7 @@ def classify(
 def mean_loss(
     model: torch.nn.Module,
     objective: Objective,
-    items: Sequence[Encoded],
+    items: Sequence[Sized],
     collate: Collate,
     batch_size: int,
     device: torch.device,

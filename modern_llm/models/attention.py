@@ -57,6 +57,7 @@ def plan_attention(
     attention_mask: Tensor | None = None,
     document_ids: Tensor | None = None,
     cache: KVCache | None = None,
+    branch_ids: Tensor | None = None,
 ) -> AttentionPlan:
     """Decide masks and rotations once for all layers.
 
@@ -70,10 +71,12 @@ def plan_attention(
         attention_mask: (B, T) False at padding, or None.
         document_ids: (B, T) numbers of the packed documents, or None. Not with a cache.
         cache: what the new tokens continue, or None.
+        branch_ids: (B, T) 0 for the trunk, else the number of a branch: it continues its document's trunk, which
+            stands in front of it, and sees no other branch. Not with a cache.
 
     Raises:
-        ValueError: documents with a cache; padding in a cache that evicts, where it stands behind a text's first
-            token or the sinks are tokens of the text.
+        ValueError: documents or branches with a cache; padding in a cache that evicts, where it stands behind a
+            text's first token or the sinks are tokens of the text.
     """
     window, kept = config.attention_window, config.kept_tokens
     past = cache.length if cache is not None else 0
@@ -83,6 +86,8 @@ def plan_attention(
     bounded = has_rotated_sinks and longest > reach
     padded = attention_mask is not None or (cache is not None and cache.real is not None)
 
+    if branch_ids is not None and document_ids is None:
+        document_ids = torch.zeros_like(branch_ids)
     if not padded and document_ids is None:
         if past == 0 and longest <= reach:
             return AttentionPlan(rotary.span(0, tokens))
@@ -102,6 +107,8 @@ def plan_attention(
             raise ValueError("document_ids cannot be combined with a cache. Prefill the documents one by one.")
         real = torch.ones_like(document_ids, dtype=torch.bool) if attention_mask is None else attention_mask.bool()
         positions = _document_positions(document_ids, real)
+        if branch_ids is not None:
+            positions = branch_positions(document_ids, branch_ids, real)
         key_positions, documents = positions, document_ids.where(real, torch.full_like(document_ids, -1))
     elif padded:
         if cache is not None and cache.ring and kept:
@@ -137,6 +144,8 @@ def plan_attention(
         visible &= (distance < window) | (key_positions[:, None] < kept)
     if documents is not None:
         visible = visible & (documents[:, -tokens:, None] == documents[:, None])
+    if branch_ids is not None:
+        visible = visible & sees_branch(branch_ids)
     plan = AttentionPlan(rotary.at(positions, longest), visible, slots, real=real, positions=positions)
     if bounded:
         plan.sink_rotation = rotary.at(positions.clamp(max=reach - 1), longest)
@@ -151,6 +160,20 @@ def _document_positions(document_ids: Tensor, real: Tensor) -> Tensor:
     starts[:, 1:] = document_ids[:, 1:] != document_ids[:, :-1]
     before = (counted - real.long()).where(starts, torch.zeros_like(counted)).cummax(dim=1).values
     return (counted - 1 - before).clamp(min=0)
+
+
+def sees_branch(branch_ids: Tensor) -> Tensor:
+    """(B, T, T) whether a token's branch sees another's: the trunk, and itself."""
+    return (branch_ids[:, None] == 0) | (branch_ids[:, :, None] == branch_ids[:, None])
+
+
+def branch_positions(document_ids: Tensor, branch_ids: Tensor, real: Tensor) -> Tensor:
+    """(B, T) position of every token when the branches of a document (B, T) all continue its trunk: how many real
+    tokens it sees besides itself."""
+    index = torch.arange(document_ids.shape[1], device=document_ids.device)
+    seen = (document_ids[:, None] == document_ids[:, :, None]) & sees_branch(branch_ids)
+    seen = seen & (index <= index[:, None]) & real[:, None]
+    return (seen.sum(-1) - real.long()).clamp(min=0)
 
 
 class Attention(nn.Module):

@@ -6,6 +6,7 @@ this one was faster there and also runs on the older torch that the project supp
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -24,6 +25,32 @@ def _compute_dtype(hidden: Tensor) -> torch.dtype:
     return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else hidden.dtype
 
 
+def _slopes(x: Tensor, w: Tensor, targets: Tensor) -> Iterator[tuple[slice, Tensor, Tensor]]:
+    """Chunk by chunk: its rows, the log-likelihood of its targets (n, 1), 0 where they are ignored, and the gradient
+    of its summed loss with respect to the logits (n, V), whose memory the next chunk takes over.
+
+    Args:
+        x: (N, d). w: (V, d), of the same dtype. targets: (N,).
+    """
+    exact = torch.promote_types(x.dtype, torch.float32)
+    rows = max(min(_chunk_rows(w.shape[0]), len(x)), 1)
+    buffer = torch.empty(rows, w.shape[0], dtype=x.dtype, device=x.device)
+    for start in range(0, len(x), rows):
+        where = slice(start, min(start + rows, len(x)))
+        labels = targets[where, None]
+        ignored = labels == IGNORE_INDEX  # (n, 1)
+        labels, kept = labels.masked_fill(ignored, 0), (~ignored).to(exact)
+        logits = torch.mm(x[where], w.t(), out=buffer[: len(labels)])  # (n, V)
+        if x.dtype == exact:
+            chance = torch._log_softmax(logits, -1, False, out=logits)
+        else:
+            chance = logits.to(exact).log_softmax(dim=-1)
+        likelihood = chance.gather(1, labels) * kept
+        chance.exp_()
+        chance.scatter_add_(1, labels, -torch.ones_like(kept)).mul_(kept)
+        yield where, likelihood, chance
+
+
 class _LinearCrossEntropy(torch.autograd.Function):
     """Loss and both gradients in the forward pass: the softmax of a chunk is there once and is used for all three,
     so no logits are recomputed and three matrix products do the work of four."""
@@ -32,32 +59,16 @@ class _LinearCrossEntropy(torch.autograd.Function):
     def forward(ctx: Any, hidden: Tensor, weight: Tensor, targets: Tensor, dtype: torch.dtype) -> Tensor:
         x, w = hidden.to(dtype), weight.to(dtype)
         exact = torch.promote_types(dtype, torch.float32)
-        rows = min(_chunk_rows(w.shape[0]), len(x))
-        buffer = torch.empty(rows, w.shape[0], dtype=dtype, device=x.device)
         grad_hidden = torch.empty_like(x)
         grad_weight = torch.zeros(w.shape, dtype=exact, device=w.device) if ctx.needs_input_grad[1] else None
         total = torch.zeros((), dtype=exact, device=x.device)
         with torch.autocast(x.device.type, enabled=False):
-            for start in range(0, len(x), rows):
-                piece, labels = x[start : start + rows], targets[start : start + rows, None]
-                ignored = labels == IGNORE_INDEX  # (n, 1)
-                labels, kept = labels.masked_fill(ignored, 0), (~ignored).to(exact)
-                logits = torch.mm(piece, w.t(), out=buffer[: len(piece)])  # (n, V)
-                if dtype == exact:
-                    chance = torch._log_softmax(logits, -1, False, out=logits)
-                else:
-                    chance = logits.to(exact).log_softmax(dim=-1)
-                total -= (chance.gather(1, labels) * kept).sum()
-                chance.exp_()
-                chance.scatter_add_(1, labels, -torch.ones_like(kept)).mul_(kept)  # d loss / d logits
+            for where, likelihood, chance in _slopes(x, w, targets):
+                total -= likelihood.sum()
                 slope = chance.to(dtype)
-                torch.mm(slope, w, out=grad_hidden[start : start + rows])
-                if grad_weight is None:
-                    continue
-                if dtype == exact:
-                    grad_weight.addmm_(slope.t(), piece)
-                else:  # summed in fp32: 16-bit sums over many chunks lose the small terms
-                    grad_weight += slope.t() @ piece
+                torch.mm(slope, w, out=grad_hidden[where])
+                if grad_weight is not None:
+                    _add_product(grad_weight, slope, x[where])
         ctx.save_for_backward(grad_hidden, grad_weight)
         ctx.dtypes = hidden.dtype, weight.dtype
         return total
@@ -71,6 +82,49 @@ class _LinearCrossEntropy(torch.autograd.Function):
         grad_hidden = (grad_hidden.to(grad.dtype) * grad).to(hidden_dtype)
         grad_weight = None if grad_weight is None else grad_weight.mul_(grad).to(weight_dtype)
         return grad_hidden, grad_weight, None, None
+
+
+def _add_product(total: Tensor, slope: Tensor, piece: Tensor) -> None:
+    """total (V, d) += slope (n, V) transposed times piece (n, d)."""
+    if total.dtype == slope.dtype:
+        total.addmm_(slope.t(), piece)
+    else:  # summed in fp32: 16-bit sums over many chunks lose the small terms
+        total += slope.t() @ piece
+
+
+class _LinearTokenNLL(torch.autograd.Function):
+    """The loss of every target by itself. Gradients of the hidden states are made in the forward pass and weighted in
+    the backward pass. The head's own gradient mixes the targets, so it can only be made once their weights are known:
+    where the head is trained, its logits are computed a second time; under adapters it is frozen, and nothing is."""
+
+    @staticmethod
+    def forward(ctx: Any, hidden: Tensor, weight: Tensor, targets: Tensor, dtype: torch.dtype) -> Tensor:
+        x, w = hidden.to(dtype), weight.to(dtype)
+        grad_hidden = torch.empty_like(x)
+        nll = torch.empty(len(x), dtype=torch.promote_types(dtype, torch.float32), device=x.device)
+        with torch.autocast(x.device.type, enabled=False):
+            for where, likelihood, chance in _slopes(x, w, targets):
+                nll[where] = -likelihood[:, 0]
+                torch.mm(chance.to(dtype), w, out=grad_hidden[where])
+        again = (hidden, weight, targets) if ctx.needs_input_grad[1] else ()
+        ctx.save_for_backward(grad_hidden, *again)
+        ctx.dtypes = hidden.dtype, dtype
+        return nll
+
+    @staticmethod
+    def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor, Tensor | None, None, None]:
+        (grad,) = grad_outputs  # (N,)
+        grad_hidden, *again = ctx.saved_tensors
+        hidden_dtype, dtype = ctx.dtypes
+        grad_weight = None
+        if again:
+            x, w, targets = again[0].to(dtype), again[1].to(dtype), again[2]
+            grad_weight = torch.zeros(w.shape, dtype=grad.dtype, device=w.device)
+            with torch.autocast(x.device.type, enabled=False):
+                for where, _, chance in _slopes(x, w, targets):
+                    _add_product(grad_weight, chance.mul_(grad[where, None]).to(dtype), x[where])
+            grad_weight = grad_weight.to(again[1].dtype)
+        return (grad_hidden.to(grad.dtype) * grad[:, None]).to(hidden_dtype), grad_weight, None, None
 
 
 def linear_cross_entropy(hidden: Tensor, weight: Tensor, targets: Tensor) -> Tensor:
@@ -89,6 +143,22 @@ def linear_cross_entropy(hidden: Tensor, weight: Tensor, targets: Tensor) -> Ten
     if not torch.is_grad_enabled():
         return token_nll(flat, weight, labels).sum()
     return _LinearCrossEntropy.apply(flat, weight, labels, _compute_dtype(hidden))
+
+
+def linear_token_nll(hidden: Tensor, weight: Tensor, targets: Tensor) -> Tensor:
+    """Cross-entropy of each target by itself, with gradients: for losses that weigh or combine them, such as those on
+    log-probabilities of whole answers. `linear_cross_entropy` is cheaper where all count alike.
+
+    Args:
+        hidden: (..., d). weight: (V, d). targets: (...); `IGNORE_INDEX` gives 0.
+
+    Returns:
+        The shape of targets, in nats, fp32 (float64 for float64 input).
+    """
+    if not torch.is_grad_enabled():
+        return token_nll(hidden, weight, targets)
+    flat = hidden.reshape(-1, hidden.shape[-1])
+    return _LinearTokenNLL.apply(flat, weight, targets.reshape(-1), _compute_dtype(hidden)).view(targets.shape)
 
 
 @torch.no_grad()

@@ -126,10 +126,12 @@ class ModernDecoderLM(nn.Module):
         attention_mask: Tensor | None = None,
         document_ids: Tensor | None = None,
         cache: KVCache | None = None,
+        branch_ids: Tensor | None = None,
     ) -> ModelOutput:
-        """Everything but the output head. Arguments as in `forward`."""
+        """Everything but the output head. Arguments as in `forward`, and `branch_ids` (B, T): 0 for a text's trunk,
+        other numbers for continuations of it, none of which sees another."""
         tokens = input_ids.shape[1]
-        plan = plan_attention(self.config, self.rotary, tokens, attention_mask, document_ids, cache)
+        plan = plan_attention(self.config, self.rotary, tokens, attention_mask, document_ids, cache, branch_ids)
         x = F.dropout(self.embedding(input_ids), self.config.dropout, self.training)  # (B, T, d_model)
         routings = []
         for layer, block in enumerate(self.blocks):

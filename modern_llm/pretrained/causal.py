@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
+from modern_llm.models.attention import branch_positions, sees_branch
 from modern_llm.pretrained.cache import HuggingFaceCache
 
 if TYPE_CHECKING:
@@ -112,6 +113,7 @@ class HuggingFaceCausalLM(HuggingFaceBody):
         attention_mask: Tensor | None = None,
         document_ids: Tensor | None = None,
         cache: HuggingFaceCache | None = None,
+        branch_ids: Tensor | None = None,
     ) -> HiddenStates:
         """Everything but the head.
 
@@ -120,13 +122,17 @@ class HuggingFaceCausalLM(HuggingFaceBody):
             attention_mask: (B, T) 0 at padding, on either side; None: no padding.
             document_ids: (B, T) number of the packed document of each token; not with a cache.
             cache: continue the texts it holds.
+            branch_ids: (B, T) 0 for a text's trunk, other numbers for continuations of it, none of which sees
+                another; not with a cache.
         """
         B, T = input_ids.shape
         given: dict[str, Any] = {"attention_mask": attention_mask}
+        if branch_ids is not None and document_ids is None:
+            document_ids = torch.zeros_like(branch_ids)
         if document_ids is not None:
             if cache is not None:
                 raise ValueError("document_ids cannot be combined with a cache. Prefill the documents one by one.")
-            given = self._documents(document_ids, attention_mask)
+            given = self._documents(document_ids, attention_mask, branch_ids)
         else:
             mask = attention_mask if cache is None else cache.extended_mask(attention_mask, B, T)
             if mask is not None:
@@ -137,21 +143,20 @@ class HuggingFaceCausalLM(HuggingFaceBody):
         output = self.body(input_ids=input_ids, use_cache=cache is not None, return_dict=True, **given)
         return HiddenStates(output.last_hidden_state)
 
-    def _documents(self, document_ids: Tensor, attention_mask: Tensor | None) -> dict[str, Any]:
-        """Positions and mask (B, 1, T, T) with which every document stands alone."""
-        B, T = document_ids.shape
-        same = document_ids[:, :, None] == document_ids[:, None, :]
-        visible = same & torch.ones(T, T, dtype=torch.bool, device=document_ids.device).tril()
-        if attention_mask is not None:
-            # Padding sees itself, or its softmax would be empty.
-            own = torch.eye(T, dtype=torch.bool, device=document_ids.device)
-            visible = visible & attention_mask.bool()[:, None, :] | own
+    def _documents(
+        self, document_ids: Tensor, attention_mask: Tensor | None, branch_ids: Tensor | None
+    ) -> dict[str, Any]:
+        """Positions and mask (B, 1, T, T) with which every document stands alone, and every branch on its trunk."""
+        T, device = document_ids.shape[1], document_ids.device
+        branches = torch.zeros_like(document_ids) if branch_ids is None else branch_ids
+        real = torch.ones_like(document_ids, dtype=torch.bool) if attention_mask is None else attention_mask.bool()
+        positions = branch_positions(document_ids, branches, real)
+        visible = (document_ids[:, :, None] == document_ids[:, None]) & sees_branch(branches)
+        visible &= torch.ones(T, T, dtype=torch.bool, device=device).tril()
         window = getattr(self.model.config, "sliding_window", None)
         if window is not None and getattr(self.model.config, "use_sliding_window", True):
-            index = torch.arange(T, device=document_ids.device)
-            visible &= index[:, None] - index < window
-        starts = torch.ones_like(document_ids, dtype=torch.bool)
-        starts[:, 1:] = document_ids[:, 1:] != document_ids[:, :-1]
-        index = torch.arange(T, device=document_ids.device).expand(B, -1)
-        first = index.where(starts, torch.zeros_like(index)).cummax(dim=1).values
-        return {"attention_mask": visible[:, None], "position_ids": index - first}
+            visible &= positions[:, :, None] - positions[:, None] < window
+        if attention_mask is not None:
+            # Padding sees itself, or its softmax would be empty.
+            visible = visible & real[:, None] | torch.eye(T, dtype=torch.bool, device=device)
+        return {"attention_mask": visible[:, None], "position_ids": positions}

@@ -101,6 +101,13 @@ def _from_checkpoint(
                 f"model.path={choice.path}: was trained on another {loaded.name} than the one that is found now. "
                 "Put the former into the mirror, or train anew."
             )
+        tokenizer = Tokenizer.load(folder / "tokenizer")
+        if tokenizer.fingerprint != loaded.tokenizer.fingerprint:
+            raise ValueError(
+                f"model.path={choice.path}: was trained with another tokenizer than {loaded.name} has now, so its "
+                "weights mean other tokens. Put the former into the mirror, or train anew."
+            )
+        loaded = replace(loaded, tokenizer=tokenizer)  # with the chat template of the training
     load_model_tensors(loaded.model, folder)
     if train or (labels and not had):
         loaded = loaded.merged()

@@ -14,7 +14,7 @@ from torch.utils._pytree import tree_leaves
 
 from modern_llm.models import ModernDecoderLM, ModernLLMConfig, fused_loss
 from modern_llm.models.config import MoEConfig
-from modern_llm.models.fused_loss import IGNORE_INDEX, linear_cross_entropy, token_nll
+from modern_llm.models.fused_loss import IGNORE_INDEX, linear_cross_entropy, linear_token_nll, token_nll
 
 V, D = 40, 12
 
@@ -191,3 +191,44 @@ def test_checkpointed_activations_change_no_gradient(tiny, token_ids):
         gradients.append([p.grad.clone() for p in model.parameters()])
     for one, other in zip(*gradients, strict=True):
         torch.testing.assert_close(one, other)
+
+
+@pytest.mark.parametrize("trained_head", [True, False])
+@pytest.mark.parametrize("tokens", [1, 16, 17, 50])
+def test_weighted_targets_against_log_softmax(tokens: int, trained_head: bool) -> None:
+    """Value and gradients of a loss in which every target has a weight of its own, negative ones among them."""
+    hidden, weight, targets = _problem(tokens, torch.float64)
+    weight.requires_grad_(trained_head)
+    targets[::5] = IGNORE_INDEX
+    factors = torch.randn(tokens, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    picked = (hidden @ weight.T).log_softmax(-1).gather(1, targets.clamp(min=0)[:, None])[:, 0]
+    expected = -picked.masked_fill(targets == IGNORE_INDEX, 0)
+    with _chunks_of(16):
+        got = linear_token_nll(hidden, weight, targets)
+        torch.testing.assert_close(got, expected)
+        inputs = [hidden, weight] if trained_head else [hidden]
+        ours = torch.autograd.grad((got * factors).square().sum(), inputs)
+    theirs = torch.autograd.grad((expected * factors).square().sum(), inputs)
+    for one, other in zip(ours, theirs, strict=True):
+        torch.testing.assert_close(one, other)
+    with torch.no_grad():
+        torch.testing.assert_close(linear_token_nll(hidden, weight, targets), expected)
+
+
+def test_a_frozen_head_computes_its_logits_once() -> None:
+    hidden, weight, targets = _problem(50, torch.float64)
+    weight.requires_grad_(False)
+    with _chunks_of(16), _ProductCount() as forward:
+        loss = linear_token_nll(hidden, weight, targets).sum()
+    with _ProductCount() as backward:
+        loss.backward()
+    assert forward.products == 8  # two a chunk
+    assert backward.products == 0
+
+
+class _ProductCount(TorchDispatchMode):
+    products = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        self.products += "mm" in str(func)
+        return func(*args, **(kwargs or {}))

@@ -1,0 +1,104 @@
+"""Learning from pairs of answers to one prompt, of which one is preferred."""
+
+from __future__ import annotations
+
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+from modern_llm.models.fused_loss import IGNORE_INDEX, linear_token_nll
+from modern_llm.objectives.base import Batch, LossOutput
+from modern_llm.objectives.preference_losses import PairLogProbs, PreferenceLoss
+
+
+class BranchingLM(Protocol):
+    """What the objective asks of a language model: two answers behind one prompt in one pass."""
+
+    @property
+    def head_weight(self) -> Tensor:
+        """(V, d) output head."""
+
+    def hidden_states(self, input_ids: Tensor, *, branch_ids: Tensor) -> Any:
+        """An output whose `hidden` is (B, T, d), where no branch sees another."""
+
+
+def answer_log_probs(model: BranchingLM, batch: Batch) -> tuple[Tensor, Any]:
+    """Log-probabilities of both answers of every pair, in nats, without the (B, T, V) logits.
+
+    The prompt stands once in each row and both answers behind it, as branches that do not see each other. So it is
+    computed once, and its gradient is the sum of both answers'.
+
+    Args:
+        model: any decoder of this project.
+        batch: `input_ids`, `branch_ids` (B, T); `target_positions`, `labels` (B, 2, K), where the tokens of the chosen
+            and of the rejected answer are predicted, and those tokens.
+
+    Returns:
+        (B, 2) sums over the tokens of each answer, and the model's output.
+    """
+    output = model.hidden_states(batch["input_ids"], branch_ids=batch["branch_ids"])
+    B, T, d = output.hidden.shape
+    labels = batch["labels"].flatten()  # (B * 2 * K,)
+    rows = torch.arange(B, device=labels.device)[:, None, None] * T
+    places = (rows + batch["target_positions"]).flatten()
+    real = (labels != IGNORE_INDEX).nonzero()[:, 0]  # the head is computed nowhere else
+    nll = linear_token_nll(output.hidden.reshape(-1, d)[places[real]], model.head_weight, labels[real])
+    answers = real // batch["labels"].shape[2]
+    sums = torch.zeros(B * 2, dtype=nll.dtype, device=nll.device).index_add(0, answers, -nll)
+    return sums.view(B, 2), output
+
+
+class PreferenceOptimisation:
+    """A preference loss over pairs, plus the model's auxiliary losses.
+
+    Logged, as means over the pairs: `preference_accuracy`, how often the chosen answer has the larger reward (a tie
+    counts half); `reward_margin`; `chosen_reward` and `rejected_reward`; `chosen_log_prob` and `rejected_log_prob`;
+    with a reference, `kl_estimate`, half the squared log-ratio: an estimate of the divergence between policy and
+    reference, in nats per answer (k2 of Schulman 2020, "Approximating KL divergence"), taken on the answers at hand
+    and not on samples of the policy.
+
+    Args:
+        loss: one of `preference_losses.py`.
+    """
+
+    def __init__(self, loss: PreferenceLoss) -> None:
+        self.loss = loss
+
+    def count(self, batch: Batch) -> int:
+        return len(batch["input_ids"])
+
+    def tokens(self, batch: Batch) -> int:
+        return int(batch["lengths"].sum())
+
+    def __call__(self, model: BranchingLM, batch: Batch) -> LossOutput:
+        """batch: as in `answer_log_probs`, and `reference_log_probs` (B, 2) where the loss needs a reference."""
+        sums, output = answer_log_probs(model, batch)
+        tokens = (batch["labels"] != IGNORE_INDEX).sum(-1)  # (B, 2)
+        reference = batch["reference_log_probs"].to(sums.dtype) if self.loss.needs_reference else torch.zeros_like(sums)
+        pairs = PairLogProbs(*sums.unbind(1), *tokens.unbind(1), *reference.unbind(1))
+        loss = self.loss(pairs).sum()
+        metrics = self._metrics(pairs)
+        if output.aux_losses:
+            metrics["preference_loss"] = loss.detach()
+        for name, value in output.aux_losses.items():
+            loss = loss + value * len(sums)
+            metrics[name] = value.detach() * len(sums)
+        return LossOutput(loss, metrics)
+
+    @torch.no_grad()
+    def _metrics(self, pairs: PairLogProbs) -> dict[str, Tensor]:
+        chosen, rejected = self.loss.rewards(pairs)
+        margin = chosen - rejected
+        metrics = {
+            "preference_accuracy": ((margin.sign() + 1) / 2).sum(),
+            "reward_margin": margin.sum(),
+            "chosen_reward": chosen.sum(),
+            "rejected_reward": rejected.sum(),
+            "chosen_log_prob": pairs.chosen.sum(),
+            "rejected_log_prob": pairs.rejected.sum(),
+        }
+        if self.loss.needs_reference:
+            squares = pairs.chosen_ratio.square() + pairs.rejected_ratio.square()
+            metrics["kl_estimate"] = (squares / 4).sum()  # half of each, averaged over the two answers
+        return metrics

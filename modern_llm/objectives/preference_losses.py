@@ -1,0 +1,177 @@
+"""Losses on the log-probabilities of a preferred and a rejected answer: settings and formula of each. Torch is imported
+where a formula is computed, so that a configuration is checked without it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Protocol
+
+from modern_llm.checks import require
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+@dataclass(frozen=True)
+class PairLogProbs:
+    """What is known of B pairs (prompt x, chosen answer y_w, rejected answer y_l), in nats.
+
+    Args:
+        chosen, rejected: (B,) log pi(y | x), summed over the tokens of the answer.
+        chosen_tokens, rejected_tokens: (B,) tokens of the answers, end of text included.
+        reference_chosen, reference_rejected: (B,) the same log-probabilities under the reference model; zeros for
+            a loss that needs none.
+    """
+
+    chosen: Tensor
+    rejected: Tensor
+    chosen_tokens: Tensor
+    rejected_tokens: Tensor
+    reference_chosen: Tensor
+    reference_rejected: Tensor
+
+    @property
+    def chosen_ratio(self) -> Tensor:
+        """(B,) log pi(y_w | x) / pi_ref(y_w | x)."""
+        return self.chosen - self.reference_chosen
+
+    @property
+    def rejected_ratio(self) -> Tensor:
+        """(B,) log pi(y_l | x) / pi_ref(y_l | x)."""
+        return self.rejected - self.reference_rejected
+
+
+class PreferenceLoss(Protocol):
+    """What the objective asks of a loss."""
+
+    @property
+    def needs_reference(self) -> bool:
+        """Whether log-probabilities of a reference model enter."""
+
+    def rewards(self, pairs: PairLogProbs) -> tuple[Tensor, Tensor]:
+        """(B,) implicit rewards of the chosen and of the rejected answers; their difference is the margin."""
+
+    def __call__(self, pairs: PairLogProbs) -> Tensor:
+        """(B,) loss of each pair."""
+
+
+def _require_beta(beta: float) -> None:
+    require(beta > 0, "task.loss.beta", beta, "must be above 0", "Use 0.1")
+
+
+@dataclass(frozen=True)
+class SigmoidDPO:
+    """Direct preference optimisation (Rafailov et al. 2023, arXiv 2305.18290, eq. 7), with conservative label
+    smoothing (Mitchell 2023, "A note on DPO with noisy preferences & relationship to IPO", eq. 3).
+
+    With margin m = beta (log-ratio of chosen - log-ratio of rejected) and smoothing e:
+    -(1 - e) log sigmoid(m) - e log sigmoid(-m).
+
+    Args:
+        beta: strength of the tie to the reference.
+        label_smoothing: probability e that a preference is the wrong way round; 0 is DPO.
+    """
+
+    beta: float = 0.1
+    label_smoothing: float = 0.0
+    needs_reference = True
+
+    def __post_init__(self) -> None:
+        _require_beta(self.beta)
+        require(0 <= self.label_smoothing < 0.5, "task.loss.label_smoothing", self.label_smoothing,
+                "must lie in [0, 0.5)", "Use 0 for clean preferences")  # fmt: skip
+
+    def rewards(self, pairs: PairLogProbs) -> tuple[Tensor, Tensor]:
+        """beta times the log-ratios (eq. 5, up to a constant of the prompt)."""
+        return self.beta * pairs.chosen_ratio, self.beta * pairs.rejected_ratio
+
+    def __call__(self, pairs: PairLogProbs) -> Tensor:
+        from torch.nn import functional as F
+
+        chosen, rejected = self.rewards(pairs)
+        margin = chosen - rejected
+        loss = -(1 - self.label_smoothing) * F.logsigmoid(margin)
+        return loss - self.label_smoothing * F.logsigmoid(-margin) if self.label_smoothing else loss
+
+
+@dataclass(frozen=True)
+class HingeDPO:
+    """max(0, 1 - m) on DPO's margin m (SLiC, Zhao et al. 2023, arXiv 2305.10425, eq. 1, in the form of Liu et al. 2023,
+    arXiv 2309.06657, eq. 9, with gamma = beta).
+
+    Args:
+        beta: strength of the tie to the reference.
+    """
+
+    beta: float = 0.1
+    needs_reference = True
+
+    def __post_init__(self) -> None:
+        _require_beta(self.beta)
+
+    def rewards(self, pairs: PairLogProbs) -> tuple[Tensor, Tensor]:
+        """As in DPO."""
+        return self.beta * pairs.chosen_ratio, self.beta * pairs.rejected_ratio
+
+    def __call__(self, pairs: PairLogProbs) -> Tensor:
+        chosen, rejected = self.rewards(pairs)
+        return (1 - (chosen - rejected)).relu()
+
+
+@dataclass(frozen=True)
+class IPO:
+    """Identity preference optimisation (Azar et al. 2023, arXiv 2310.12036, eq. 17): (h - 1 / (2 beta))^2.
+
+    The paper writes h as the difference of the answers' whole log-ratios. Here, as in TRL and in the authors' own
+    experiments, each log-ratio is divided by the tokens of its answer, so that beta means the same for answers of any
+    length.
+
+    Args:
+        beta: strength of the tie to the reference, the paper's tau.
+    """
+
+    beta: float = 0.1
+    needs_reference = True
+
+    def __post_init__(self) -> None:
+        _require_beta(self.beta)
+
+    def rewards(self, pairs: PairLogProbs) -> tuple[Tensor, Tensor]:
+        """beta times the log-ratios per token."""
+        return (
+            self.beta * pairs.chosen_ratio / pairs.chosen_tokens,
+            self.beta * pairs.rejected_ratio / pairs.rejected_tokens,
+        )
+
+    def __call__(self, pairs: PairLogProbs) -> Tensor:
+        chosen, rejected = self.rewards(pairs)
+        return ((chosen - rejected) / self.beta - 1 / (2 * self.beta)).square()
+
+
+@dataclass(frozen=True)
+class SimPO:
+    """Simple preference optimisation (Meng et al. 2024, arXiv 2405.14734, eq. 6): without a reference, on
+    log-probabilities per token, -log sigmoid(beta log pi(y_w | x) / |y_w| - beta log pi(y_l | x) / |y_l| - gamma).
+
+    Args:
+        beta: scale of the reward.
+        gamma: margin that the chosen answer's reward is to have over the rejected one's.
+    """
+
+    beta: float = 2.0
+    gamma: float = 1.0
+    needs_reference = False
+
+    def __post_init__(self) -> None:
+        _require_beta(self.beta)
+        require(self.gamma >= 0, "task.loss.gamma", self.gamma, "must not be negative", "Use 0 for none")
+
+    def rewards(self, pairs: PairLogProbs) -> tuple[Tensor, Tensor]:
+        """beta times the log-probabilities per token (eq. 4)."""
+        return self.beta * pairs.chosen / pairs.chosen_tokens, self.beta * pairs.rejected / pairs.rejected_tokens
+
+    def __call__(self, pairs: PairLogProbs) -> Tensor:
+        from torch.nn import functional as F
+
+        chosen, rejected = self.rewards(pairs)
+        return -F.logsigmoid(chosen - rejected - self.gamma)
