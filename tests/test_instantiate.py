@@ -52,12 +52,15 @@ def with_a_pretrained_model(group: str, choice: str, folder: Path | None = None)
         own = ["task.dataset.name=x", "task.dataset.prompt='{x}'", "task.dataset.target='{y}'"]
         own += ["task.dataset.scoring=numbers"]
         return ["model=gpt2", "task=prompting", *(own if choice == "supervised" else [])]
+    if group == "task/data":
+        files = [f"task.data.source.train={folder}/a.txt"] if choice == "instruction_files" else []
+        return ["model=gpt2", "task=sft", *files]
     if group == "task" and choice in PRETRAINED_TASKS:
         return ["model=gpt2", *(["task/dataset=sst2"] if choice == "finetuning" else [])]
     return []
 
 
-PRETRAINED_TASKS = ("finetuning", "sst2", "samsum", "dialogsum", "gsm8k", "prompting", "merge")
+PRETRAINED_TASKS = ("finetuning", "sst2", "samsum", "dialogsum", "gsm8k", "prompting", "merge", "sft")
 
 
 @pytest.mark.parametrize(("group", "choice"), CHOICES)
