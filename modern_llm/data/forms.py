@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
@@ -11,7 +12,7 @@ from modern_llm.data.tokenizers import Tokenizer
 
 
 @dataclass
-class Form:
+class Form(ABC):
     """Ids of examples.
 
     Args:
@@ -33,9 +34,9 @@ class Form:
     skipped: int = 0
 
     @property
+    @abstractmethod
     def collate(self) -> Collate:
         """Makes batches for training."""
-        raise NotImplementedError
 
     def encode(self, examples: Sequence[Example]) -> list[Encoded]:
         """Ids for training and for the loss; examples whose answer does not fit are skipped and counted."""

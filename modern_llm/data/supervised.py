@@ -9,13 +9,12 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 from modern_llm.checks import require
+from modern_llm.data.rows import Part, choose_rows
 
 if TYPE_CHECKING:
     from datasets import Dataset
 
 Scoring = Literal["classification", "summaries", "numbers"]
-Part = Literal["train", "selection", "evaluation"]
-_HELD_OUT_SEED = 20  # fixed: the same examples are held out whatever the run's seed is, so that runs compare
 
 
 @dataclass(frozen=True, slots=True)
@@ -172,21 +171,12 @@ class SupervisedData:
         return Examples(examples, split, empty, f"{rows._fingerprint} {part} {len(rows)} {self.held_out}")
 
     def _indices(self, part: Part, rows: int, limit: int | None, seed: int) -> list[int]:
-        import numpy as np
-
-        chosen = np.arange(rows)
-        if part != "evaluation":
-            if self.held_out >= rows:
-                raise ValueError(
-                    f"task.dataset.held_out={self.held_out}: the training split of {self.name} has only {rows} rows. "
-                    "Lower it."
-                )
-            order = np.random.Generator(np.random.Philox(_HELD_OUT_SEED)).permutation(rows)
-            chosen = order[: self.held_out] if part == "selection" else np.sort(order[self.held_out :])
-        if limit is not None and limit < len(chosen):
-            random = np.random.Generator(np.random.Philox(key=[seed, 1]))
-            chosen = np.sort(random.choice(chosen, limit, replace=False))
-        return chosen.tolist()
+        if part != "evaluation" and self.held_out >= rows:
+            raise ValueError(
+                f"task.dataset.held_out={self.held_out}: the training split of {self.name} has only {rows} rows. "
+                "Lower it."
+            )
+        return choose_rows(self.name, rows, part, self.held_out, False, limit, seed)
 
     def _read(self, rows: Dataset, split: str, indices: list[int]) -> Iterator[Example]:
         inputs = [n for n in self.columns if n not in columns_of(self.target) and n != self.label_column]

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 from modern_llm.checks import require
 from modern_llm.data.supervised import Example, SupervisedData
-from modern_llm.tasks.base import Paths, RunFolder, say
-from modern_llm.training.settings import Hardware
+from modern_llm.tasks.base import RunFolder, say
+from modern_llm.tasks.pretrained import PretrainedTask, report, room_in, tell_model
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -23,7 +23,6 @@ if TYPE_CHECKING:
     from modern_llm.training.runtime import Runtime
 
 FormName = Literal["auto", "classification", "label_words", "answer"]
-_ENDLESS = 2**31  # T5's relative positions know no last one
 METRICS = {
     "classification": ("accuracy", "macro_f1"),
     "summaries": ("rouge1", "rouge2", "rougeL", "rougeLsum"),
@@ -51,20 +50,11 @@ def chosen_metric(name: str, dataset: SupervisedData) -> str:
     return name or known[0]
 
 
-class AnsweringTask(Protocol):
+class AnsweringTask(PretrainedTask, Protocol):
     """What `prepare_model` and `finish` ask of a task."""
 
     @property
-    def model(self) -> Any: ...
-
-    @property
-    def hardware(self) -> Hardware: ...
-
-    @property
     def dataset(self) -> SupervisedData: ...
-
-    @property
-    def paths(self) -> Paths: ...
 
     @property
     def form(self) -> FormName: ...
@@ -72,13 +62,9 @@ class AnsweringTask(Protocol):
     @property
     def max_tokens(self) -> int | None: ...
 
-    @property
-    def objective_metric(self) -> str: ...
-
 
 def prepare_model(task: AnsweringTask, train: bool) -> tuple[Runtime, LoadedModel, Form]:
     """The machine, the model on it, and the form in which it meets the data."""
-    from modern_llm.data.batches import MULTIPLE
     from modern_llm.data.forms import ClassificationForm, CompletionForm, Seq2SeqForm
     from modern_llm.pretrained.seq2seq import HuggingFaceSeq2Seq
     from modern_llm.tasks.models import is_encoder_decoder, load_model
@@ -96,9 +82,7 @@ def prepare_model(task: AnsweringTask, train: bool) -> tuple[Runtime, LoadedMode
         runtime = Runtime(replace(task.hardware, precision=better))
     classifies = bool(dataset.labels) and (task.form == "classification" or (task.form == "auto" and not seq2seq))
     loaded = load_model(task.model, runtime, mirror, dataset.labels if classifies else [], train)
-    # Batches are padded to a multiple, which must still lie within the context.
-    context = None if loaded.context is None else loaded.context // MULTIPLE * MULTIPLE
-    max_tokens = min((limit for limit in (task.max_tokens, context) if limit is not None), default=_ENDLESS)
+    max_tokens = room_in(loaded, task.max_tokens)
     form: Form
     if isinstance(loaded.model, HuggingFaceSeq2Seq):
         form = Seq2SeqForm(dataset, loaded.tokenizer, max_tokens, start_id=loaded.model.start_id)
@@ -106,9 +90,7 @@ def prepare_model(task: AnsweringTask, train: bool) -> tuple[Runtime, LoadedMode
         form = ClassificationForm(dataset, loaded.tokenizer, max_tokens, loaded.start_ids)
     else:
         form = CompletionForm(dataset, loaded.tokenizer, max_tokens, loaded.start_ids)
-    every, trained = loaded.parameter_counts()
-    trains = f", {trained / 1e6:.2f}M of them trained" if train else ""
-    say(f"model: {loaded.name}, {every / 1e6:.1f}M parameters{trains}; {runtime.device}, {runtime.precision}")
+    tell_model(loaded, runtime, train)
     return runtime, loaded, form
 
 
@@ -175,8 +157,6 @@ def finish(
     checkpoint: Path | None = None,
 ) -> dict[str, float]:
     """Write predictions, errors, result and page; print them. Returns the final metrics."""
-    from modern_llm.reporting.page import write_run_report
-
     every, trained = loaded.parameter_counts()
     metrics = {
         **scored.metrics,
@@ -189,30 +169,18 @@ def finish(
     errors = scored.errors()
     folder.write_lines("predictions.jsonl", [vars(p) for p in scored.predictions])
     folder.write_lines("errors.jsonl", errors)
-    folder.write_json(
-        "result.json",
-        {
-            "status": "finished",
-            "metrics": metrics,
-            "objective_metric": task.objective_metric,
-            "headline": headline,
-            "protocol": facts,
-            "evaluated_checkpoint": checkpoint.relative_to(folder.path).as_posix() if checkpoint else None,
-            "runtime": runtime.describe(),
-            "errors": errors[:50],
-            "samples": [
-                {"prompt": p.input, "text": f" → {p.prediction}  (reference: {p.reference})"}
-                for p in scored.predictions[:3]
-            ],
-        },
+    report(
+        task,
+        folder,
+        runtime,
+        metrics,
+        headline,
+        facts,
+        checkpoint,
+        errors=errors[:50],
+        samples=[
+            {"prompt": p.input, "text": f" → {p.prediction}  (reference: {p.reference})"}
+            for p in scored.predictions[:3]
+        ],
     )
-    written = write_run_report(folder.path)
-    for name in headline:
-        low, high = metrics.get(f"{name}_low"), metrics.get(f"{name}_high")
-        print(f"{name}: {metrics[name]:.4f} (95 % interval {low:.4f} to {high:.4f})")
-    paths = {"result": folder.path / "result.json", "errors": folder.path / "errors.jsonl", **written}
-    if checkpoint is not None:
-        paths["checkpoint"] = checkpoint
-    for what, path in paths.items():
-        print(f"{what + ':':<12}{path}")
     return metrics

@@ -11,18 +11,20 @@ from modern_llm.models.config import ModernLLMConfig
 from modern_llm.pretrained.settings import ModelFromRun, PretrainedModel
 from modern_llm.tasks.answering import FormName, chosen_metric, require_form
 from modern_llm.tasks.base import Paths, RunFolder, require_pretrained, say
+from modern_llm.tasks.pretrained import require_positive
 from modern_llm.training.loggers import FilesOnly, Logger
 from modern_llm.training.settings import Hardware, TrainerSettings
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from modern_llm.data.batches import Encoded
     from modern_llm.data.forms import Form
     from modern_llm.objectives.base import Objective
     from modern_llm.pretrained.loading import LoadedModel
     from modern_llm.training.runtime import Runtime
     from modern_llm.training.trainer import TrainResult
+
+_MONITORS = ("validation_loss",)
 
 
 @dataclass(frozen=True)
@@ -62,22 +64,18 @@ class Finetuning:
     objective_metric: str = ""
 
     def __post_init__(self) -> None:
-        require(self.seed >= 0, "seed", self.seed, "must not be negative", "Use 0 or more")
         require_pretrained(self.model)
         require_form(self.form, self.dataset)
         object.__setattr__(self, "objective_metric", chosen_metric(self.objective_metric, self.dataset))
-        for key in ("max_tokens", "max_train_examples", "max_evaluation_examples", "suggested_steps"):
-            value = getattr(self, key)
-            require(value is None or value >= 1, f"task.{key}", value, "must be at least 1", "Raise it")
-        require(self.trainer.monitor in _SelectionLoss.metrics, "trainer.monitor", self.trainer.monitor,
-                "is not measured during training", f"Choose among {', '.join(_SelectionLoss.metrics)}")  # fmt: skip
+        require_positive(self, "max_tokens", "max_train_examples", "max_evaluation_examples", "suggested_steps")
+        require(self.trainer.monitor in _MONITORS, "trainer.monitor", self.trainer.monitor,
+                "is not measured during training", f"Choose among {', '.join(_MONITORS)}")  # fmt: skip
 
     def run(self, folder: RunFolder) -> dict[str, float]:
         """Train from where the folder stands, then measure and report. Returns the final metrics."""
         import torch
 
         from modern_llm.tasks.answering import answer_examples, finish, prepare_model
-        from modern_llm.training.checkpoint import load_model_tensors
 
         torch.manual_seed(self.seed)
         runtime, loaded, form = prepare_model(self, train=self.train)
@@ -88,11 +86,7 @@ class Finetuning:
             result, measured = self._fit(folder, loaded, form, runtime)
             metrics |= measured
             checkpoint = result.best_checkpoint or result.last_checkpoint
-            if checkpoint is not None and checkpoint != result.last_checkpoint:
-                load_model_tensors(loaded.model, checkpoint)
         loaded.model.eval()
-        if self.train:
-            loaded.save(folder.path / ("adapter" if loaded.adapter is not None else "model"))
         examples = self.dataset.examples("evaluation", self.paths.mirror, self.max_evaluation_examples, self.seed)
         shortened = form.truncated
         with runtime.autocast():
@@ -109,9 +103,7 @@ class Finetuning:
         self, folder: RunFolder, loaded: LoadedModel, form: Form, runtime: Runtime
     ) -> tuple[TrainResult, dict[str, float]]:
         from modern_llm.data.batches import LengthBatches
-        from modern_llm.tasks.models import describe_model
-        from modern_llm.training.callbacks import Progress
-        from modern_llm.training.trainer import Trainer
+        from modern_llm.tasks.pretrained import SelectionLoss, fit
 
         mirror = self.paths.mirror
         train = self.dataset.examples("train", mirror, self.max_train_examples, self.seed)
@@ -123,10 +115,6 @@ class Finetuning:
             f"{len(held_out)} more are held out to choose the best checkpoint"
         )
 
-        def save_extras(checkpoint: Path) -> None:
-            checkpoint.joinpath("config.yaml").write_text(describe_model(self.model, loaded))  # type: ignore[arg-type]
-            loaded.tokenizer.save(checkpoint / "tokenizer")
-
         data = LengthBatches(
             items,
             self.trainer.batch_size,
@@ -134,26 +122,12 @@ class Finetuning:
             form.collate,
             f"{train.fingerprint} {loaded.tokenizer.fingerprint}",
         )
-        trainer = Trainer(
-            self.trainer,
-            runtime,
-            folder.path,
-            callbacks=[Progress(), *self.logger.callbacks(folder.path, folder.record)],
-            save_extras=save_extras,
-        )
         objective = self._objective(loaded)
-        evaluator = _SelectionLoss(objective, held_out, form, self.hardware, runtime)
-        result = trainer.fit(loaded.model, objective, data, evaluator, loaded.flops_per_token())
-        return result, {
-            "train_loss": result.train_loss,
-            "steps": result.step,
-            "epochs": data.epochs,
-            "tokens": result.tokens,
-            "seconds": result.seconds,
-            "tokens_per_second": result.tokens / result.seconds if result.seconds else 0.0,
-            "padding_share": data.padding_share,
-            "skipped_steps": result.skipped_steps,
-        }
+        evaluator = SelectionLoss(
+            objective, held_out, form.collate, self.hardware.eval_rows, runtime, metrics=_MONITORS
+        )
+        result, measured = fit(self, folder, runtime, loaded, data, objective, evaluator)
+        return result, measured | {"epochs": data.epochs, "padding_share": data.padding_share}
 
     def _objective(self, loaded: LoadedModel) -> Objective:
         from modern_llm.objectives.classification import Classification
@@ -163,21 +137,3 @@ class Finetuning:
         if loaded.labels:
             return Classification()
         return Seq2Seq() if loaded.is_seq2seq else LanguageModeling()
-
-
-class _SelectionLoss:
-    """The evaluation during training: the loss on examples that are kept from training."""
-
-    metrics = ("validation_loss",)
-
-    def __init__(
-        self, objective: Objective, items: list[Encoded], form: Form, hardware: Hardware, runtime: Runtime
-    ) -> None:
-        self.objective, self.items, self.form = objective, items, form
-        self.rows, self.device = hardware.eval_rows, runtime.device
-
-    def __call__(self, model: Any) -> dict[str, float]:
-        from modern_llm.evaluation.answering import mean_loss
-
-        measured = mean_loss(model, self.objective, self.items, self.form.collate, self.rows, self.device)
-        return {f"validation_{name}": value for name, value in measured.items()}

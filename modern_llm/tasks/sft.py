@@ -8,9 +8,9 @@ from modern_llm.checks import require
 from modern_llm.data.instruction_settings import InstructionData
 from modern_llm.models.config import ModernLLMConfig
 from modern_llm.pretrained.settings import ModelFromRun, PretrainedModel
-from modern_llm.tasks.aligning import require_metric, require_positive
 from modern_llm.tasks.base import Paths, RunFolder, require_pretrained
 from modern_llm.tasks.language_modeling import Samples
+from modern_llm.tasks.pretrained import require_metric, require_positive
 from modern_llm.training.loggers import FilesOnly, Logger
 from modern_llm.training.settings import Hardware, TrainerSettings
 
@@ -68,7 +68,7 @@ class SFT:
         from modern_llm.data.instructions import ConversationBatch, read_instructions
         from modern_llm.evaluation.answering import mean_loss
         from modern_llm.objectives.language_modeling import LanguageModeling
-        from modern_llm.tasks.aligning import (
+        from modern_llm.tasks.pretrained import (
             SelectionLoss,
             chat_samples,
             fit,
@@ -105,7 +105,7 @@ class SFT:
             "epochs": stream.epochs,
             "padding_share": stream.padding_share,
         }
-        notes = {
+        protocol = {
             "data": self.data.source.name,
             "train_examples": len(train.items),
             "left_out_of_training": train.skipped,
@@ -116,6 +116,6 @@ class SFT:
             "base_fingerprint": loaded.fingerprint,
         }
         samples = chat_samples(loaded, runtime, self.samples, self.seed)
-        report(self, folder, runtime, metrics, _METRICS[:2], notes, result.best_checkpoint or result.last_checkpoint,
+        report(self, folder, runtime, metrics, _METRICS[:2], protocol, result.best_checkpoint or result.last_checkpoint,
                samples=samples)  # fmt: skip
         return metrics

@@ -122,7 +122,7 @@ class TestRuns:
         assert run(further, tmp_path / "further")["train_loss"] < metrics["train_loss"]
 
     def test_the_template_goes_with_the_model(self, hub: Path, tmp_path: Path) -> None:
-        from modern_llm.tasks.aligning import prepare_chat_model
+        from modern_llm.tasks.pretrained import prepare_chat_model
 
         run(task(hub, "openai-community/gpt2", 2), tmp_path / "first")
         for folder in ("adapter", "checkpoints/step_00000002/tokenizer"):
@@ -149,7 +149,7 @@ class TestRefusals:
             run(task(hub, "google-t5/t5-small"), tmp_path)
 
     def test_a_base_with_another_tokenizer_than_the_adapters(self, hub: Path, tmp_path: Path) -> None:
-        from modern_llm.tasks.aligning import prepare_chat_model
+        from modern_llm.tasks.pretrained import prepare_chat_model
 
         copied = tmp_path / "hub"
         shutil.copytree(hub / "models" / "made", copied / "models" / "made")

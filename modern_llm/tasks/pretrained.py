@@ -1,4 +1,4 @@
-"""What the stages of alignment share: the model with its chat template, the loop, samples and the record."""
+"""What the tasks on pretrained models share: the model, the loop, samples and the record."""
 
 from __future__ import annotations
 
@@ -22,29 +22,33 @@ if TYPE_CHECKING:
     from modern_llm.training.trainer import DataStream, Evaluator, TrainResult
 
 
-class AligningTask(Protocol):
+_ENDLESS = 2**31  # T5's relative positions know no last one
+
+
+class PretrainedTask(Protocol):
     """What the functions below ask of a task."""
 
     @property
     def model(self) -> Any: ...
 
     @property
-    def trainer(self) -> TrainerSettings: ...
-
-    @property
     def hardware(self) -> Hardware: ...
-
-    @property
-    def logger(self) -> Logger: ...
 
     @property
     def paths(self) -> Paths: ...
 
     @property
-    def seed(self) -> int: ...
+    def objective_metric(self) -> str: ...
+
+
+class TrainingTask(PretrainedTask, Protocol):
+    """A task that trains."""
 
     @property
-    def objective_metric(self) -> str: ...
+    def trainer(self) -> TrainerSettings: ...
+
+    @property
+    def logger(self) -> Logger: ...
 
 
 def require_positive(task: Any, *keys: str) -> None:
@@ -63,7 +67,7 @@ def require_metric(task: Any, measured: Sequence[str], monitored: Sequence[str])
             "is not measured during training", f"Choose among {', '.join(monitored)}")  # fmt: skip
 
 
-def prepare_chat_model(task: AligningTask, train: bool) -> tuple[Runtime, LoadedModel]:
+def prepare_chat_model(task: PretrainedTask, train: bool) -> tuple[Runtime, LoadedModel]:
     """The machine, and the language model on it with a chat template: its own, or the default one.
 
     Raises:
@@ -80,17 +84,23 @@ def prepare_chat_model(task: AligningTask, train: bool) -> tuple[Runtime, Loaded
     if loaded.tokenizer.chat_template is None:
         say("the model's tokenizer has no chat template; the default one is used, and saved with it")
     loaded = replace(loaded, tokenizer=with_chat(loaded.tokenizer))
-    every, trained = loaded.parameter_counts()
-    trains = f", {trained / 1e6:.2f}M of them trained" if train else ""
-    say(f"model: {loaded.name}, {every / 1e6:.1f}M parameters{trains}; {runtime.device}, {runtime.precision}")
+    tell_model(loaded, runtime, train)
     return runtime, loaded
 
 
-def room_in(loaded: LoadedModel, max_tokens: int) -> int:
+def tell_model(loaded: LoadedModel, runtime: Runtime, train: bool) -> None:
+    """Say what is used, on what."""
+    every, trained = loaded.parameter_counts()
+    trains = f", {trained / 1e6:.2f}M of them trained" if train else ""
+    say(f"model: {loaded.name}, {every / 1e6:.1f}M parameters{trains}; {runtime.device}, {runtime.precision}")
+
+
+def room_in(loaded: LoadedModel, max_tokens: int | None) -> int:
     """Longest text: `max_tokens`, or what the model was made for, where batches are padded to a multiple."""
     from modern_llm.data.batches import MULTIPLE
 
-    return max_tokens if loaded.context is None else min(max_tokens, loaded.context // MULTIPLE * MULTIPLE)
+    context = None if loaded.context is None else loaded.context // MULTIPLE * MULTIPLE
+    return min((limit for limit in (max_tokens, context) if limit is not None), default=_ENDLESS)
 
 
 def tell_skipped(what: str, count: int, skipped: dict[str, int]) -> None:
@@ -100,7 +110,7 @@ def tell_skipped(what: str, count: int, skipped: dict[str, int]) -> None:
 
 
 def fit(
-    task: AligningTask,
+    task: TrainingTask,
     folder: RunFolder,
     runtime: Runtime,
     loaded: LoadedModel,
@@ -200,12 +210,12 @@ def chat_samples(loaded: LoadedModel, runtime: Runtime, samples: Samples, seed: 
 
 
 def report(
-    task: AligningTask,
+    task: PretrainedTask,
     folder: RunFolder,
     runtime: Runtime,
     metrics: dict[str, float],
     headline: Sequence[str],
-    notes: dict[str, Any],
+    protocol: dict[str, Any],
     checkpoint: Path | None,
     **more: Any,
 ) -> None:
@@ -219,7 +229,7 @@ def report(
             "metrics": metrics,
             "objective_metric": task.objective_metric,
             "headline": [name for name in headline if name in metrics],
-            "notes": notes,
+            "protocol": protocol,
             "evaluated_checkpoint": checkpoint.relative_to(folder.path).as_posix() if checkpoint else None,
             "runtime": runtime.describe(),
             **more,
@@ -228,8 +238,14 @@ def report(
     written = write_run_report(folder.path)
     for name in headline:
         low, high = metrics.get(f"{name}_low"), metrics.get(f"{name}_high")
-        bounds = f"  [{low:.4f}, {high:.4f}]" if low is not None and high is not None else ""
+        bounds = f" (95 % interval {low:.4f} to {high:.4f})" if low is not None and high is not None else ""
         if name in metrics:
-            print(f"{name + ':':<24}{metrics[name]:.4f}{bounds}")
-    for what, path in {"result": folder.path / "result.json", **written, "checkpoint": checkpoint}.items():
+            print(f"{name}: {metrics[name]:.4f}{bounds}")
+    paths = {"result": folder.path / "result.json"}
+    if (folder.path / "errors.jsonl").exists():
+        paths["errors"] = folder.path / "errors.jsonl"
+    paths |= written
+    if checkpoint is not None:
+        paths["checkpoint"] = checkpoint
+    for what, path in paths.items():
         print(f"{what + ':':<12}{path}")
