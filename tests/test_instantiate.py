@@ -55,12 +55,15 @@ def with_a_pretrained_model(group: str, choice: str, folder: Path | None = None)
     if group == "task/data":
         files = [f"task.data.source.train={folder}/a.txt"] if choice == "instruction_files" else []
         return ["model=gpt2", "task=sft", *files]
+    if group in ("task/preferences", "task/loss"):
+        files = [f"task.preferences.source.train={folder}/a.txt"] if choice == "preference_files" else []
+        return ["model=gpt2", "task=dpo", *files]
     if group == "task" and choice in PRETRAINED_TASKS:
         return ["model=gpt2", *(["task/dataset=sst2"] if choice == "finetuning" else [])]
     return []
 
 
-PRETRAINED_TASKS = ("finetuning", "sst2", "samsum", "dialogsum", "gsm8k", "prompting", "merge", "sft")
+PRETRAINED_TASKS = ("finetuning", "sst2", "samsum", "dialogsum", "gsm8k", "prompting", "merge", "sft", "dpo")
 
 
 @pytest.mark.parametrize(("group", "choice"), CHOICES)

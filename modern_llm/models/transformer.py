@@ -92,7 +92,7 @@ class ModernDecoderLM(nn.Module):
         self.head = Linear(config.d_model, config.vocab_size, bias=False)
         if config.tie_embeddings:
             self.head.weight = self.embedding.weight
-        self.activation_checkpointing = False
+        self.dropout, self.activation_checkpointing = config.dropout, False
         self.reset_parameters()
 
     @torch.no_grad()
@@ -132,7 +132,7 @@ class ModernDecoderLM(nn.Module):
         other numbers for continuations of it, none of which sees another."""
         tokens = input_ids.shape[1]
         plan = plan_attention(self.config, self.rotary, tokens, attention_mask, document_ids, cache, branch_ids)
-        x = F.dropout(self.embedding(input_ids), self.config.dropout, self.training)  # (B, T, d_model)
+        x = F.dropout(self.embedding(input_ids), self.dropout, self.training)  # (B, T, d_model)
         routings = []
         for layer, block in enumerate(self.blocks):
             if self.activation_checkpointing and self.training and cache is None:

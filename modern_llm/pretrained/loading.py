@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import logging
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -86,6 +86,26 @@ class LoadedModel:
             task = "SEQ_2_SEQ_LM" if self.is_seq2seq else "SEQ_CLS" if self.labels else "CAUSAL_LM"
         adapted = add_lora(self.base if theirs else self.model, lora, task, self.name)
         return replace(self, adapter=adapted)
+
+    @contextmanager
+    def untrained(self) -> Iterator[nn.Module]:
+        """The model without its adapters, in evaluation mode: as it was before they were trained."""
+        was_training = self.model.training
+        self.model.eval()
+        try:
+            with self.adapter.disable_adapter() if self.adapter is not None else nullcontext():
+                yield self.model
+        finally:
+            self.model.train(was_training)
+
+    def weights_hash(self) -> str:
+        """Changes when any value of any weight does, adapters aside."""
+        digest = hashlib.sha256()
+        for name, parameter in self.model.named_parameters():
+            if "lora_" not in name:
+                digest.update(f"{name.replace('.base_layer', '')} {tuple(parameter.shape)} {parameter.dtype}".encode())
+                digest.update(parameter.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
+        return digest.hexdigest()
 
     def merged(self) -> LoadedModel:
         """The same model with its adapters added into the weights; all of them are trainable again."""
@@ -240,6 +260,16 @@ def with_classification_head(loaded: LoadedModel, labels: list[str]) -> LoadedMo
     base.base_model.load_state_dict(loaded.base.base_model.state_dict())  # type: ignore[union-attr]
     base.to(next(loaded.base.parameters()).dtype)
     return replace(loaded, base=base, model=Classifier(HuggingFaceCausalLM(base), labels))
+
+
+def switch_off_dropout(model: nn.Module) -> None:
+    """No dropout in training either, adapters included: a policy is then its reference at the start."""
+    for module in model.modules():
+        if isinstance(module, nn.Dropout):
+            module.p = 0.0
+        for name in ("dropout", "attention_dropout"):  # of modules that call the function
+            if isinstance(getattr(module, name, None), float):
+                setattr(module, name, 0.0)
 
 
 def _writes(architecture: str, labels: list[str] | None) -> bool:
