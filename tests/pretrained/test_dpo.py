@@ -13,6 +13,8 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from bases import trained_from_scratch
+from made_models import byte_tokenizer
 from safetensors.torch import load_file
 
 from modern_llm.data.arithmetic import Arithmetic
@@ -111,9 +113,6 @@ class TestRuns:
         assert any(k.shape == fresh.shape and np.abs(k - fresh).max() < 1e-3 for k in kept)
 
     def test_a_decoder_of_our_own(self, tmp_path: Path) -> None:
-        from bases import trained_from_scratch
-        from conftest import byte_tokenizer
-
         base = trained_from_scratch(tmp_path / "base", byte_tokenizer())
         made = task(tmp_path, "x", tmp_path / "cache", paths=Paths(cache=str(tmp_path / "cache")))
         for lora in (FullFinetuning(), LORA):
@@ -202,12 +201,6 @@ def test_micro_batches_change_nothing(hub: Path, tmp_path: Path) -> None:
 
 
 def test_the_objective_counts_pairs() -> None:
-    part = read_preferences(DATA, ChatWriter(with_chat(byte())), "evaluation", 160, None)
+    part = read_preferences(DATA, ChatWriter(with_chat(byte_tokenizer())), "evaluation", 160, None)
     batch = PairBatch(0)(part.pairs)
     assert PreferenceOptimisation(SimPO()).count(batch) == len(part.pairs) == 4
-
-
-def byte() -> Any:
-    from conftest import byte_tokenizer
-
-    return byte_tokenizer()

@@ -11,7 +11,8 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import byte_tokenizer
+from bases import trained_from_scratch
+from made_models import byte_tokenizer
 from safetensors.torch import load_file
 
 from modern_llm.data.arithmetic import Arithmetic
@@ -131,8 +132,6 @@ class TestRuns:
         assert prepare_chat_model(again, train=False)[1].tokenizer.chat_template == DEFAULT_TEMPLATE
 
     def test_a_decoder_of_our_own(self, tmp_path: Path) -> None:
-        from bases import trained_from_scratch
-
         base = trained_from_scratch(tmp_path / "base", byte_tokenizer())
         made = replace(task(tmp_path, "x", paths=Paths()), model=ModelFromRun(str(base), FullFinetuning()))
         assert run(made, tmp_path / "sft")["steps"] == 4
