@@ -38,6 +38,10 @@ class RowSource(Protocol):
     def name(self) -> str:
         """For messages and the record."""
 
+    @property
+    def held_out(self) -> int:
+        """Rows on which the best checkpoint is chosen; of answers to problems, the problems."""
+
     def rows(self, part: Part, mirror: str | None, limit: int | None = None, seed: int = 0) -> Rows:
         """Read a part.
 

@@ -36,7 +36,7 @@ class VerifierModel(nn.Module):
         self.rotary = Rotary(config.rope, config.blocks.head_size, config.max_seq_len)
         self.blocks = nn.ModuleList(DecoderBlock(config.blocks) for _ in range(config.n_layers))
         self.final_norm = RMSNorm(config.d_model, config.norm_eps)
-        self.head = Linear(config.d_model, len(labels), bias=False)
+        self.score = Linear(config.d_model, len(labels), bias=False)
         self.activation_checkpointing = False
         init_weights(self, config.init_std, config.n_layers)
 
@@ -62,7 +62,7 @@ class VerifierModel(nn.Module):
     def logits(self, input_ids: Tensor, last: Tensor) -> Tensor:
         """(B, C) logits of texts (B, T) padded on the right, whose last real tokens stand at `last` (B,)."""
         hidden = self.hidden_states(input_ids, _real(input_ids.shape[1], last))
-        return self.head(self.pooled(hidden, last))
+        return self.score(self.pooled(hidden, last))
 
 
 def _real(tokens: int, last: Tensor) -> Tensor:

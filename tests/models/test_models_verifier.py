@@ -91,7 +91,7 @@ def test_it_is_the_encoder_that_the_formulas_say(encoder: Callable[..., Verifier
     torch.testing.assert_close(model.hidden_states(ids), states, atol=1e-5, rtol=1e-5)
     means = torch.stack([states[0].mean(0), states[1].mean(0)])
     torch.testing.assert_close(
-        model.logits(ids, torch.tensor([6, 6])), means @ model.head.weight.T, atol=1e-5, rtol=1e-5
+        model.logits(ids, torch.tensor([6, 6])), means @ model.score.weight.T, atol=1e-5, rtol=1e-5
     )
 
 
