@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 
+from modern_llm.checks import require
 from modern_llm.models.generation import Cache, CausalLM, Continuation, TextCodec, continue_ids
 from modern_llm.models.sampling import GREEDY, Sampling
 
@@ -126,8 +127,7 @@ def solve(
         In the order of the prompts.
     """
     numbers = list(range(len(prompts))) if numbers is None else numbers
-    if not 1 <= n <= MOST_SAMPLES:
-        raise ValueError(f"n={n}: must lie between 1 and {MOST_SAMPLES}.")
+    require(1 <= n <= MOST_SAMPLES, "n", n, f"must lie between 1 and {MOST_SAMPLES}", "Change it")
     for place, (number, prompt) in enumerate(zip(numbers, prompts, strict=True)):
         missing = file.missing(number, n, greedy)
         # The penalty counts the tokens of the prompt, which a cache does not tell.

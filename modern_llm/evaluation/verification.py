@@ -14,6 +14,7 @@ import evaluate
 import numpy as np
 
 from modern_llm.evaluation.bootstrap import bootstrap_interval, estimate
+from modern_llm.evaluation.calibration import Calibration
 from modern_llm.evaluation.metrics import Accuracy, ExampleMetric, measure
 
 
@@ -128,3 +129,10 @@ def measure_verifier(
         low, high = bootstrap_interval(scores, seed=seed, groups=where)
         metrics |= {name: estimate(scores), f"{name}_low": low, f"{name}_high": high}
     return metrics
+
+
+def measure_uncalibrated(scores: np.ndarray, correct: np.ndarray) -> dict[str, float]:
+    """`uncalibrated_brier` and `uncalibrated_ece`: of log-odds (N,) taken as they are."""
+    chance, truth = Calibration()(scores).tolist(), correct.astype(int).tolist()
+    measured = [metric.compute(predictions=chance, references=truth) for metric in (Brier(), CalibrationError())]
+    return {f"uncalibrated_{name}": value for found in measured for name, value in found.items()}

@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from modern_llm.data.solution_settings import problem_id
 from modern_llm.data.solutions import SolutionWriter
 from modern_llm.evaluation.answering import classify
 from modern_llm.evaluation.calibration import Calibration
@@ -28,7 +27,7 @@ class AnswerVerifier:
         runtime: the machine.
         calibration: from log-odds to probabilities.
         threshold: probability from which an answer counts as right.
-        known: `problem_id` of every problem that it was trained or calibrated on.
+        known: `problem_id` of every problem that it was trained or calibrated on, whose scores would flatter.
     """
 
     model: TextClassifier
@@ -37,10 +36,6 @@ class AnswerVerifier:
     calibration: Calibration
     threshold: float
     known: frozenset[str]
-
-    def knows(self, problem: str) -> bool:
-        """Whether it was trained or calibrated on this problem, so that its score of an answer would flatter."""
-        return problem_id(problem) in self.known
 
     def score(
         self,
