@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from modern_llm.data.chat import ChatWriter
-from modern_llm.data.rows import Part, Rows, require_columns
+from modern_llm.data.rows import Part, Rows, require_columns, text_of
 from modern_llm.data.solution_settings import ProblemData, problem_id
 from modern_llm.data.tokenizers import Tokenizer
 
@@ -40,7 +40,7 @@ def read_problems(
     require_columns(data.source.name, rows, data.columns)
     found: dict[str, Problem] = {}
     for index, row in zip(rows.indices, rows.rows, strict=True):
-        question, solution = (str(row.get(column) or "").strip() for column in data.columns)
+        question, solution = (text_of(row.get(column)) for column in data.columns)
         if not question or not solution:
             raise ValueError(
                 f"{data.source.name}, split {rows.split!r}, example {index}: has no question or no answer. Mend it, or "

@@ -97,6 +97,11 @@ def gather_rows(split: str, every: list[Row], indices: list[int]) -> Rows:
     return Rows(rows, indices, split, content_fingerprint(rows))
 
 
+def text_of(value: Any) -> str:
+    """A cell as text; empty for None alone, because a zero is an answer."""
+    return "" if value is None else str(value).strip()
+
+
 def require_columns(source: str, rows: Rows, columns: list[str]) -> None:
     """Refuse rows without a column that is read.
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 from modern_llm.data.batches import Encoded
-from modern_llm.data.rows import Part, Row, Rows, choose_rows, content_fingerprint, require_columns
+from modern_llm.data.rows import Part, Row, Rows, choose_rows, content_fingerprint, require_columns, text_of
 from modern_llm.data.solution_settings import SolutionData, SolutionText, problem_id
 from modern_llm.data.sources import Split
 from modern_llm.data.tokenizers import Tokenizer
@@ -138,7 +138,7 @@ def _read(data: SolutionData, parts: Sequence[Rows]) -> tuple[list[Solution], Co
         require_columns(data.source.name, part, data.columns)
         for index, row in zip(part.indices, part.rows, strict=True):
             where = f"{data.source.name}, split {part.split!r}, example {index}"
-            question, answer = (str(_value(where, row, key) or "").strip() for key in data.columns[:2])
+            question, answer = (text_of(_value(where, row, key)) for key in data.columns[:2])
             correct = _value(where, row, data.correct_column)
             if correct not in (True, False):
                 raise ValueError(

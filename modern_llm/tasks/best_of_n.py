@@ -54,7 +54,7 @@ class BestOfN:
 
     def __post_init__(self) -> None:
         require_pretrained(self.model)
-        require_positive(self, "samples", "max_problems")
+        require_positive(self, "max_problems")
         self.asking.require_variety("task.samples", self.samples)
         if self.verifier is not None:
             require_verifier(self.verifier)

@@ -20,6 +20,7 @@ from modern_llm.pretrained.loading import (
     load_hugging_face,
     own_decoder,
     own_verifier,
+    weights_fingerprint,
     with_classification_head,
 )
 from modern_llm.pretrained.settings import LoRA, ModelFromRun, PretrainedChoice, PretrainedModel
@@ -114,6 +115,8 @@ def _from_checkpoint(
             )
         loaded = replace(loaded, tokenizer=tokenizer)  # with the chat template of the training
     load_model_tensors(loaded.model, folder)
+    if isinstance(inner, ModernLLMConfig | VerifierConfig):  # built with random weights
+        loaded = replace(loaded, fingerprint=weights_fingerprint(loaded.base))
     if train or (labels and not had):
         loaded = loaded.merged()
         if not loaded.is_own:
