@@ -137,6 +137,14 @@ class TestRuns:
         assert run(made, tmp_path / "sft")["steps"] == 4
         assert ModelFromRun(str(tmp_path / "sft")).checkpoint().is_dir()
 
+    def test_adapters_on_a_decoder_of_our_own_are_found_again(self, tmp_path: Path) -> None:
+        from bases import trained_from_scratch
+
+        base = trained_from_scratch(tmp_path / "base", byte_tokenizer())
+        made = replace(task(tmp_path, "x", 2, paths=Paths()), model=ModelFromRun(str(base), LORA))
+        run(made, tmp_path / "sft")
+        assert run(replace(made, model=ModelFromRun(str(tmp_path / "sft"), LORA)), tmp_path / "further")["steps"] == 2
+
 
 class TestRefusals:
     def test_a_model_that_nobody_has_trained(self) -> None:
