@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from typing import Any
 
@@ -25,11 +26,16 @@ def _text(value: Any) -> str:
     if isinstance(value, int | float):
         return repr(value)
     if isinstance(value, str):
-        escaped = value.replace("\\", "\\\\").replace("'", "\\'")
-        return f"'{escaped}'"
+        return quoted(value)
     if isinstance(value, dict):
         return "{" + ",".join(f"{name}:{_text(v)}" for name, v in value.items()) + "}"
     return "[" + ",".join(map(_text, value)) + "]"
+
+
+def quoted(text: str) -> str:
+    """A text between quotes; a backslash is itself unless it stands before a quote."""
+    escaped = re.sub(r"(\\*)('|$)", lambda found: found[1] * 2 + ("\\'" if found[2] else ""), text)
+    return f"'{escaped}'"
 
 
 def key_of(text: str) -> str:

@@ -117,7 +117,7 @@ def write_pipeline_report(folder: Path, outcomes: Sequence[StageOutcome]) -> dic
 
 def _with_interval(row: dict[str, Any], name: str) -> str:
     bounds = _interval(row, name)
-    return shown(row.get(name)) + (f" [{bounds}]" if bounds else "")
+    return shown(row.get(name)) + (f" ({bounds})" if bounds else "")
 
 
 def _interval(row: dict[str, Any], name: str) -> str:
