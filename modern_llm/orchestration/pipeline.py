@@ -130,7 +130,7 @@ class Pipeline:
                     raise ConfigError(
                         f"task.stages={self.stages}: {stage} needs {needed}, which has not run in {folder}. Add it "
                         f"(task.stages=[{','.join(wanted)}]), or go on in the folder of a pipeline that ran it "
-                        f"(resume=<folder> task.stages=[{','.join(self.stages)}])."
+                        "(its command with resume=<folder> and these stages)."
                     )
 
     def _plan(self, folder: RunFolder) -> dict[str, list[str]]:

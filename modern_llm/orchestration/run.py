@@ -142,7 +142,7 @@ def _require_further_work(task: Task, path: Path, record: dict[str, Any]) -> Non
     """
     if isinstance(task, Pipeline):
         if not task.further_work(path):
-            raise ConfigError(f"resume={path}: this pipeline is finished. Ask for further stages with task.stages=[…].")
+            raise ConfigError(f"resume={path}: this pipeline is finished. Ask for further stages: task.stages=[…].")
         return
     length = OmegaConf.select(OmegaConf.create(record), "trainer.max_steps")
     if length is None:

@@ -14,7 +14,6 @@ from typing import Any
 
 import pytest
 from commands import ROOT, read_rows, wait_for
-from made_models import make_mirror
 
 SMOKE = ["experiment=pipeline_smoke", "hardware=cpu", "hardware.precision=fp32"]
 
@@ -127,6 +126,9 @@ def listed(overrides: list[str]) -> str:
 
 @pytest.mark.slow
 def test_parts_of_a_pipeline_on_a_pretrained_model(tmp_path: Path) -> None:
+    sys.path.insert(0, str(ROOT / "tests" / "pretrained"))
+    from made_models import make_mirror
+
     place = Place(tmp_path, make_mirror(tmp_path / "hub"))
     given = ["task=pipeline", "model=pretrained", "model.name=made/llama", "hardware=cpu", "hardware.num_threads=1",
              "task.measures.perplexity_tokens=500", "task.measures.max_new_tokens=4", "task.measures.prompts=[Hi?]",
@@ -140,10 +142,10 @@ def test_parts_of_a_pipeline_on_a_pretrained_model(tmp_path: Path) -> None:
     folder = place.only()
     assert [row["stage"] for row in table(folder)] == ["base", "sft"]
     kept = (folder / "sft" / "result.json").stat().st_mtime_ns
-    nothing = place.run(f"resume={folder}")
+    nothing = place.run(*given, f"resume={folder}", "task.stages=[sft]")
     assert nothing.returncode == 1
     assert "this pipeline is finished. Ask for further stages" in nothing.stderr
-    further = place.run(f"resume={folder}", "task.stages=[dpo]")
+    further = place.run(*given, f"resume={folder}", "task.stages=[dpo]")
     assert further.returncode == 0, further.stderr[-3000:]
     assert (folder / "sft" / "result.json").stat().st_mtime_ns == kept
     rows = table(folder)
@@ -159,7 +161,7 @@ def test_parts_of_a_pipeline_on_a_pretrained_model(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("overrides", "message"),
     [
-        (["task.stages=[dpo,sft]"], "task.stages=['dpo', 'sft']: must be in their order, each once. Write task.stages=[sft,dpo]"),
+        (["task.stages=[dpo,sft]"], "must be in their order, each once. Write task.stages=[sft,dpo]"),
         (["task.stages=[]"], "task.stages=[]: names none"),
         (["task.stages=[rl]"], "must be a list of one of base, sft, dpo, verifier, best_of_n"),
         (["task.dpo=['trainer.max_steps=0']"], "trainer.max_steps=0: must be at least 1"),
