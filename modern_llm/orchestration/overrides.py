@@ -12,6 +12,10 @@ from omegaconf import DictConfig, OmegaConf
 
 from modern_llm.orchestration.resume import differences
 
+# Texts that Hydra takes as they are, and words that it would take for something else.
+_PLAIN = re.compile(r"[A-Za-z_/][\w./-]*")
+_WORDS = ("null", "true", "false", "nan", "inf")
+
 
 def override(key: str, value: Any) -> str:
     """`key=value` in Hydra's grammar."""
@@ -26,7 +30,7 @@ def _text(value: Any) -> str:
     if isinstance(value, int | float):
         return repr(value)
     if isinstance(value, str):
-        return quoted(value)
+        return value if _PLAIN.fullmatch(value) and value.lower() not in _WORDS else quoted(value)
     if isinstance(value, dict):
         return "{" + ",".join(f"{name}:{_text(v)}" for name, v in value.items()) + "}"
     return "[" + ",".join(map(_text, value)) + "]"

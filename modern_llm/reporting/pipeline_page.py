@@ -19,6 +19,7 @@ _OF_RUNS = {
     "verifier": ("accuracy", "roc_auc"),
     "best_of_n": ("greedy_em", "majority_em", "verifier_em", "weighted_em", "sample_em"),
 }
+_JUDGED = [name for names in _OF_RUNS.values() for name in names]
 _COLUMNS = {
     "perplexity": "perplexity",
     "perplexity_ratio": "perplexity over the base's",
@@ -126,22 +127,26 @@ def _interval(row: dict[str, Any], name: str) -> str:
 
 
 def _page(run: RunRecord, outcomes: Sequence[StageOutcome], rows: list[dict[str, Any]], used: Sequence[str]) -> str:
-    cells = [
-        {
-            "stage": row["stage"],
-            **{name: Cell(row[name], note=_interval(row, name), title=repr(row[name])) for name in used if name in row},
-        }
-        for row in rows
-    ]
+    def table_of(names: Sequence[str]) -> str:
+        shown_names = [name for name in used if name in names]
+        cells = [
+            {"stage": row["stage"]}
+            | {n: Cell(row[n], note=_interval(row, n), title=repr(row[n])) for n in shown_names if n in row}
+            for row in rows
+        ]
+        columns = ["stage", *(blocks.Column(name, _COLUMNS[name]) for name in shown_names)]
+        return blocks.table(columns, [cell for cell in cells if len(cell) > 1])
+
     trained = [outcome for outcome in outcomes if outcome.run.rows]
     data = curve_data([outcome.run for outcome in trained])
     sections = [
         blocks.section(
-            "Stages",
-            blocks.table(["stage", *(blocks.Column(name, _COLUMNS[name]) for name in used)], cells),
+            "Policies",
+            table_of([name for name in _COLUMNS if name not in _JUDGED]),
             note="Every policy on the same held-out data. Rewards and win rates are judged by the implicit reward: a "
             "stage against the one before it, answers by what DPO taught.",
         ),
+        blocks.section("Verifier and best of n", table_of(_JUDGED)),
         blocks.section("Curves", curve_figure(data, [o.stage for o in trained], {}) if data["metrics"] else ""),
         blocks.section("Answers to the same prompts", *_side_by_side(outcomes)),
         blocks.section("Where it ran", blocks.facts(environment(run))),
@@ -160,7 +165,10 @@ def _side_by_side(outcomes: Sequence[StageOutcome]) -> list[str]:
     columns = [stage for stage, _ in answered]
     prompts = [sample["prompt"] for sample in answered[0][1]]
     rows = [
-        {"prompt": prompt, **{stage: samples[i]["text"].removeprefix(" → ") for stage, samples in answered}}
+        {
+            "prompt": prompt,
+            **{stage: samples[i]["text"].removeprefix(" → ").strip() or "(nothing)" for stage, samples in answered},
+        }
         for i, prompt in enumerate(prompts)
     ]
     return [blocks.table(["prompt", *columns], rows)]
