@@ -134,7 +134,7 @@ def _page(run: RunRecord, outcomes: Sequence[StageOutcome], rows: list[dict[str,
             | {n: Cell(row[n], note=_interval(row, n), title=repr(row[n])) for n in shown_names if n in row}
             for row in rows
         ]
-        columns = ["stage", *(blocks.Column(name, _COLUMNS[name]) for name in shown_names)]
+        columns = [blocks.Column("stage"), *(blocks.Column(name, _COLUMNS[name]) for name in shown_names)]
         return blocks.table(columns, [cell for cell in cells if len(cell) > 1])
 
     trained = [outcome for outcome in outcomes if outcome.run.rows]
@@ -164,11 +164,8 @@ def _side_by_side(outcomes: Sequence[StageOutcome]) -> list[str]:
         return []
     columns = [stage for stage, _ in answered]
     prompts = [sample["prompt"] for sample in answered[0][1]]
-    rows = [
-        {
-            "prompt": prompt,
-            **{stage: samples[i]["text"].removeprefix(" → ").strip() or "(nothing)" for stage, samples in answered},
-        }
-        for i, prompt in enumerate(prompts)
-    ]
+    rows = []
+    for i, prompt in enumerate(prompts):
+        texts = {stage: samples[i]["text"].removeprefix(" → ").strip() for stage, samples in answered}
+        rows.append({"prompt": prompt, **{stage: text or "(nothing)" for stage, text in texts.items()}})
     return [blocks.table(["prompt", *columns], rows)]
