@@ -42,6 +42,20 @@ def test_a_shared_prompt_gives_the_answers_of_whole_prompts(
             assert sample == alone
 
 
+@pytest.mark.parametrize("kind", ["llama", "gpt2", "t5"])
+def test_ended_answers_change_nothing_for_the_others(load: Callable[..., LoadedModel], kind: str) -> None:
+    """Stop strings that end rows at different times, padding included: each row as by itself."""
+    from modern_llm.evaluation.answering import write_answers
+
+    loaded, prompts = load(kind), [[3, 50, 60, 70], [9, 8], [40, 41, 42], [77, 78, 79, 80, 81]]
+    model: Any = loaded.model
+    options: dict[str, Any] = {"max_new_tokens": 24, "stop": list("aeiou0123")}
+    together = write_answers(model, loaded.tokenizer, prompts, batch_size=4, **options)
+    alone = [write_answers(model, loaded.tokenizer, [prompt], batch_size=1, **options)[0] for prompt in prompts]
+    assert together == alone
+    assert len({len(answer.text) for answer in together}) > 1
+
+
 def test_what_was_sampled_is_not_sampled_again(
     load: Callable[..., LoadedModel], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
