@@ -12,10 +12,10 @@ from typing import Any
 import torch
 
 from modern_llm.checks import require
+from modern_llm.data.solution_settings import MOST_SAMPLES
 from modern_llm.models.generation import Cache, CausalLM, Continuation, TextCodec, continue_ids
 from modern_llm.models.sampling import GREEDY, Sampling
 
-MOST_SAMPLES = 1000  # of a problem: seeds of two problems must not meet
 GREEDY_SAMPLE = -1  # stands for the greedy answer among the numbers of samples
 
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from modern_llm.checks import require
 from modern_llm.data.rows import FileRows
-from modern_llm.data.solution_settings import ProblemData, Reading, SolutionData
+from modern_llm.data.solution_settings import MOST_SAMPLES, ProblemData, Reading, SolutionData
 from modern_llm.models.sampling import Sampling
 from modern_llm.pretrained.settings import ModelFromRun, PretrainedChoice, PretrainedModel
 from modern_llm.tasks.base import RunFolder, say
@@ -22,7 +22,6 @@ if TYPE_CHECKING:
     from modern_llm.training.runtime import Runtime
 
 SAMPLES_FILE = "samples.jsonl"
-MOST_SAMPLES = 1000  # of a problem: seeds of two problems must not meet
 
 
 @dataclass(frozen=True)

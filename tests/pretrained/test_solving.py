@@ -9,7 +9,8 @@ from typing import Any
 
 import pytest
 
-from modern_llm.evaluation.solving import MOST_SAMPLES, AttemptFile, solve
+from modern_llm.data.solution_settings import MOST_SAMPLES
+from modern_llm.evaluation.solving import AttemptFile, solve
 from modern_llm.models.generation import continue_ids
 from modern_llm.models.sampling import GREEDY, Sampling
 from modern_llm.pretrained.loading import LoadedModel
