@@ -142,7 +142,7 @@ def solve(
                 max_new_tokens=max_new_tokens,
                 sampling=GREEDY if is_greedy else sampling,
                 stop=stop,
-                seed=(seed * 2**31 + number) * MOST_SAMPLES + chunk[0] if not is_greedy else 0,
+                seed=((seed * 2**31 + number) * MOST_SAMPLES + max(chunk[0], 0)) % 2**63,
                 prefix=prefix,
             )
             file.add(

@@ -158,13 +158,14 @@ def stream_tokens(
         else:
             cache = model.new_cache(B, None if max_new_tokens is None else T + max_new_tokens)
         step_ids, mask, produced = input_ids, attention_mask, 0
-        rows, chosen = list(range(B)), input_ids[:, -1].clone()  # rows that are computed; ids of all
+        rows, chosen = list(range(B)), input_ids[:, -1]  # rows that are computed; ids of all
         while max_new_tokens is None or produced < max_new_tokens:
             staying = [place for place, row in enumerate(rows) if row not in (closed or ())]
             if produced and 0 < 2 * len(staying) <= len(rows) and cache.keep(torch.tensor(staying, device=device)):
+                rows, generators = [rows[i] for i in staying], [generators[i] for i in staying]
+                places = torch.tensor(rows, device=device)
                 step_ids, mask = step_ids[staying], None if mask is None else mask[staying]
                 occurred = None if occurred is None else occurred[staying]
-                rows, generators = [rows[i] for i in staying], [generators[i] for i in staying]
             hidden = model.hidden_states(step_ids, attention_mask=mask, cache=cache).hidden[:, -1]
             logits = linear(hidden, head.to(hidden.dtype)).float()
             ids = _choose(filter_logits(logits, sampling, occurred), sampling, generators)
@@ -172,8 +173,7 @@ def stream_tokens(
                 occurred.scatter_(1, ids[:, None], True)
             mask = None if mask is None else mask.new_ones(len(rows), 1)
             step_ids, produced = ids[:, None], produced + 1
-            chosen = chosen.clone()
-            chosen[rows] = ids
+            chosen = ids if len(rows) == B else chosen.index_copy(0, places, ids)
             yield chosen
     finally:
         model.train(was_training)

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
     from modern_llm.data.problems import Problem
     from modern_llm.evaluation.solving import Attempts
+    from modern_llm.evaluation.verifier import AnswerVerifier
     from modern_llm.pretrained.loading import LoadedModel
     from modern_llm.training.runtime import Runtime
 
@@ -152,6 +153,22 @@ def ask(
             progress=progress_of("sampling, problems"),
         )
     return problems, attempts
+
+
+def scored(
+    verifier: AnswerVerifier, problems: Sequence[Problem], attempts: Sequence[Attempts], batch_size: int
+) -> list[list[float]]:
+    """(P, n) probabilities that the samples of P problems are right, as `rerank` takes them."""
+    from modern_llm.tasks.answering import progress_of
+
+    pairs = [
+        (problem.question, sample.text) for problem, a in zip(problems, attempts, strict=True) for sample in a.samples
+    ]
+    questions, answers = ([pair[i] for pair in pairs] for i in (0, 1))
+    scores = verifier.score(questions, answers, batch_size, progress_of("verifying"))
+    if verifier.writer.truncated:
+        say(f"{verifier.writer.truncated} answers are read without the beginning of their problem, to fit")
+    return scores.reshape(len(problems), -1).tolist()
 
 
 @dataclass(frozen=True)
