@@ -70,7 +70,7 @@ class Verifier:
     def __post_init__(self) -> None:
         if isinstance(self.model, ModernLLMConfig):
             raise ValueError(
-                "model: a verifier reads in both directions, and the chosen one is a decoder with random weights. "
+                "model: a decoder with random weights is no start for a verifier. "
                 "Choose model=verifier for an encoder from scratch, or a pretrained body: model=smollm2_135m, gpt2, …, "
                 "or model=from_run with model.path=<folder of a run>."
             )
