@@ -53,17 +53,24 @@ def with_a_pretrained_model(group: str, choice: str, folder: Path | None = None)
         own += ["task.dataset.scoring=numbers"]
         return ["model=gpt2", "task=prompting", *(own if choice == "supervised" else [])]
     if group == "task/data":
-        files = [f"task.data.source.train={folder}/a.txt"] if choice == "instruction_files" else []
-        return ["model=gpt2", "task=sft", *files]
+        files = [f"task.data.source.train={folder}/a.txt"] if choice.endswith("_files") else []
+        return ["model=gpt2", "task=verifier" if choice in MARKED_ANSWERS else "task=sft", *files]
+    if group in ("task/problems", "task/asking"):
+        files = [f"task.problems.source.train={folder}/a.txt"] if choice.endswith("_files") else []
+        return ["model=gpt2", "task=best_of_n", *files]
+    if (group, choice) == ("model", "verifier"):
+        return ["task=verifier"]
     if group in ("task/preferences", "task/loss"):
-        files = [f"task.preferences.source.train={folder}/a.txt"] if choice == "preference_files" else []
+        files = [f"task.preferences.source.train={folder}/a.txt"] if choice.endswith("_files") else []
         return ["model=gpt2", "task=dpo", *files]
     if group == "task" and choice in PRETRAINED_TASKS:
         return ["model=gpt2", *(["task/dataset=sst2"] if choice == "finetuning" else [])]
     return []
 
 
-PRETRAINED_TASKS = ("finetuning", "sst2", "samsum", "dialogsum", "gsm8k", "prompting", "merge", "sft", "dpo")
+PRETRAINED_TASKS = ("finetuning", "sst2", "samsum", "dialogsum", "gsm8k", "prompting", "merge", "sft", "dpo",
+                    "verifier", "best_of_n")  # fmt: skip
+MARKED_ANSWERS = ("gsm8k_solutions", "solution_files", "arithmetic_solutions", "sampled")
 
 
 @pytest.mark.parametrize(("group", "choice"), CHOICES)

@@ -12,6 +12,7 @@ from modern_llm.checks import require
 from modern_llm.data.rows import RowSource
 from modern_llm.data.supervised import columns_of
 
+MOST_SAMPLES = 1000  # of a problem: the seeds of two problems must not meet
 Reading = Literal["flexible", "strict"]
 _QUOTES = {0x2018: "'", 0x2019: "'", 0x201C: '"', 0x201D: '"'}  # curly ones
 

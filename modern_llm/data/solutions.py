@@ -190,10 +190,14 @@ class SolutionWriter:
         tokenizer: of the model.
         start_ids: what every text begins with.
         max_tokens: longest text.
+
+    Attributes:
+        truncated: texts so far that had to be shortened.
     """
 
     def __init__(self, text: SolutionText, tokenizer: Tokenizer, start_ids: list[int], max_tokens: int) -> None:
         self.text, self.tokenizer, self.start_ids, self.max_tokens = text, tokenizer, start_ids, max_tokens
+        self.truncated = 0
 
     def ids(self, questions: Sequence[str], answers: Sequence[str]) -> list[list[int]]:
         """Ids of whole texts, whatever their length."""
@@ -202,8 +206,10 @@ class SolutionWriter:
 
     def shortened(self, ids: list[int]) -> list[int]:
         """Ids of at most `max_tokens`: the beginning goes, because the answer stands at the end."""
-        room = self.max_tokens - len(self.start_ids)
-        return ids if len(ids) <= self.max_tokens else [*self.start_ids, *ids[-room:]]
+        if len(ids) <= self.max_tokens:
+            return ids
+        self.truncated += 1
+        return [*self.start_ids, *ids[len(self.start_ids) - self.max_tokens :]]
 
     def encode(self, name: str, part: Part, solutions: Solutions) -> tuple[list[Encoded], Solutions]:
         """Ids with labels, and their rows; texts that are too long are left out, and counted.

@@ -12,10 +12,10 @@ from typing import Any
 import torch
 
 from modern_llm.checks import require
+from modern_llm.data.solution_settings import MOST_SAMPLES
 from modern_llm.models.generation import Cache, CausalLM, Continuation, TextCodec, continue_ids
 from modern_llm.models.sampling import GREEDY, Sampling
 
-MOST_SAMPLES = 1000  # of a problem: seeds of two problems must not meet
 GREEDY_SAMPLE = -1  # stands for the greedy answer among the numbers of samples
 
 
@@ -142,7 +142,7 @@ def solve(
                 max_new_tokens=max_new_tokens,
                 sampling=GREEDY if is_greedy else sampling,
                 stop=stop,
-                seed=(seed * 2**31 + number) * MOST_SAMPLES + chunk[0] if not is_greedy else 0,
+                seed=((seed * 2**31 + number) * MOST_SAMPLES + max(chunk[0], 0)) % 2**63,
                 prefix=prefix,
             )
             file.add(

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -36,6 +36,16 @@ class AnswerVerifier:
     calibration: Calibration
     threshold: float
     known: frozenset[str]
+
+    def facts(self) -> dict[str, Any]:
+        """All of it but the model, as JSON."""
+        return {
+            "calibration": asdict(self.calibration),
+            "threshold": self.threshold,
+            "text": asdict(self.writer.text),
+            "max_tokens": self.writer.max_tokens,
+            "known_problems": sorted(self.known),
+        }
 
     def score(
         self,

@@ -88,6 +88,17 @@ class Pipeline:
             object.__setattr__(self, "objective_metric", _OBJECTIVES[self.stages[-1]])
 
     @property
+    def given(self) -> dict[str, list[str]]:
+        """Overrides of each stage, as they were given."""
+        return {
+            "base": self.base,
+            "sft": self.sft,
+            "dpo": self.dpo,
+            "verifier": self.verifier,
+            "best_of_n": self.best_of_n,
+        }
+
+    @property
     def trains_base(self) -> bool:
         """Whether the base is trained here."""
         return isinstance(self.model, ModernLLMConfig)
@@ -152,14 +163,14 @@ class Pipeline:
 
         there = [stage for stage in STAGES if stage in self.stages or job_status(path / stage) == "finished"]
         last = next((stage for stage in ("dpo", "sft") if stage in there), "base")
-        given = {
+        own = {
             "base": base if self.trains_base else [],
             "sft": ["task=sft", *model_of("base")],
             "dpo": ["task=dpo", *model_of("sft")],
             "verifier": ["task=verifier", "model=verifier"],
             "best_of_n": ["task=best_of_n", *model_of(last), override("task.verifier", str(path / "verifier"))],
         }
-        return {stage: laid_over(shared, own, getattr(self, stage)) for stage, own in given.items()}
+        return {stage: laid_over(shared, own[stage], self.given[stage]) for stage in STAGES}
 
     def _settings(self, plan: dict[str, list[str]]) -> StageSettings:
         """The stages' own settings, all of them built and so checked before the first one runs."""
@@ -175,7 +186,7 @@ class Pipeline:
                 elif stage in self.stages or stage in ("sft", "dpo"):
                     built[stage] = build(_with_stand_ins(config).task)
             except Exception as cause:
-                raise ConfigError(f"task.{stage}={getattr(self, stage)}: {cause.__cause__ or cause}") from cause
+                raise ConfigError(f"task.{stage}={self.given[stage]}: {cause.__cause__ or cause}") from cause
         return StageSettings(built["text"], built["protocol"], built["sft"], built["dpo"])
 
     def _run_stage(self, folder: RunFolder, stage: StageName, overrides: list[str], title: str) -> None:

@@ -72,8 +72,8 @@ class BestOfN:
         from modern_llm.data.problems import read_problems
         from modern_llm.evaluation.reranking import reference_number, rerank
         from modern_llm.tasks.base import say
-        from modern_llm.tasks.solving import ask, load_solver, without_known
-        from modern_llm.tasks.verifier import known_problems
+        from modern_llm.tasks.solving import ask, load_solver, scored, without_known
+        from modern_llm.tasks.verifier import known_problems, load_verifier
         from modern_llm.training.runtime import Runtime
 
         assert not isinstance(self.model, ModernLLMConfig)
@@ -91,7 +91,9 @@ class BestOfN:
                                  batch_size=rows, seed=self.seed)  # fmt: skip
         seconds, name, fingerprint = time.perf_counter() - start, loaded.name, loaded.fingerprint
         del loaded  # makes room for the verifier
-        scores = self._scores(problems, attempts, runtime, rows) if self.verifier is not None else None
+        scores = None
+        if self.verifier is not None:
+            scores = scored(load_verifier(self.verifier, runtime, mirror), problems, attempts, rows)
         references = [reference_number(problem.solution) for problem in problems]
         reranked = rerank(attempts, references, reading=self.asking.reading, scores=scores, seed=self.seed)
         written = [c for a in attempts for c in a.samples]
@@ -117,18 +119,6 @@ class BestOfN:
         }
         self._report(folder, runtime, metrics, protocol, problems, attempts, references, reranked, scores)
         return metrics
-
-    def _scores(self, problems: list[Problem], attempts: list[Attempts], runtime: Any, rows: int) -> list[list[float]]:
-        """(P, n) the verifier's probabilities that samples are right."""
-        from modern_llm.tasks.answering import progress_of
-        from modern_llm.tasks.verifier import load_verifier
-
-        assert self.verifier is not None
-        verifier = load_verifier(self.verifier, runtime, self.paths.mirror)
-        questions = [problem.question for problem in problems for _ in range(self.samples)]
-        answers = [sample.text for problem in attempts for sample in problem.samples]
-        scores = verifier.score(questions, answers, rows, progress_of("verifying"))
-        return scores.reshape(len(problems), self.samples).tolist()
 
     def _report(
         self,

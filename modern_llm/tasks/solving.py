@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from modern_llm.checks import require
 from modern_llm.data.rows import FileRows
-from modern_llm.data.solution_settings import ProblemData, Reading, SolutionData
+from modern_llm.data.solution_settings import MOST_SAMPLES, ProblemData, Reading, SolutionData
 from modern_llm.models.sampling import Sampling
 from modern_llm.pretrained.settings import ModelFromRun, PretrainedChoice, PretrainedModel
 from modern_llm.tasks.base import RunFolder, say
@@ -18,11 +18,11 @@ if TYPE_CHECKING:
 
     from modern_llm.data.problems import Problem
     from modern_llm.evaluation.solving import Attempts
+    from modern_llm.evaluation.verifier import AnswerVerifier
     from modern_llm.pretrained.loading import LoadedModel
     from modern_llm.training.runtime import Runtime
 
 SAMPLES_FILE = "samples.jsonl"
-MOST_SAMPLES = 1000  # of a problem: seeds of two problems must not meet
 
 
 @dataclass(frozen=True)
@@ -153,6 +153,22 @@ def ask(
             progress=progress_of("sampling, problems"),
         )
     return problems, attempts
+
+
+def scored(
+    verifier: AnswerVerifier, problems: Sequence[Problem], attempts: Sequence[Attempts], batch_size: int
+) -> list[list[float]]:
+    """(P, n) probabilities that the samples of P problems are right, as `rerank` takes them."""
+    from modern_llm.tasks.answering import progress_of
+
+    pairs = [
+        (problem.question, sample.text) for problem, a in zip(problems, attempts, strict=True) for sample in a.samples
+    ]
+    questions, answers = ([pair[i] for pair in pairs] for i in (0, 1))
+    scores = verifier.score(questions, answers, batch_size, progress_of("verifying"))
+    if verifier.writer.truncated:
+        say(f"{verifier.writer.truncated} answers are read without the beginning of their problem, to fit")
+    return scores.reshape(len(problems), -1).tolist()
 
 
 @dataclass(frozen=True)

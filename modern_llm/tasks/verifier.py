@@ -21,8 +21,9 @@ from modern_llm.training.settings import Hardware, TrainerSettings
 if TYPE_CHECKING:
     import numpy as np
 
-    from modern_llm.data.solutions import Solutions
-    from modern_llm.evaluation.calibration import Calibration
+    from modern_llm.data.batches import Encoded
+    from modern_llm.data.rows import Part
+    from modern_llm.data.solutions import Solution, Solutions, SolutionWriter
     from modern_llm.evaluation.verifier import AnswerVerifier
     from modern_llm.pretrained.loading import LoadedModel
     from modern_llm.training.runtime import Runtime
@@ -69,7 +70,7 @@ class Verifier:
     def __post_init__(self) -> None:
         if isinstance(self.model, ModernLLMConfig):
             raise ValueError(
-                "model: a verifier reads in both directions, and the chosen one is a decoder with random weights. "
+                "model: a decoder with random weights is no start for a verifier. "
                 "Choose model=verifier for an encoder from scratch, or a pretrained body: model=smollm2_135m, gpt2, …, "
                 "or model=from_run with model.path=<folder of a run>."
             )
@@ -85,11 +86,11 @@ class Verifier:
         from modern_llm.data.batches import ClassificationBatch, LengthBatches
         from modern_llm.data.rows import content_fingerprint
         from modern_llm.data.solutions import PARTS, SolutionWriter, read_solutions
-        from modern_llm.evaluation.calibration import choose_threshold, fit_calibration
+        from modern_llm.evaluation.calibration import reliability
         from modern_llm.evaluation.verification import measure_uncalibrated, measure_verifier
         from modern_llm.evaluation.verifier import log_odds
         from modern_llm.objectives.classification import Classification
-        from modern_llm.tasks.pretrained import SelectionLoss, fit, room_in, tell_model, tell_skipped
+        from modern_llm.tasks.pretrained import SelectionLoss, fit, report, room_in, tell_model, tell_skipped
         from modern_llm.training.runtime import Runtime
 
         runtime, rows, mirror = Runtime(self.hardware), self.hardware.eval_rows, self.paths.mirror
@@ -114,31 +115,36 @@ class Verifier:
         evaluator = SelectionLoss(objective, items["selection"], collate, rows, runtime, measured)
         result, metrics = fit(self, folder, runtime, loaded, stream, objective, evaluator)
 
-        scores, correct = {}, {}
-        for part in PARTS[1:]:
-            texts = [item.input_ids for item in items[part]]
-            scores[part] = log_odds(loaded.model, texts, rows, runtime)  # type: ignore[arg-type]
-            correct[part] = np.array([row.correct for row in parts[part].rows])
-        calibration = fit_calibration(scores["selection"], correct["selection"])
-        threshold = choose_threshold(calibration(scores["selection"]), correct["selection"])
+        verifier = self._calibrated(loaded, runtime, writer, items["selection"], parts)
         checkpoint = result.best_checkpoint or result.last_checkpoint
         assert checkpoint is not None
-        self._keep(folder, checkpoint, parts, calibration, threshold, writer.max_tokens)
-        probabilities, problems = calibration(scores["evaluation"]), [r.problem for r in parts["evaluation"].rows]
-        metrics |= measure_verifier(probabilities, correct["evaluation"], problems, threshold, self.seed)
-        metrics |= measure_uncalibrated(scores["evaluation"], correct["evaluation"])
+        folder.write_json(
+            VERIFIER_FILE, {"checkpoint": checkpoint.relative_to(folder.path).as_posix(), **verifier.facts()}
+        )
+        reported = parts["evaluation"].rows
+        scores = log_odds(verifier.model, [item.input_ids for item in items["evaluation"]], rows, runtime)
+        probabilities, correct = verifier.calibration(scores), np.array([row.correct for row in reported])
+        problems, threshold = [row.problem for row in reported], verifier.threshold
+        metrics |= measure_verifier(probabilities, correct, problems, threshold, self.seed)
+        metrics |= measure_uncalibrated(scores, correct)
         metrics |= {"threshold": threshold, "epochs": stream.epochs, "padding_share": stream.padding_share}
         protocol = {
             "data": name,
             "parts": {str(part): _described(parts[part]) for part in PARTS},
             "chosen_on_the_selection_part": ["checkpoint", "calibration", "threshold"],
             "threshold": threshold,
-            "calibration": asdict(calibration),
+            "calibration": asdict(verifier.calibration),
             "intervals": "95 %, by drawing whole problems",
             "data_fingerprint": parts["train"].fingerprint,
             "base_fingerprint": loaded.fingerprint,
         }
-        self._report(folder, runtime, metrics, protocol, checkpoint, parts["evaluation"], probabilities, threshold)
+        predictions = _predictions(reported, probabilities, threshold)
+        wrong = [row for row in predictions if row["accepted"] != row["correct"]]
+        wrong.sort(key=lambda row: -abs(row["probability"] - row["correct"]))
+        folder.write_lines("predictions.jsonl", predictions)
+        folder.write_lines("errors.jsonl", wrong)
+        tables = {"Calibration": reliability(probabilities, correct)}
+        report(self, folder, runtime, metrics, _HEADLINE, protocol, checkpoint, errors=wrong[:50], tables=tables)
         return metrics
 
     def _load(self, runtime: Runtime, train: Solutions) -> LoadedModel:
@@ -156,63 +162,42 @@ class Verifier:
         model = VerifierModel(self.model.with_vocab_size(tokenizer.vocab_size), LABELS)
         return own_verifier(model.to(runtime.device), tokenizer, "verifier from scratch")
 
-    def _keep(
+    def _calibrated(
         self,
-        folder: RunFolder,
-        checkpoint: Path,
-        parts: dict[Any, Solutions],
-        calibration: Calibration,
-        threshold: float,
-        max_tokens: int,
-    ) -> None:
-        """Write what `load_verifier` needs besides the checkpoint."""
-        known = dict.fromkeys(p for part in ("train", "selection") for p in parts[part].problems)
-        folder.write_json(
-            VERIFIER_FILE,
-            {
-                "checkpoint": checkpoint.relative_to(folder.path).as_posix(),
-                "calibration": asdict(calibration),
-                "threshold": threshold,
-                "text": asdict(self.text),
-                "max_tokens": max_tokens,
-                "known_problems": list(known),
-            },
-        )
-
-    def _report(
-        self,
-        folder: RunFolder,
+        loaded: LoadedModel,
         runtime: Runtime,
-        metrics: dict[str, float],
-        protocol: dict[str, Any],
-        checkpoint: Path,
-        solutions: Solutions,
-        probabilities: np.ndarray,
-        threshold: float,
-    ) -> None:
+        writer: SolutionWriter,
+        items: list[Encoded],
+        parts: dict[Part, Solutions],
+    ) -> AnswerVerifier:
+        """The trained model with calibration and threshold, both fitted on the selection part, of which `items` are."""
         import numpy as np
 
-        from modern_llm.evaluation.calibration import reliability
-        from modern_llm.tasks.pretrained import report
+        from modern_llm.evaluation.calibration import choose_threshold, fit_calibration
+        from modern_llm.evaluation.verifier import AnswerVerifier, log_odds
 
-        predictions: list[dict[str, Any]] = [
-            {
-                "index": row.index,
-                "question": row.question,
-                "answer": row.answer,
-                "correct": row.correct,
-                "probability": round(float(p), 6),
-                "accepted": bool(p >= threshold),
-            }
-            for row, p in zip(solutions.rows, probabilities, strict=True)
-        ]
-        wrong = [row for row in predictions if row["accepted"] != row["correct"]]
-        wrong.sort(key=lambda row: -abs(row["probability"] - row["correct"]))
-        folder.write_lines("predictions.jsonl", predictions)
-        folder.write_lines("errors.jsonl", wrong)
-        correct = np.array([row.correct for row in solutions.rows])
-        tables = {"Calibration": reliability(probabilities, correct)}
-        report(self, folder, runtime, metrics, _HEADLINE, protocol, checkpoint, errors=wrong[:50], tables=tables)
+        model: Any = loaded.model
+        scores = log_odds(model, [item.input_ids for item in items], self.hardware.eval_rows, runtime)
+        correct = np.array([row.correct for row in parts["selection"].rows])
+        calibration = fit_calibration(scores, correct)
+        threshold = choose_threshold(calibration(scores), correct)
+        known = frozenset([*parts["train"].problems, *parts["selection"].problems])
+        return AnswerVerifier(model, writer, runtime, calibration, threshold, known)
+
+
+def _predictions(rows: list[Solution], probabilities: np.ndarray, threshold: float) -> list[dict[str, Any]]:
+    """What became of every answer."""
+    return [
+        {
+            "index": row.index,
+            "question": row.question,
+            "answer": row.answer,
+            "correct": row.correct,
+            "probability": round(float(p), 6),
+            "accepted": bool(p >= threshold),
+        }
+        for row, p in zip(rows, probabilities, strict=True)
+    ]
 
 
 def _described(solutions: Solutions) -> dict[str, Any]:

@@ -154,6 +154,8 @@ class TestTexts:
         assert len(short) == 20
         assert short[0] == 5
         assert short[1:] == ids[-19:]
+        assert writer.shortened(short) == short
+        assert writer.truncated == 1
 
     def test_texts_that_are_too_long_are_left_out_and_counted(self, tmp_path: Path) -> None:
         rows = [*many(range(20)), *(row(p, True, "long " * 99) for p in range(20))]

@@ -9,7 +9,8 @@ from typing import Any
 
 import pytest
 
-from modern_llm.evaluation.solving import MOST_SAMPLES, AttemptFile, solve
+from modern_llm.data.solution_settings import MOST_SAMPLES
+from modern_llm.evaluation.solving import AttemptFile, solve
 from modern_llm.models.generation import continue_ids
 from modern_llm.models.sampling import GREEDY, Sampling
 from modern_llm.pretrained.loading import LoadedModel
@@ -40,6 +41,22 @@ def test_a_shared_prompt_gives_the_answers_of_whole_prompts(
             seed = (2 * 2**31 + number) * MOST_SAMPLES + j
             (alone,) = continue_ids(model, loaded.tokenizer, [prompt], sampling=sampling, seed=seed, **options)
             assert sample == alone
+
+
+@pytest.mark.parametrize("kind", ["llama", "gpt2", "t5"])
+def test_ended_answers_change_nothing_for_the_others(load: Callable[..., LoadedModel], kind: str) -> None:
+    """Stop strings that end rows at different times, padding included: each row as by itself."""
+    from modern_llm.evaluation.answering import write_answers
+
+    loaded, prompts = load(kind), [[3, 50, 60, 70], [9, 8], [40, 41, 42], [77, 78, 79, 80, 81]]
+    model: Any = loaded.model
+    options: dict[str, Any] = {"max_new_tokens": 24}
+    whole = write_answers(model, loaded.tokenizer, prompts, batch_size=4, **options)
+    options["stop"] = [whole[0].text[4], whole[1].text[9]]
+    together = write_answers(model, loaded.tokenizer, prompts, batch_size=4, **options)
+    alone = [write_answers(model, loaded.tokenizer, [prompt], batch_size=1, **options)[0] for prompt in prompts]
+    assert together == alone
+    assert len({len(answer.text) for answer in together}) > 1
 
 
 def test_what_was_sampled_is_not_sampled_again(

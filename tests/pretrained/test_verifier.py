@@ -270,24 +270,20 @@ class TestBestOfN:
 
 class TestSampledAnswers:
     def sampled(self, solver: ModelFromRun, **changes: Any) -> SampledSolutions:
-        problems = ProblemData(Arithmetic("instructions", largest=9, held_out=1), "instruction", "output")
-        # A model that has learned nothing hits a small number now and then.
-        return SampledSolutions(solver, problems, 8, WARM, **({"held_out": 20} | changes))
+        """Answers of a model that has learned nothing, to problems whose answer it hits now and then."""
+        path = Path(solver.path) / "problems.jsonl"
+        path.write_text("".join(json.dumps({"question": f"Say {p}.", "answer": 3}) + "\n" for p in range(81)))
+        return SampledSolutions(
+            solver, ProblemData(FileRows(str(path), None, 1)), 8, WARM, **({"held_out": 25} | changes)
+        )
 
     def test_they_are_marked_kept_and_learned(self, tmp_path: Path, solver: ModelFromRun) -> None:
-        data = self.sampled(solver)
         folder = tmp_path / "run"
-        made = task(None, ENCODER, 2, data=data)
-        try:
-            metrics = run(made, folder)
-        except ValueError as refusal:  # by chance, a part may have no right answer
-            pytest.skip(str(refusal))
+        metrics = run(task(None, ENCODER, 2, data=self.sampled(solver)), folder)
         rows = [json.loads(line) for line in (folder / "samples.jsonl").read_text().splitlines()]
-        assert len(rows) == 98 * 8
-        for row in rows:
-            a, b = (int(word) for word in row["question"].rstrip("?").split() if word.isdigit())
-            assert row["correct"] == (row["answer"] is not None and float(row["answer"]) == a + b)
-        kept = SolutionData(FileRows(str(folder / "samples.jsonl"), None, 20), answer_column="text")
+        assert len(rows) == 79 * 8
+        assert all(row["correct"] == (row["answer"] is not None and float(row["answer"]) == 3) for row in rows)
+        kept = SolutionData(FileRows(str(folder / "samples.jsonl"), None, 25), answer_column="text")
         assert run(task(None, ENCODER, 2, data=kept), tmp_path / "again")["roc_auc"] == metrics["roc_auc"]
 
     def test_a_run_that_is_killed_goes_on_with_what_it_has(self, tmp_path: Path, solver: ModelFromRun) -> None:
@@ -299,7 +295,7 @@ class TestSampledAnswers:
             "from modern_llm.pretrained.settings import ModelFromRun, FullFinetuning\n"
             "from modern_llm.tasks.base import RunFolder\n"
             "from modern_llm.training.runtime import Runtime\n"
-            "data = TestSampledAnswers().sampled(ModelFromRun(sys.argv[1], FullFinetuning()), max_problems=50)\n"
+            "data = TestSampledAnswers().sampled(ModelFromRun(sys.argv[1], FullFinetuning()), max_problems=51)\n"
             "data.drawn(RunFolder(Path(sys.argv[2]), {}), Runtime(HARDWARE), 4, None, 0)\n"
         )
         here = Path(__file__).parent
@@ -315,8 +311,8 @@ class TestSampledAnswers:
         process.send_signal(signal.SIGKILL)
         process.wait()
         written = file.read_bytes()
-        assert written.count(b"\n") < 50 * 8
-        data = self.sampled(solver, max_problems=50)
+        assert written.count(b"\n") < 51 * 8
+        data = self.sampled(solver, max_problems=51)
         for name in ("killed", "whole"):
             data.drawn(RunFolder(tmp_path / name, {}), Runtime(HARDWARE), 4, None, 0)
         assert file.read_bytes() == (tmp_path / "whole" / "samples.jsonl").read_bytes()
@@ -326,7 +322,7 @@ class TestSampledAnswers:
         ("changes", "message"),
         [
             ({"held_out": 0}, r"task\.data\.held_out=0"),
-            ({"max_problems": 40}, r"must exceed twice task\.data\.held_out=20"),
+            ({"max_problems": 50}, r"must exceed twice task\.data\.held_out=25"),
         ],
     )
     def test_impossible_settings(self, solver: ModelFromRun, changes: dict[str, Any], message: str) -> None:
