@@ -11,25 +11,20 @@ default, where the reference is computed in every step with the adapter switched
 from __future__ import annotations
 
 import sys
-import tempfile
-import time
-from pathlib import Path
 from typing import Any
 
 import torch
 from hydra import compose, initialize_config_dir
 from smollm2 import CONFIG, loaded_model
-from trainers import compare, report_rates, train_ours
+from trainers import LORA, compare, report_rates, train_ours, train_theirs
 
 from modern_llm.data.chat import ChatWriter
 from modern_llm.data.preferences import EncodedPair, PairBatch, read_preferences
 from modern_llm.data.tokenizers import Tokenizer
 from modern_llm.instantiate import build
-from modern_llm.pretrained.settings import LoRA
 
 GPU = torch.cuda.is_available()
 BATCH, STEPS, ROUNDS, MAX_TOKENS = (16, 20, 3, 512) if GPU else (4, 4, 2, 384)
-LORA = LoRA(rank=16, alpha=32, dropout=0.0)
 
 
 def batches(tokenizer: Tokenizer) -> list[list[EncodedPair]]:
@@ -46,9 +41,11 @@ def ours() -> None:
     from modern_llm.evaluation.preferences import pair_log_probs
     from modern_llm.objectives.preference import PreferenceOptimisation
     from modern_llm.objectives.preference_losses import SigmoidDPO
+    from modern_llm.pretrained.loading import switch_off_dropout
 
     loaded = loaded_model(None).with_lora(LORA)
     groups, model = batches(loaded.tokenizer), loaded.model
+    switch_off_dropout(model)  # TRL does as well
     collate, made = PairBatch(loaded.tokenizer.eos_id), []
     for group in groups:
         batch = collate(group)
@@ -59,67 +56,23 @@ def ours() -> None:
 
 
 def theirs(precompute: bool) -> None:
-    from datasets import Dataset
-    from peft import LoraConfig
-    from transformers import AutoModelForCausalLM, AutoTokenizer, TrainerCallback
     from trl import DPOConfig, DPOTrainer
-
-    from modern_llm.pretrained.lora import lora_targets
-
-    loaded = loaded_model(None)
-    groups, targets = batches(loaded.tokenizer), lora_targets(loaded.base)
-    times: list[float] = []
-
-    class Clock(TrainerCallback):
-        def on_step_end(self, *args: Any, **kwargs: Any) -> None:
-            times.append(time.perf_counter())
 
     class SamePairs(DPOTrainer):
         """The very ids that our side reads."""
 
-        def _prepare_dataset(self, dataset: Dataset, *args: Any, **kwargs: Any) -> Dataset:
+        def _prepare_dataset(self, dataset: Any, *args: Any, **kwargs: Any) -> Any:
             return dataset
 
+    groups = batches(loaded_model(None).tokenizer)
     rows = [
         {"prompt_ids": p.prompt_ids, "chosen_ids": p.chosen_ids, "rejected_ids": p.rejected_ids}
         for group in groups
         for p in group
     ]
-    with tempfile.TemporaryDirectory() as folder:
-        loaded.save(Path(folder) / "base")
-        del loaded
-        trainer = SamePairs(
-            model=AutoModelForCausalLM.from_pretrained(Path(folder) / "base", dtype=torch.float32),
-            processing_class=AutoTokenizer.from_pretrained(Path(folder) / "base"),
-            train_dataset=Dataset.from_list(rows),
-            peft_config=LoraConfig(
-                r=LORA.rank,
-                lora_alpha=LORA.alpha,
-                lora_dropout=LORA.dropout,
-                target_modules=targets,
-                task_type="CAUSAL_LM",
-            ),
-            args=DPOConfig(
-                output_dir=folder,
-                per_device_train_batch_size=BATCH,
-                max_steps=len(groups),
-                learning_rate=1e-4,
-                gradient_checkpointing=False,
-                bf16=GPU,
-                train_sampling_strategy="sequential",
-                pad_to_multiple_of=8,
-                precompute_ref_log_probs=precompute,
-                report_to="none",
-                save_strategy="no",
-                disable_tqdm=True,
-                logging_steps=1,
-                max_length=MAX_TOKENS,
-                use_cpu=not GPU,
-            ),
-            callbacks=[Clock()],
-        )
-        trainer.train()
-    report_rates(times, [BATCH] * len(groups))
+    settings = {"precompute_ref_log_probs": precompute, "max_length": MAX_TOKENS}
+    settings |= {"max_steps": len(groups), "per_device_train_batch_size": BATCH}
+    report_rates(train_theirs(SamePairs, DPOConfig, rows, settings), [BATCH] * len(groups))
 
 
 def main() -> None:

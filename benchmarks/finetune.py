@@ -10,22 +10,16 @@ memory is the process's peak. Neither side computes activations twice (gradient 
 from __future__ import annotations
 
 import sys
-import tempfile
-import time
-from pathlib import Path
-from typing import Any
 
 import torch
 from smollm2 import gsm8k, loaded_model
-from trainers import compare, report_rates, train_ours
+from trainers import LORA, compare, report_rates, train_ours, train_theirs
 
 from modern_llm.data.batches import Encoded
 from modern_llm.data.forms import CompletionForm
-from modern_llm.pretrained.settings import LoRA
 
 GPU = torch.cuda.is_available()
 BATCH, STEPS, ROUNDS = (16, 20, 3) if GPU else (8, 3, 2)
-LORA = LoRA(rank=16, alpha=32, dropout=0.05)
 
 
 def batches(form: CompletionForm) -> list[list[Encoded]]:
@@ -49,22 +43,10 @@ def ours() -> None:
 
 
 def theirs() -> None:
-    from datasets import Dataset
-    from peft import LoraConfig
-    from transformers import AutoModelForCausalLM, AutoTokenizer, TrainerCallback
     from trl import SFTConfig, SFTTrainer
 
-    from modern_llm.pretrained.lora import lora_targets
-
-    loaded = loaded_model(None)
-    form = CompletionForm(gsm8k(), loaded.tokenizer, 512, loaded.start_ids)
-    groups, targets = batches(form), lora_targets(loaded.base)
-    times: list[float] = []
-
-    class Clock(TrainerCallback):
-        def on_step_end(self, *args: Any, **kwargs: Any) -> None:
-            times.append(time.perf_counter())
-
+    form = CompletionForm(gsm8k(), (loaded := loaded_model(None)).tokenizer, 512, loaded.start_ids)
+    groups = batches(form)
     rows = [
         {
             "input_ids": item.input_ids + item.target_ids,
@@ -73,41 +55,10 @@ def theirs() -> None:
         for group in groups
         for item in group
     ]
-    with tempfile.TemporaryDirectory() as folder:
-        loaded.save(Path(folder) / "base")
-        del loaded
-        trainer = SFTTrainer(
-            model=AutoModelForCausalLM.from_pretrained(Path(folder) / "base", dtype=torch.float32),
-            processing_class=AutoTokenizer.from_pretrained(Path(folder) / "base"),
-            train_dataset=Dataset.from_list(rows),
-            peft_config=LoraConfig(
-                r=LORA.rank,
-                lora_alpha=LORA.alpha,
-                lora_dropout=LORA.dropout,
-                target_modules=targets,
-                task_type="CAUSAL_LM",
-            ),
-            args=SFTConfig(
-                output_dir=folder,
-                per_device_train_batch_size=BATCH,
-                max_steps=len(groups),
-                learning_rate=1e-4,
-                gradient_checkpointing=False,
-                bf16=GPU,
-                train_sampling_strategy="sequential",
-                pad_to_multiple_of=8,
-                completion_only_loss=True,
-                report_to="none",
-                save_strategy="no",
-                disable_tqdm=True,
-                logging_steps=1,
-                max_length=512,
-                use_cpu=not GPU,
-            ),
-            callbacks=[Clock()],
-        )
-        trainer.train()
-    report(times, groups)
+    del loaded
+    settings = {"completion_only_loss": True, "max_length": 512}
+    settings |= {"max_steps": len(groups), "per_device_train_batch_size": BATCH}
+    report(train_theirs(SFTTrainer, SFTConfig, rows, settings), groups)
 
 
 def main() -> None:

@@ -16,11 +16,14 @@ from torch import nn
 
 from modern_llm.data.batches import Batch
 from modern_llm.objectives.base import Objective
+from modern_llm.pretrained.settings import LoRA
 from modern_llm.training.callbacks import Callback
 from modern_llm.training.optimizers import AdamW
 from modern_llm.training.runtime import Runtime
 from modern_llm.training.settings import Hardware, TrainerSettings
 from modern_llm.training.trainer import Trainer
+
+LORA = LoRA(rank=16, alpha=32, dropout=0.05)  # of both sides
 
 
 class _Stream:
@@ -55,6 +58,62 @@ def train_ours(model: nn.Module, objective: Objective, batches: list[Batch], bat
     runtime = Runtime(Hardware(precision="bf16" if torch.cuda.is_available() else "fp32"))
     with tempfile.TemporaryDirectory() as folder:
         Trainer(settings, runtime, Path(folder), [Clock()]).fit(model, objective, _Stream(batches))
+    return times
+
+
+def train_theirs(trainer: type, config: type, rows: list[dict[str, Any]], settings: dict[str, Any]) -> list[float]:
+    """One step a batch through a trainer of TRL, same model, same adapters. Returns when each step ended.
+
+    Args:
+        trainer, config: TRL's classes.
+        rows: of the training set, in the order of the batches.
+        settings: of this trainer's own, and `max_steps` and `per_device_train_batch_size`.
+    """
+    from datasets import Dataset
+    from peft import LoraConfig
+    from smollm2 import loaded_model
+    from transformers import AutoModelForCausalLM, AutoTokenizer, TrainerCallback
+
+    from modern_llm.pretrained.lora import lora_targets
+
+    gpu, times = torch.cuda.is_available(), list[float]()
+
+    class Clock(TrainerCallback):
+        def on_step_end(self, *args: Any, **kwargs: Any) -> None:
+            times.append(time.perf_counter())
+
+    loaded = loaded_model(None)
+    adapters = LoraConfig(
+        r=LORA.rank,
+        lora_alpha=LORA.alpha,
+        lora_dropout=LORA.dropout,
+        target_modules=lora_targets(loaded.base),
+        task_type="CAUSAL_LM",
+    )
+    with tempfile.TemporaryDirectory() as folder:
+        loaded.save(Path(folder) / "base")
+        del loaded
+        trainer(
+            model=AutoModelForCausalLM.from_pretrained(Path(folder) / "base", dtype=torch.float32),
+            processing_class=AutoTokenizer.from_pretrained(Path(folder) / "base"),
+            train_dataset=Dataset.from_list(rows),
+            peft_config=adapters,
+            args=config(
+                output_dir=folder,
+                learning_rate=1e-4,
+                gradient_checkpointing=False,
+                bf16=gpu,
+                use_cpu=not gpu,
+                train_sampling_strategy="sequential",
+                pad_to_multiple_of=8,
+                report_to="none",
+                save_strategy="no",
+                disable_tqdm=True,
+                logging_steps=1,
+                **settings,
+            ),
+            callbacks=[Clock()],
+        ).train()
     return times
 
 

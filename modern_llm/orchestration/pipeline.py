@@ -15,7 +15,7 @@ from omegaconf import DictConfig, OmegaConf
 from modern_llm.checks import require
 from modern_llm.instantiate import ConfigError, build
 from modern_llm.models.config import ModernLLMConfig
-from modern_llm.orchestration.overrides import as_overrides, chosen, laid_over, override
+from modern_llm.orchestration.overrides import as_overrides, chosen, key_of, laid_over, override
 from modern_llm.orchestration.sweep import run_in_process
 from modern_llm.pretrained.settings import ModelFromRun, PretrainedModel
 from modern_llm.reporting.record import RunRecord, job_status
@@ -117,7 +117,7 @@ class Pipeline:
         """
         self._require_stages(folder.path)
         plan = self._plan(folder)
-        settings = self._settings(plan)
+        settings = self._settings(folder.path, plan)
         for number, stage in enumerate(runs := self._runs(self.stages), 1):
             self._run_stage(folder, stage, plan[stage], f"stage {number} of {len(runs)}: {stage}")
         done = [stage for stage in STAGES if job_status(folder.path / stage) == "finished"]
@@ -172,28 +172,32 @@ class Pipeline:
         }
         return {stage: laid_over(shared, own[stage], self.given[stage]) for stage in STAGES}
 
-    def _settings(self, plan: dict[str, list[str]]) -> StageSettings:
-        """The stages' own settings, all of them built and so checked before the first one runs."""
+    def _settings(self, folder: Path, plan: dict[str, list[str]]) -> StageSettings:
+        """The stages' own settings: all that will run are built, and their data looked up, before the first one runs."""
         built: dict[str, Any] = {}
         for stage in STAGES:
+            done, asked = job_status(folder / stage) == "finished", stage in self.stages
+            if stage != "base" and not (done or asked):
+                continue
             try:
                 config = _composed(plan[stage])
                 if stage == "base":
-                    text = {key: build(config.task[key], f"task.{key}") for key in ("data", "evaluation")}
-                    built |= {"text": text["data"], "protocol": text["evaluation"]}
-                    if self.trains_base and stage in self.stages:
+                    built |= {key: build(config.task[key], f"task.{key}") for key in ("data", "evaluation")}
+                    if self.trains_base:
                         build(config.task)
-                elif stage in self.stages or stage in ("sft", "dpo"):
+                else:
                     built[stage] = build(_with_stand_ins(config).task)
+                    if not done:
+                        _look_up(built[stage], self.paths.mirror)
             except Exception as cause:
                 raise ConfigError(f"task.{stage}={self.given[stage]}: {cause.__cause__ or cause}") from cause
-        return StageSettings(built["text"], built["protocol"], built["sft"], built["dpo"])
+        return StageSettings(built["data"], built["evaluation"], built.get("sft"), built.get("dpo"))
 
     def _run_stage(self, folder: RunFolder, stage: StageName, overrides: list[str], title: str) -> None:
-        path, before = folder.path / stage, self._noted(folder).get(stage, {})
-        if before and before["overrides"] != overrides and path.is_dir():
-            # Another model stands before it now, say; what was made stays beside.
-            aside = next(p for n in count(1) if not (p := path.with_name(f"{stage}.before_{n}")).exists())
+        path, before = folder.path / stage, self._noted(folder).get(stage)
+        if before is not None and path.is_dir() and _essential(before["overrides"]) != _essential(overrides):
+            # Another policy stands before it now, say; what was made stays beside.
+            aside = next(a for a in (path.with_name(f"{stage}.before_{n}") for n in count(1)) if not a.exists())
             path.rename(aside)
             say(f"{title}: was run with other settings before; that run is kept as {aside.name}")
         if job_status(path) == "finished":
@@ -266,6 +270,25 @@ def _composed(overrides: Sequence[str]) -> DictConfig:
     from hydra import compose
 
     return compose("config", list(overrides))
+
+
+def _essential(overrides: Sequence[str]) -> list[str]:
+    """Overrides that decide what a stage is, and not on which machine it runs and where it is kept."""
+    return [
+        text for text in overrides if key_of(text).split(".")[0].split("/")[0] not in ("hardware", "logger", "paths")
+    ]
+
+
+def _look_up(stage: Any, mirror: str | None) -> None:
+    """Find a stage's data, so that a missing set is told before hours of the stages before it.
+
+    Raises:
+        FileNotFoundError, ValueError: as in `RowSource.rows`.
+    """
+    for key in ("data", "preferences", "problems"):
+        source = getattr(getattr(stage, key, None), "source", None)
+        if source is not None:
+            source.rows("evaluation", mirror, 1)
 
 
 def _with_stand_ins(config: DictConfig) -> DictConfig:
