@@ -173,7 +173,7 @@ class Pipeline:
         return {stage: laid_over(shared, own[stage], self.given[stage]) for stage in STAGES}
 
     def _settings(self, folder: Path, plan: dict[str, list[str]]) -> StageSettings:
-        """The stages' own settings: all that will run are built, and their data looked up, before the first one runs."""
+        """The stages' own settings: of all that will run, built and their data looked up before the first one runs."""
         built: dict[str, Any] = {}
         for stage in STAGES:
             done, asked = job_status(folder / stage) == "finished", stage in self.stages
