@@ -6,6 +6,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
+_LEAST_SLOPE = 0.01  # where scores tell nothing: all probabilities are near the base rate, in the order of the scores
+
 
 @dataclass(frozen=True)
 class Calibration:
@@ -26,8 +28,8 @@ class Calibration:
 
 def fit_calibration(scores: np.ndarray, correct: np.ndarray) -> Calibration:
     """The likeliest calibration by Newton's method, with Platt's targets, which keep it finite where one threshold
-    separates all answers. Where scores are no better than chance, so that their order would have to be turned, they
-    are left as they are.
+    separates all answers. Where scores are no better than chance, so that their order would have to be turned, it is
+    kept, and the probabilities are all near the share of right answers.
 
     Args:
         scores: (N,) log-odds.
@@ -52,7 +54,9 @@ def fit_calibration(scores: np.ndarray, correct: np.ndarray) -> Calibration:
         weights = weights - size * step
         if float(np.abs(size * step).max()) < 1e-9:
             break
-    return Calibration(float(weights[0]), float(weights[1])) if weights[0] > 0 else Calibration()
+    if weights[0] < _LEAST_SLOPE:
+        return Calibration(_LEAST_SLOPE, float(np.log((right + 1) / (wrong + 1)) - _LEAST_SLOPE * scores.mean()))
+    return Calibration(float(weights[0]), float(weights[1]))
 
 
 def choose_threshold(probabilities: np.ndarray, correct: np.ndarray) -> float:

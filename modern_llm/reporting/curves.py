@@ -162,6 +162,8 @@ def draw_solved(curve: Sequence[dict[str, Any]], path: Path) -> Path:
         axes.plot(k, solved, label=label, color=f"C{number}", marker="o", markersize=3)
         axes.fill_between(k, low, high, color=f"C{number}", alpha=0.12, linewidth=0)
     axes.set_xscale("log", base=2)
+    points = sorted({row["k"] for row in curve})
+    axes.set_xticks(points, [str(k) for k in points])
     axes.set(xlabel="answers per problem", ylabel="problems solved", ylim=(0, None))
     axes.grid(alpha=0.3)
     axes.legend(fontsize="small", frameon=False)

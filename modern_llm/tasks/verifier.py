@@ -90,6 +90,7 @@ class Verifier:
         from modern_llm.evaluation.verification import measure_uncalibrated, measure_verifier
         from modern_llm.evaluation.verifier import log_odds
         from modern_llm.objectives.classification import Classification
+        from modern_llm.tasks.answering import progress_of
         from modern_llm.tasks.pretrained import SelectionLoss, fit, report, room_in, tell_model, tell_skipped
         from modern_llm.training.runtime import Runtime
 
@@ -122,7 +123,8 @@ class Verifier:
             VERIFIER_FILE, {"checkpoint": checkpoint.relative_to(folder.path).as_posix(), **verifier.facts()}
         )
         reported = parts["evaluation"].rows
-        scores = log_odds(verifier.model, [item.input_ids for item in items["evaluation"]], rows, runtime)
+        texts = [item.input_ids for item in items["evaluation"]]
+        scores = log_odds(verifier.model, texts, rows, runtime, progress_of("evaluating"))
         probabilities, correct = verifier.calibration(scores), np.array([row.correct for row in reported])
         problems, threshold = [row.problem for row in reported], verifier.threshold
         metrics |= measure_verifier(probabilities, correct, problems, threshold, self.seed)
@@ -175,9 +177,11 @@ class Verifier:
 
         from modern_llm.evaluation.calibration import choose_threshold, fit_calibration
         from modern_llm.evaluation.verifier import AnswerVerifier, log_odds
+        from modern_llm.tasks.answering import progress_of
 
         model: Any = loaded.model
-        scores = log_odds(model, [item.input_ids for item in items], self.hardware.eval_rows, runtime)
+        texts = [item.input_ids for item in items]
+        scores = log_odds(model, texts, self.hardware.eval_rows, runtime, progress_of("calibrating"))
         correct = np.array([row.correct for row in parts["selection"].rows])
         calibration = fit_calibration(scores, correct)
         threshold = choose_threshold(calibration(scores), correct)

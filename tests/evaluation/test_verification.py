@@ -8,7 +8,7 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import brier_score_loss, roc_auc_score
 
 from modern_llm.evaluation.bootstrap import bootstrap_interval
-from modern_llm.evaluation.calibration import Calibration, choose_threshold, fit_calibration, reliability
+from modern_llm.evaluation.calibration import choose_threshold, fit_calibration, reliability
 from modern_llm.evaluation.metrics import measure
 from modern_llm.evaluation.verification import Brier, CalibrationError, RocAuc, measure_verifier
 
@@ -88,9 +88,11 @@ class TestCalibration:
         assert 0 < fitted.slope < 1
         assert 0.6 < float(fitted(np.array([9.0]))[0]) < 0.95
 
-    def test_the_order_is_never_turned(self) -> None:
-        z = np.array([3.0, 2.0, -2.0, -3.0])
-        assert fit_calibration(z, np.array([False, False, True, True])) == Calibration()
+    def test_scores_that_tell_nothing_keep_their_order_near_the_base_rate(self) -> None:
+        z = np.linspace(-4, 4, 100)
+        p = fit_calibration(z, z < -2)(z)  # the worst are right
+        assert (np.diff(p) > 0).all()
+        assert np.abs(p - 0.25).max() < 0.02
 
 
 class TestThreshold:
