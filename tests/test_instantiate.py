@@ -55,6 +55,11 @@ def with_a_pretrained_model(group: str, choice: str, folder: Path | None = None)
     if group == "task/data":
         files = [f"task.data.source.train={folder}/a.txt"] if choice == "instruction_files" else []
         return ["model=gpt2", "task=sft", *files]
+    if (group, choice) == ("task/source", "files"):
+        return [f"task.data.train=[{folder}/a.txt]"]
+    if (group, choice) == ("task", "evaluate_checkpoints") and folder is not None:
+        (folder / "step_00000001").mkdir()
+        return [f"task.path={folder}"]
     if group == "task" and choice in PRETRAINED_TASKS:
         return ["model=gpt2", *(["task/dataset=sst2"] if choice == "finetuning" else [])]
     return []

@@ -217,6 +217,12 @@ def sample(prompt: Any, continuation: Any, limit: int = 20_000) -> str:
     return f'<pre class="sample"><span class="prompt">{text(asked)}</span>{text(written)}{cut}</pre>'
 
 
+def picture(path: Path, description: str) -> str:
+    """A PNG file inside the page."""
+    content = base64.b64encode(path.read_bytes()).decode()
+    return f'<img class="picture" alt="{text(description)}" src="data:image/png;base64,{content}">'
+
+
 def command(line: str) -> str:
     """A command to be copied."""
     if not line:

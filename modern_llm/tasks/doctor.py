@@ -90,11 +90,11 @@ class Doctor:
             width = max(len(line.what) for line in lines)
             for line in lines:
                 print(f"  {_MARKS[line.verdict]} {line.what:<{width}}  {line.detail}")
-        metrics = {
-            "problems": float(sum(line.verdict == "problem" for line in [*machine, default])),
-            "tasks_ready": float(sum(line.verdict == "ok" for line in tasks)),
-            "tasks_not_ready": float(sum(line.verdict != "ok" for line in tasks)),
-            "default_runs": float(default.verdict != "problem"),
+        metrics: dict[str, float] = {
+            "problems": sum(line.verdict == "problem" for line in [*machine, default]),
+            "tasks_ready": sum(line.verdict == "ok" for line in tasks),
+            "tasks_not_ready": sum(line.verdict != "ok" for line in tasks),
+            "default_runs": int(default.verdict != "problem"),
         }
         sections = [
             blocks.section(title, blocks.table(["what", "verdict", "detail"], [vars(line) for line in lines]))
