@@ -65,7 +65,18 @@ def with_a_pretrained_model(group: str, choice: str, folder: Path | None = None)
     return []
 
 
-PRETRAINED_TASKS = ("finetuning", "sst2", "samsum", "dialogsum", "gsm8k", "prompting", "merge", "sft", "generate")
+PRETRAINED_TASKS = (
+    "finetuning",
+    "sst2",
+    "samsum",
+    "dialogsum",
+    "gsm8k",
+    "prompting",
+    "merge",
+    "sft",
+    "generate",
+    "chat",
+)
 
 
 @pytest.mark.parametrize(("group", "choice"), CHOICES)

@@ -108,6 +108,7 @@ def stream_tokens(
     sampling: Sampling = GREEDY,
     seed: int = 0,
     prefix: Cache | None = None,
+    cache: Cache | None = None,
 ) -> Iterator[Tensor]:
     """Prefill, then one token a step on a preallocated cache.
 
@@ -119,6 +120,7 @@ def stream_tokens(
         sampling: how a token is chosen.
         seed: row b draws from a generator seeded with seed + b.
         prefix: cache of one text that every prompt continues; computed once, however many prompts there are.
+        cache: of the texts that the prompts continue. It is written to, and holds all but the last token that came.
 
     Yields:
         (B,) ids of the next token of every text.
@@ -149,7 +151,7 @@ def stream_tokens(
                 occurred = torch.zeros_like(occurred).scatter_(1, padded, True)
         if prefix is not None:
             cache = prefix.repeated(B, prefix.length + T + (max_new_tokens or 0))
-        else:
+        elif cache is None:
             cache = model.new_cache(B, None if max_new_tokens is None else T + max_new_tokens)
         step_ids, mask, produced = input_ids, attention_mask, 0
         while max_new_tokens is None or produced < max_new_tokens:
