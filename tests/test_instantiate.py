@@ -76,6 +76,8 @@ PRETRAINED_TASKS = (
     "sft",
     "generate",
     "chat",
+    "long_context",
+    "attention_maps",
 )
 
 
