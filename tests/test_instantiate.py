@@ -60,6 +60,8 @@ def with_a_pretrained_model(group: str, choice: str, folder: Path | None = None)
     if (group, choice) == ("task", "evaluate_checkpoints") and folder is not None:
         (folder / "step_00000001").mkdir()
         return [f"task.path={folder}"]
+    if (group, choice) == ("task", "plan"):
+        return ["task.steps={one: {overrides: [task=report]}}"]
     if group == "task" and choice in PRETRAINED_TASKS:
         return ["model=gpt2", *(["task/dataset=sst2"] if choice == "finetuning" else [])]
     return []

@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -142,12 +143,13 @@ def _forwarded_flags() -> list[str]:
     return flags
 
 
-def run_in_process(overrides: list[str], folder: Path) -> int:
+def run_in_process(overrides: list[str], folder: Path, output: Path | None = None) -> int:
     """Run one job as a command of its own, resuming what its folder holds.
 
     Args:
         overrides: of the job.
         folder: of the job.
+        output: file for what it prints; None: the terminal.
 
     Returns:
         Its exit status.
@@ -155,11 +157,13 @@ def run_in_process(overrides: list[str], folder: Path) -> int:
     Raises:
         SweepInterrupted: the job was stopped by a signal.
     """
-    print(f"\njob {folder.name}: {' '.join(overrides)}", file=sys.stderr, flush=True)
+    if output is None:
+        print(f"\njob {folder.name}: {' '.join(overrides)}", file=sys.stderr, flush=True)
     resume = [f"resume={_quoted(folder)}"] if (folder / "config.yaml").is_file() else []
     command = [sys.executable, sys.argv[0], *_forwarded_flags(), *overrides]
     command += [*resume, f"hydra.run.dir={_quoted(folder)}", "hydra.mode=RUN"]
-    child = subprocess.Popen(command)
+    with output.open("ab") if output else nullcontext() as file:
+        child = subprocess.Popen(command, stdout=file, stderr=subprocess.STDOUT if file else None)
 
     def pass_on(number: int, frame: object) -> None:
         child.send_signal(number)
@@ -178,5 +182,5 @@ def run_in_process(overrides: list[str], folder: Path) -> int:
         raise SweepInterrupted(abs(status) % 128, folder.parent)
     if status != 0 and not (folder / "failure.txt").is_file():
         folder.mkdir(parents=True, exist_ok=True)
-        (folder / "failure.txt").write_text(f"ended with exit status {status}; see its output above\n")
+        (folder / "failure.txt").write_text(f"ended with exit status {status}; see its output\n")
     return status
