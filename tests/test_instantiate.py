@@ -60,6 +60,9 @@ def with_a_pretrained_model(group: str, choice: str, folder: Path | None = None)
     if (group, choice) == ("task", "evaluate_checkpoints") and folder is not None:
         (folder / "step_00000001").mkdir()
         return [f"task.path={folder}"]
+    if (group, choice) == ("task", "error_analysis") and folder is not None:
+        (folder / "predictions.jsonl").touch()
+        return [f"task.path={folder}"]
     if (group, choice) == ("task", "plan"):
         return ["task.steps={one: {overrides: [task=report]}}"]
     if group == "task" and choice in PRETRAINED_TASKS:
