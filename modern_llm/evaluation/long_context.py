@@ -93,7 +93,7 @@ def streamed_nll(model: CausalLM, ids: Tensor, chunk: int, device: torch.device)
 
 @torch.no_grad()
 def recomputed_nll(model: CausalLM, ids: Tensor, context: int, device: torch.device) -> Tensor:
-    """Loss of every token within the trained length: windows that overlap by half, each read anew, so that a token sees
+    """Loss of every token without a cache: windows that overlap by half, each read anew, so that a token sees
     between half of `context` and all of it. What a cache is measured against, at a far higher cost.
 
     Args:

@@ -37,7 +37,7 @@ class Plan:
     Args:
         steps: name -> `overrides` of the run, and `needs`, names of steps that must be finished before it; `{name}` in
             an override is the folder of a step, which it then needs.
-        common: overrides of every step, before its own.
+        common: overrides of every step that reads them, before its own.
         folder: holds a folder per step, from one command to the next.
         hardware, logger, paths, seed: of the same names in the configuration; what is typed of them goes to every step
             that reads them.
@@ -143,11 +143,16 @@ class Plan:
         def filled(override: str) -> str:
             return _STEP.sub(lambda found: str((base / found[1]).resolve()), override)
 
-        own = [filled(override) for override in (*self.common, *self.steps[name]["overrides"])]
+        own = [filled(override) for override in self.steps[name]["overrides"]]
         task = compose("config", [*own, f"name={name}"]).task
         read = {"paths", *(link for link in LINKS if link in task)}
-        typed = [o for o in HydraConfig.get().overrides.task if _group(o) in LINKS and _group(o) in read]
-        return [*own, *typed]
+
+        def suits(override: str) -> bool:
+            return _group(override) not in LINKS or _group(override) in read
+
+        typed = [o for o in HydraConfig.get().overrides.task if _group(o) in LINKS and suits(o)]
+        # What comes later wins: a step's own stands against what all have, and what is typed against both.
+        return [*(filled(o) for o in self.common if suits(o)), *own, *typed]
 
     def _report(self, folder: RunFolder, base: Path, ended: dict[str, str]) -> dict[str, float]:
         from modern_llm.reporting.comparison import Comparison

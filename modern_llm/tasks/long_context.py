@@ -30,7 +30,7 @@ _IN_WORDS = {
     "window": "the last tokens kept",
     "streaming": "the first tokens and the last ones kept",
     "own": "as it was trained",
-    "recomputed": "read anew within the trained length",
+    "recomputed": "the context read anew",
 }
 _HOLDS, _COLLAPSES = 0.1, 1.0  # nats per token above the recomputed loss
 
@@ -40,8 +40,8 @@ class LongContext:
     """Read long texts through a cache, and tell the loss by position.
 
     Policies: `full` keeps every token; `window` the last `window`; `streaming` the first `num_sinks` and the last ones
-    (StreamingLLM); `own` what a model with sinks was trained with; `recomputed` reads windows of the trained length
-    anew and is what the others are held against. Models with learned sinks have `own` and `recomputed`, those without
+    (StreamingLLM); `own` what a model with sinks was trained with; `recomputed` reads windows of `base_length` tokens
+    anew, and is what the others are held against. Models with learned sinks have `own` and `recomputed`, those without
     have no `own`.
 
     Args:
@@ -218,7 +218,7 @@ class LongContext:
                 rows.append(row)
                 if policy != "recomputed" and "recomputed" in by_policy:
                     said, row["above recomputed"] = verdict(losses, by_policy["recomputed"], edges[-2], edges[-1])
-                    notes.append(f"{name}, {_IN_WORDS[policy]}, at {self.factors[-1]}x the trained length: {said}")
+                    notes.append(f"{name}, {_IN_WORDS[policy]}, at {self.factors[-1]}x of {length} tokens: {said}")
         metrics["curves"] = len(rows)
         protocol = {
             "data": str(self.data),
@@ -264,7 +264,8 @@ class LongContext:
 
 
 def verdict(losses: LossByPosition, reference: LossByPosition, start: int, stop: int) -> tuple[str, float]:
-    """Whether quality holds in the positions start..stop-1, in words, and by how many nats it is worse."""
+    """Whether quality holds in the positions start..stop-1 against reading the context anew, in words, and by how many
+    nats a token it is worse."""
     from modern_llm.reporting.intervals import Mean
 
     gap = Mean.of(losses.block_differences(reference, start, stop))
@@ -276,6 +277,6 @@ def verdict(losses: LossByPosition, reference: LossByPosition, start: int, stop:
         word = "collapses"
     one, other = (math.exp(min(x.mean(start, stop), 700.0)) for x in (losses, reference))
     return (
-        f"it {word}. Perplexity {one:.2f} against {other:.2f} within the trained length: {gap.mean:+.3f} nats per "
-        f"token (95 % interval {low:+.3f} to {high:+.3f})"
+        f"it {word}. Perplexity {one:.2f} against {other:.2f} where the context is read anew: {gap.mean:+.3f} nats "
+        f"per token (95 % interval {low:+.3f} to {high:+.3f})"
     ), gap.mean
