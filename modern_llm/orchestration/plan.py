@@ -20,7 +20,7 @@ from modern_llm.instantiate import LINKS
 from modern_llm.orchestration.resume import differences, settled
 from modern_llm.orchestration.sweep import run_in_process
 from modern_llm.reporting.record import RunRecord, job_status
-from modern_llm.tasks.base import Paths, RunFolder, say
+from modern_llm.tasks.base import Paths, RunFolder, say, tell_paths
 from modern_llm.training.loggers import FilesOnly, Logger
 from modern_llm.training.settings import Hardware
 
@@ -169,20 +169,9 @@ class Plan:
             "failed": sum(status.startswith(("failed", "interrupted", "not run")) for status in ended.values()),
             "skipped": sum(status.startswith("skipped") for status in ended.values()),
         }
-        folder.write_json(
-            "result.json",
-            {
-                "status": "finished",
-                "metrics": metrics,
-                "objective_metric": self.objective_metric,
-                "headline": list(metrics),
-                "steps": ended,
-                "notes": remarks,
-            },
-        )
+        folder.write_result(self.objective_metric, metrics, steps=ended, notes=remarks)
         print(written["table"].read_text(encoding="utf-8"))
-        for what, path in written.items():
-            print(f"{what + ':':<10}{path}")
+        tell_paths(written)
         if metrics["finished"] < len(self.steps):
             print("Steps that are not finished are run again by the same command.", file=sys.stderr)
             raise SystemExit(1)

@@ -8,7 +8,7 @@ from typing import ClassVar
 from modern_llm.checks import require
 from modern_llm.models.config import ModernLLMConfig
 from modern_llm.pretrained.settings import ModelFromRun, PretrainedModel
-from modern_llm.tasks.base import Paths, RunFolder, require_pretrained, say
+from modern_llm.tasks.base import Paths, RunFolder, require_pretrained, say, tell_paths
 from modern_llm.training.settings import Hardware
 
 
@@ -92,17 +92,7 @@ class AttentionMapsOfText:
         ]  # fmt: skip
         page = blocks.page(f"Attention of {loaded.name}", f"{len(ids)} tokens", sections)
         written["report"] = blocks.write_page(folder.path / "report.html", page)
-        folder.write_json(
-            "result.json",
-            {
-                "status": "finished",
-                "metrics": metrics,
-                "objective_metric": self.objective_metric,
-                "headline": list(metrics),
-                "protocol": {"text": self.text, "sink_mass": what, "base_fingerprint": loaded.fingerprint},
-                "runtime": runtime.describe(),
-            },
-        )
-        for name, path in written.items():
-            print(f"{name + ':':<12}{path}")
+        protocol = {"text": self.text, "sink_mass": what, "base_fingerprint": loaded.fingerprint}
+        folder.write_result(self.objective_metric, metrics, protocol=protocol, runtime=runtime.describe())
+        tell_paths(written)
         return metrics

@@ -71,16 +71,7 @@ class Chat:
             "tokens_per_second": tokens / seconds if seconds else 0.0,
         }
         folder.write_json("conversation.json", said)
-        folder.write_json(
-            "result.json",
-            {
-                "status": "finished",
-                "metrics": metrics,
-                "objective_metric": self.objective_metric,
-                "headline": list(metrics),
-                "runtime": runtime.describe(),
-            },
-        )
+        folder.write_result(self.objective_metric, metrics, runtime=runtime.describe())
         say(f"conversation: {folder.path / 'conversation.json'}")
         return metrics
 

@@ -101,16 +101,8 @@ class Doctor:
             for title, lines in findings.items()
         ]
         page = blocks.page("Doctor", platform.platform(), [blocks.cards(metrics), *sections])
-        folder.write_json(
-            "result.json",
-            {
-                "status": "finished",
-                "metrics": metrics,
-                "objective_metric": self.objective_metric,
-                "headline": list(metrics),
-                "findings": {title: [vars(line) for line in lines] for title, lines in findings.items()},
-            },
-        )
+        plain = {title: [vars(line) for line in lines] for title, lines in findings.items()}
+        folder.write_result(self.objective_metric, metrics, findings=plain)
         print(f"\n{'report:':<12}{blocks.write_page(folder.path / 'report.html', page)}")
         if default.verdict == "problem":
             print(f"python launch.py cannot run: {default.detail}", file=sys.stderr)

@@ -8,7 +8,7 @@ from typing import Any, ClassVar
 
 from modern_llm.checks import require
 from modern_llm.reporting.record import RunRecord, read_rows
-from modern_llm.tasks.base import RunFolder
+from modern_llm.tasks.base import RunFolder, tell_paths
 
 _ANSWERS = "predictions.jsonl"
 _FIELDS: dict[str, Any] = {"input": str, "reference": str, "prediction": str, "score": int | float}
@@ -88,20 +88,10 @@ class ErrorAnalysis:
         ]  # fmt: skip
         page = blocks.page(f"Errors of {source.name}", f"{len(rows)} answers, {scoring}", sections)
         written["report"] = blocks.write_page(folder.path / "report.html", page)
-        folder.write_json(
-            "result.json",
-            {
-                "status": "finished",
-                "metrics": metrics,
-                "objective_metric": self.objective_metric,
-                "headline": ["error_share", "errors", "examples"],
-                "notes": notes,
-                "protocol": {"run": str(source), "scoring": scoring},
-            },
-        )
+        headline, protocol = ("error_share", "errors", "examples"), {"run": str(source), "scoring": scoring}
+        folder.write_result(self.objective_metric, metrics, headline, notes=notes, protocol=protocol)
         print(markdown(["by", "group", "examples", "errors", "share", "low", "high"], table))
-        for name, path in written.items():
-            print(f"{name + ':':<12}{path}")
+        tell_paths(written)
         return metrics
 
 

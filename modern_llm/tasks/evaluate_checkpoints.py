@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from modern_llm.checks import require
 from modern_llm.data.sources import PythonDocs, Source, Split
 from modern_llm.pretrained.settings import FullFinetuning, ModelFromRun, find_checkpoints
-from modern_llm.tasks.base import Paths, RunFolder, say
+from modern_llm.tasks.base import Paths, RunFolder, say, tell_paths
 from modern_llm.training.settings import Hardware
 
 if TYPE_CHECKING:
@@ -156,22 +156,12 @@ class EvaluateCheckpoints:
         ]  # fmt: skip
         page = blocks.page(f"Checkpoints under {self.path}", f"{len(measured)} of {len(rows)} measured", sections)
         written["report"] = blocks.write_page(folder.path / "report.html", page)
-        folder.write_json(
-            "result.json",
-            {
-                "status": "finished",
-                "metrics": {name: value for name, value in metrics.items() if value != float("inf")},
-                "objective_metric": self.objective_metric,
-                "headline": ["best_loss", "best_token_perplexity", "checkpoints", "unreadable"],
-                "protocol": protocol,
-                "runtime": runtime.describe(),
-                "notes": notes,
-            },
-        )
+        headline = ("best_loss", "best_token_perplexity", "checkpoints", "unreadable")
+        about = {"protocol": protocol, "runtime": runtime.describe(), "notes": notes}
+        folder.write_result(self.objective_metric, metrics, headline, **about)
         if best is not None:
             print(f"best: loss {best['loss']:.4f}, {best['folder']}")
         for note in notes:
             print(note)
-        for what, path in written.items():
-            print(f"{what + ':':<12}{path}")
+        tell_paths(written)
         return metrics

@@ -11,7 +11,7 @@ from modern_llm.checks import require
 from modern_llm.models.config import ModernLLMConfig
 from modern_llm.models.sampling import GREEDY, Sampling
 from modern_llm.pretrained.settings import ModelFromRun, PretrainedChoice, PretrainedModel, named_model
-from modern_llm.tasks.base import Paths, RunFolder, require_pretrained, say
+from modern_llm.tasks.base import Paths, RunFolder, require_pretrained, say, tell_paths
 from modern_llm.training.settings import Hardware
 
 if TYPE_CHECKING:
@@ -101,19 +101,9 @@ class Generate:
             "ended_share": sum(text["ended"] for text in texts) / len(texts),
             "distinct_trigram_share": sum(text["distinct_trigrams"] for text in texts) / len(texts),
         }
-        folder.write_json(
-            "result.json",
-            {
-                "status": "finished",
-                "metrics": metrics,
-                "objective_metric": self.objective_metric,
-                "headline": list(metrics),
-                "samples": [{"prompt": text["prompt"], "text": text["text"]} for text in texts[:50]],
-                "runtime": runtime.describe(),
-            },
-        )
-        print(f"{'texts:':<12}{path}")
-        print(f"{'report:':<12}{blocks.write_page(folder.path / 'report.html', page)}")
+        samples = [{"prompt": text["prompt"], "text": text["text"]} for text in texts[:50]]
+        folder.write_result(self.objective_metric, metrics, samples=samples, runtime=runtime.describe())
+        tell_paths({"texts": path, "report": blocks.write_page(folder.path / "report.html", page)})
         return metrics
 
     def _text(self, loaded: LoadedModel, runtime: Runtime, prompt: str, seed: int) -> dict[str, Any]:

@@ -13,7 +13,7 @@ from modern_llm.data.sources import PythonDocs, Source, Split
 from modern_llm.models.config import ModernLLMConfig
 from modern_llm.models.sinks import StreamingSinks
 from modern_llm.pretrained.settings import ModelFromRun, PretrainedChoice, PretrainedModel, named_model
-from modern_llm.tasks.base import Paths, RunFolder, require_pretrained, say
+from modern_llm.tasks.base import Paths, RunFolder, require_pretrained, say, tell_paths
 from modern_llm.training.settings import Hardware
 
 if TYPE_CHECKING:
@@ -243,23 +243,13 @@ class LongContext:
         ]
         page = blocks.page("Loss far beyond the training length", ", ".join(measured), sections)
         written["report"] = blocks.write_page(folder.path / "report.html", page)
-        folder.write_json(
-            "result.json",
-            {
-                "status": "finished",
-                "metrics": {name: value for name, value in metrics.items() if math.isfinite(value)},
-                "objective_metric": self.objective_metric,
-                "headline": [f"{r['model']}_{r['policy']}_{self.factors[-1]}x_loss" for r in rows],
-                "protocol": protocol,
-                "runtime": runtime.describe(),
-                "notes": notes,
-            },
-        )
+        headline = [f"{row['model']}_{row['policy']}_{self.factors[-1]}x_loss" for row in rows]
+        about = {"protocol": protocol, "runtime": runtime.describe(), "notes": notes}
+        folder.write_result(self.objective_metric, metrics, headline, **about)
         print(markdown(columns, rows))
         for note in notes:
             print(note)
-        for what, path in written.items():
-            print(f"{what + ':':<12}{path}")
+        tell_paths(written)
         return metrics
 
 

@@ -56,17 +56,8 @@ class Report:
         metrics: dict[str, float] = {"runs": len(found)}
         for run in compared.runs:
             metrics[run.status] = metrics.get(run.status, 0) + 1
-        folder.write_json(
-            "result.json",
-            {
-                "status": "finished",
-                "metrics": metrics,
-                "objective_metric": self.objective_metric,
-                "headline": list(metrics),
-                "notes": notices(compared),
-                "runs": [str(path) for path in found],
-            },
-        )
+        paths = [str(path) for path in found]
+        folder.write_result(self.objective_metric, metrics, notes=notices(compared), runs=paths)
         print(", ".join(f"{name} {number:.0f}" for name, number in metrics.items()))
         for what, path in written.items():
             print(f"{what + ':':<7}{path}")
