@@ -78,7 +78,7 @@ def found_offline(kind: str, name: str, config: str | None = None, mirror: str |
         mirror: root of the mirror; None: the environment variable.
 
     Raises:
-        ValueError: the mirror has the data set, and not this configuration of it.
+        ValueError, OSError: the mirror has the data set, and not this configuration of it, or no file.
     """
     folder = _in_mirror(kind, name, mirror)
     if kind == "models":

@@ -25,8 +25,8 @@ from modern_llm.training.loggers import FilesOnly, Logger
 from modern_llm.training.settings import Hardware
 
 _STEP = re.compile(r"\{(\w+)\}")
-# Where a run is kept and how it is watched does not make it another run.
-_NOT_PART_OF_A_STEP = ("name", "logger", "paths.outputs", "paths.cache")
+# Where a run is kept, on what it runs and how it is watched does not make it another run.
+_NOT_PART_OF_A_STEP = ("name", "hardware", "logger", "paths.outputs", "paths.cache")
 
 
 @dataclass(frozen=True)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 import time
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -85,7 +86,8 @@ class Chat:
             if line == "/quit":
                 break
             if line == "/reset":
-                talk.reset()
+                with runtime.autocast():
+                    talk.reset()
                 say("the conversation begins anew")
             elif line.startswith("/") and " " not in line:
                 say(f"{line}: no such command. {_COMMANDS}")
@@ -112,12 +114,13 @@ class Chat:
 
 
 def _read() -> str | None:
-    """The next line, or None at the end of the input; a person is shown that it is their turn."""
-    if sys.stdin.isatty():
-        sys.stderr.write("> ")
-        sys.stderr.flush()
-    try:
+    """The next line, or None at the end of the input; a person gets a prompt and can edit the line."""
+    if not sys.stdin.isatty():
         line = sys.stdin.readline()
-    except KeyboardInterrupt:
+        return line.strip() if line else None
+    with suppress(ImportError):  # not everywhere
+        import readline  # noqa: F401 - gives `input` its editing
+    try:
+        return input("> ").strip()
+    except (EOFError, KeyboardInterrupt):
         return None
-    return line.strip() if line else None

@@ -250,8 +250,8 @@ def absent(kind: str, name: str, config: str | None, mirror: str | None) -> str:
     try:
         if found_offline(kind, name, config, mirror) is not None:
             return ""
-    except ValueError as cause:
-        return f"{name}: {str(cause).splitlines()[0]}"
+    except (ValueError, OSError) as cause:
+        return f"{name}: {(str(cause).splitlines() or [type(cause).__name__])[0]}"
     return f"{name} is neither in the mirror nor in the Hugging Face cache"
 
 
