@@ -64,7 +64,7 @@ def with_a_pretrained_model(group: str, choice: str, folder: Path | None = None)
         (folder / "predictions.jsonl").touch()
         return [f"task.path={folder}"]
     if (group, choice) == ("task", "plan"):
-        return ["task.steps={one: {overrides: [task=report]}}"]
+        return ['task.steps={one: {overrides: ["task=report"]}}']
     if group == "task" and choice in PRETRAINED_TASKS:
         return ["model=gpt2", *(["task/dataset=sst2"] if choice == "finetuning" else [])]
     return []

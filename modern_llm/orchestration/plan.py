@@ -156,6 +156,7 @@ class Plan:
 
     def _report(self, folder: RunFolder, base: Path, ended: dict[str, str]) -> dict[str, float]:
         from modern_llm.reporting.comparison import Comparison
+        from modern_llm.reporting.tables import markdown
         from modern_llm.tasks.report import write_comparison
 
         there = [name for name in self.steps if (base / name).is_dir()]
@@ -164,13 +165,14 @@ class Plan:
         compared = Comparison(runs, there, kind="step", remarks=remarks, ended=True)
         title = f"Plan {base.name}"
         written = write_comparison(folder.path, compared, title, f"{len(self.steps)} steps in {base}")
+        rows = [{"step": n, "status": s, "figures": _headline(base / n).strip()} for n, s in ended.items()]
         metrics: dict[str, float] = {
             "finished": sum(status == "finished" for status in ended.values()),
             "failed": sum(status.startswith(("failed", "interrupted", "not run")) for status in ended.values()),
             "skipped": sum(status.startswith("skipped") for status in ended.values()),
         }
         folder.write_result(self.objective_metric, metrics, steps=ended, notes=remarks)
-        print(written["table"].read_text(encoding="utf-8"))
+        print(markdown(["step", "status", "figures"], rows))
         tell_paths(written)
         if metrics["finished"] < len(self.steps):
             print("Steps that are not finished are run again by the same command.", file=sys.stderr)

@@ -182,5 +182,8 @@ def run_in_process(overrides: list[str], folder: Path, output: Path | None = Non
         raise SweepInterrupted(abs(status) % 128, folder.parent)
     if status != 0 and not (folder / "failure.txt").is_file():
         folder.mkdir(parents=True, exist_ok=True)
-        (folder / "failure.txt").write_text(f"ended with exit status {status}; see its output\n")
+        why = f"ended with exit status {status}; see its output"
+        if output is not None:
+            why = next(reversed(output.read_text(encoding="utf-8", errors="replace").strip().splitlines()), why)
+        (folder / "failure.txt").write_text(f"{why}\n", encoding="utf-8")
     return status
