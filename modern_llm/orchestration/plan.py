@@ -95,7 +95,7 @@ class Plan:
             SystemExit: status 1, at the end, where a step failed.
             SweepInterrupted: a signal came; the same command goes on.
         """
-        base, ended, again = Path(self.folder).expanduser(), dict[str, str](), set[str]()
+        base, ended = Path(self.folder).expanduser(), dict[str, str]()
         base.mkdir(parents=True, exist_ok=True)
         order = list(self._in_order())
         say(f"plan: {len(order)} steps in {base}")
@@ -105,9 +105,7 @@ class Plan:
                 ended[name] = f"skipped: it needs {', '.join(missing)}"
                 say(f"  - {number}/{len(order)} {name}  {ended[name]}")
                 continue
-            if {*self._needs(name)} & again:
-                again.add(name)
-            status, seconds, before = self._step(base, name, again)
+            status, seconds, before = self._step(base, name)
             ended[name] = status
             mark = "✓" if status == "finished" else "✗"
             took = "finished before" if before else f"{status}, {seconds:.0f} s"
@@ -116,7 +114,7 @@ class Plan:
                 say(f"    its output is in {base / name / 'output.txt'}")
         return self._report(folder, base, ended)
 
-    def _step(self, base: Path, name: str, again: set[str]) -> tuple[str, float, bool]:
+    def _step(self, base: Path, name: str) -> tuple[str, float, bool]:
         """Run a step unless it is finished: its status, seconds, and whether it was finished before."""
         path = base / name
         overrides = self._overrides(base, name)
@@ -124,12 +122,12 @@ class Plan:
             recorded = OmegaConf.to_container(OmegaConf.load(path / "config.yaml"))
             wanted = settled(compose("config", [*overrides, f"name={name}"]))
             changed = [k for k in differences(recorded, wanted) if not _bystander(k)]  # type: ignore[arg-type]
-            if changed or name in again:
-                why = ", ".join(changed[:3]) or "what it needs was done again"
+            stale = [needed for needed in self._needs(name) if _started(base / needed) > _started(path)]
+            if changed or stale:
+                why = f"{', '.join(changed[:3])} changed" if changed else f"{', '.join(stale)} was done again"
                 aside = next(p for n in count(1) if not (p := path.with_name(f"{name}.before_{n}")).exists())
                 path.rename(aside)
-                say(f"    {name}: {why} changed; the run of before is kept as {aside.name}")
-                again.add(name)
+                say(f"    {name}: {why}; the run of before is kept as {aside.name}")
             elif job_status(path) == "finished":
                 return "finished", 0.0, True
         path.mkdir(parents=True, exist_ok=True)
@@ -186,6 +184,12 @@ def _group(override: str) -> str:
 
 def _bystander(key: str) -> bool:
     return any(f"{key}.".startswith(f"{part}.") for part in _NOT_PART_OF_A_STEP)
+
+
+def _started(folder: Path) -> str:
+    """When a run's last sitting began, as its record says; files may have been copied since."""
+    sittings = RunRecord.read(folder).sittings
+    return str(sittings[-1].get("time", "")) if sittings else ""
 
 
 def _headline(folder: Path) -> str:

@@ -84,11 +84,18 @@ def test_a_changed_step_is_done_again_with_all_that_need_it_and_its_run_is_kept(
     done = plan(folder, steps)
     assert done.returncode == 0, done.stderr
     assert "one: task.title changed; the run of before is kept as one.before_1" in done.stderr
-    assert "two: what it needs was done again" in done.stderr
+    assert "two: one was done again; the run of before" in done.stderr
     assert "three  finished before" in done.stderr
     base = folder / "outputs" / "plans" / "tried"
     assert "title: one" in (base / "one.before_1" / "config.yaml").read_text()
     assert "title: other" in (base / "one" / "config.yaml").read_text()
+
+    # Stopped between the two, it is as if it had not been: the record of `one` is younger than that of `two`.
+    line = json.loads((base / "one" / "sittings.jsonl").read_text())
+    (base / "one" / "sittings.jsonl").write_text(json.dumps(line | {"time": "2999-01-01T00:00:00+0000"}) + "\n")
+    done = plan(folder, steps)
+    assert "one  finished before" in done.stderr
+    assert "two: one was done again; the run of before is kept as two.before_2" in done.stderr
 
 
 @pytest.mark.parametrize(
