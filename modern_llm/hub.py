@@ -67,6 +67,42 @@ def find_model(name: str, mirror: str | None = None) -> str:
             raise _not_found("models", name, mirror, cause) from cause
 
 
+def found_offline(kind: str, name: str, config: str | None = None, mirror: str | None = None) -> Path | None:
+    """Where a model or data set would be read from without the network; None: nowhere. Asks nobody and waits for
+    nothing.
+
+    Args:
+        kind: `models` or `datasets`.
+        name: a folder, or a hub name.
+        config: of the data set.
+        mirror: root of the mirror; None: the environment variable.
+
+    Raises:
+        ValueError, OSError: the mirror has the data set, and not this configuration of it, or no file.
+    """
+    folder = _in_mirror(kind, name, mirror)
+    if kind == "models":
+        from huggingface_hub import snapshot_download
+
+        own = Path(name).expanduser()
+        if own.is_dir() or folder is not None:
+            return own if own.is_dir() else folder
+        try:
+            return Path(snapshot_download(name, local_files_only=True))
+        except Exception:  # what a name that is not there raises differs from version to version
+            return None
+    import datasets
+    from datasets.naming import camelcase_to_snakecase
+
+    if folder is not None:
+        datasets.load_dataset_builder(str(folder), config)  # reads the README and lists the files
+        return folder
+    owner, _, last = name.rpartition("/")
+    cached = "___".join(filter(None, [owner, camelcase_to_snakecase(last)]))
+    found = sorted(Path(datasets.config.HF_DATASETS_CACHE).expanduser().glob(f"{cached}/{config or '*'}/*/*"))
+    return found[-1] if found else None
+
+
 @lru_cache
 def _content(folder: Path) -> str:
     """Hash of every file in a folder."""

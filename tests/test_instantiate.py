@@ -63,13 +63,38 @@ def with_a_pretrained_model(group: str, choice: str, folder: Path | None = None)
     if group in ("task/preferences", "task/loss"):
         files = [f"task.preferences.source.train={folder}/a.txt"] if choice.endswith("_files") else []
         return ["model=gpt2", "task=dpo", *files]
+    if (group, choice) == ("task/source", "files"):
+        return [f"task.data.train=[{folder}/a.txt]"]
+    if (group, choice) == ("task", "evaluate_checkpoints") and folder is not None:
+        (folder / "step_00000001").mkdir()
+        return [f"task.path={folder}"]
+    if (group, choice) == ("task", "error_analysis") and folder is not None:
+        (folder / "predictions.jsonl").touch()
+        return [f"task.path={folder}"]
+    if (group, choice) == ("task", "plan"):
+        return ['task.steps={one: {overrides: ["task=report"]}}']
     if group == "task" and choice in PRETRAINED_TASKS:
         return ["model=gpt2", *(["task/dataset=sst2"] if choice == "finetuning" else [])]
     return []
 
 
-PRETRAINED_TASKS = ("finetuning", "sst2", "samsum", "dialogsum", "gsm8k", "prompting", "merge", "sft", "dpo",
-                    "verifier", "best_of_n")  # fmt: skip
+PRETRAINED_TASKS = (
+    "finetuning",
+    "sst2",
+    "samsum",
+    "dialogsum",
+    "gsm8k",
+    "prompting",
+    "merge",
+    "sft",
+    "dpo",
+    "verifier",
+    "best_of_n",
+    "generate",
+    "chat",
+    "long_context",
+    "attention_maps",
+)
 MARKED_ANSWERS = ("gsm8k_solutions", "solution_files", "arithmetic_solutions", "sampled")
 
 

@@ -19,7 +19,18 @@ LAYERS = [
     {"orchestration"},
 ]
 HYDRA_IS_KNOWN_TO = {"instantiate", "tasks", "orchestration"}
-LAZY = {"transformers", "datasets", "peft", "evaluate", "matplotlib", "rich", "tokenizers", "wandb", "huggingface_hub"}
+LAZY = {
+    "transformers",
+    "datasets",
+    "peft",
+    "evaluate",
+    "matplotlib",
+    "rich",
+    "tokenizers",
+    "wandb",
+    "mlflow",
+    "huggingface_hub",
+}
 # Their classes derive from those of a heavy package, so they load that one; they, and what is built upon them, count as
 # heavy themselves.
 LOADED_WHEN_USED: dict[str, set[str]] = {

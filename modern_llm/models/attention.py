@@ -218,15 +218,7 @@ class Attention(nn.Module):
     def forward(self, x: Tensor, plan: AttentionPlan, cache: KVCache | None = None, layer: int = 0) -> Tensor:
         """x: (B, T, d_model). Returns the same shape. A cache gets the new keys and values of `layer`."""
         B, T, _ = x.shape
-        qkv = self.qkv_proj(x).view(B, T, -1, self.head_dim)  # (B, T, H + 2 Hkv, D)
-        qk, v = qkv.split([self.n_heads + self.n_kv_heads, self.n_kv_heads], dim=2)
-        if self.q_norm is not None and self.k_norm is not None:
-            q, k = qk.split([self.n_heads, self.n_kv_heads], dim=2)
-            qk = torch.cat([self.q_norm(q), self.k_norm(k)], dim=2)
-        elif torch.is_grad_enabled():
-            v = v.contiguous()  # lets go of the projection's output, of which nothing else is kept
-        q, k = rotate(qk, plan.rotation).split([self.n_heads, self.n_kv_heads], dim=2)
-        q_at_sinks = rotate(qk[:, :, : self.n_heads], plan.sink_rotation) if plan.sink_rotation is not None else None
+        q, k, v, q_at_sinks = self._project(x, plan)
         if cache is not None:
             if plan.cached_slots is not None:
                 old_k, old_v = cache.read_all(layer, plan.cached_slots)
@@ -239,9 +231,64 @@ class Attention(nn.Module):
         out = self._attend(q, k, v, q_at_sinks, plan)  # (B, T, H, D)
         return self.o_proj(out.reshape(B, T, -1))
 
+    def _project(self, x: Tensor, plan: AttentionPlan) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
+        """Rotated queries (B, T, H, D) and keys (B, T, Hkv, D), values, and queries as the sinks see them."""
+        B, T, _ = x.shape
+        qkv = self.qkv_proj(x).view(B, T, -1, self.head_dim)  # (B, T, H + 2 Hkv, D)
+        qk, v = qkv.split([self.n_heads + self.n_kv_heads, self.n_kv_heads], dim=2)
+        if self.q_norm is not None and self.k_norm is not None:
+            q, k = qk.split([self.n_heads, self.n_kv_heads], dim=2)
+            qk = torch.cat([self.q_norm(q), self.k_norm(k)], dim=2)
+        elif torch.is_grad_enabled():
+            v = v.contiguous()  # lets go of the projection's output, of which nothing else is kept
+        q, k = rotate(qk, plan.rotation).split([self.n_heads, self.n_kv_heads], dim=2)
+        q_at_sinks = rotate(qk[:, :, : self.n_heads], plan.sink_rotation) if plan.sink_rotation is not None else None
+        return q, k, v, q_at_sinks
+
+    @torch.no_grad()
+    def weights(self, x: Tensor, plan: AttentionPlan) -> Tensor:
+        """(B, H, T, S + T) how much each token of x (B, T, d_model) attends to the S learned sinks and to each token.
+
+        For looking at: `forward` never holds them. The rows sum to 1. Without a cache.
+        """
+        T, D = x.shape[1], self.head_dim
+        q, k, _, n_sinks = self._beside_sinks(*self._project(x, plan), plan)
+        visible = plan.visible
+        if visible is None:
+            visible = torch.ones(1, T, T, dtype=torch.bool, device=x.device)
+            visible = visible if plan.both_ways else visible.tril()
+        visible = F.pad(visible, (n_sinks, 0), value=True)[:, None]  # (1 or B, 1, T, S + T)
+        k = k.repeat_interleave(self.n_heads // self.n_kv_heads, dim=2)
+        scores = torch.einsum("bthd,bnhd->bhtn", q, k) * D**-0.5
+        return scores.float().masked_fill(~visible, -torch.inf).softmax(dim=-1)
+
     def _attend(self, q: Tensor, k: Tensor, v: Tensor, q_at_sinks: Tensor | None, plan: AttentionPlan) -> Tensor:
         """q: (B, T, H, D); k, v: (B, n, Hkv, D); q_at_sinks: q as the sinks see it. Returns (B, T, H, D)."""
-        B, T, H, D = q.shape
+        _, T, H, D = q.shape
+        q, k, v, n_sinks = self._beside_sinks(q, k, v, q_at_sinks, plan)
+        mask, causal = plan.visible, plan.visible is None and not (plan.decoding or plan.both_ways)
+        if mask is not None:
+            mask = F.pad(mask, (n_sinks, 0), value=True)[:, None]  # (1 or B, 1, T, S + n)
+        elif causal and n_sinks:
+            # The sinks get query rows too, whose outputs are dropped: the scores stay square, and the fused causal
+            # kernel applies.
+            q = F.pad(q, (0, 0, 0, 0, n_sinks, 0))
+        out = F.scaled_dot_product_attention(
+            q.transpose(1, 2),
+            k.transpose(1, 2),
+            v.transpose(1, 2),
+            attn_mask=mask,
+            is_causal=causal and q.shape[1] > 1,
+            scale=D**-0.5,
+            enable_gqa=self.n_kv_heads != H,
+        ).transpose(1, 2)
+        return out[:, -T:, :, :D]
+
+    def _beside_sinks(
+        self, q: Tensor, k: Tensor, v: Tensor, q_at_sinks: Tensor | None, plan: AttentionPlan
+    ) -> tuple[Tensor, Tensor, Tensor, int]:
+        """The same with the learned sinks in front of keys and values, and how many they are."""
+        B, _, _, D = q.shape
         n_sinks, sink_columns = 0, plan.sink_columns
         if self.sink_keys is not None and self.sink_values is not None:
             n_sinks = len(self.sink_keys)
@@ -261,23 +308,7 @@ class Attention(nn.Module):
             q = torch.cat([q, q_at_sinks], dim=-1)
             k = torch.cat([k.masked_fill(at_sinks, 0), k.masked_fill(~at_sinks, 0)], dim=-1)
             v = F.pad(v, (0, D))
-        mask, causal = plan.visible, plan.visible is None and not (plan.decoding or plan.both_ways)
-        if mask is not None:
-            mask = F.pad(mask, (n_sinks, 0), value=True)[:, None]  # (1 or B, 1, T, S + n)
-        elif causal and n_sinks:
-            # The sinks get query rows too, whose outputs are dropped: the scores stay square, and the fused causal
-            # kernel applies.
-            q = F.pad(q, (0, 0, 0, 0, n_sinks, 0))
-        out = F.scaled_dot_product_attention(
-            q.transpose(1, 2),
-            k.transpose(1, 2),
-            v.transpose(1, 2),
-            attn_mask=mask,
-            is_causal=causal and q.shape[1] > 1,
-            scale=D**-0.5,
-            enable_gqa=self.n_kv_heads != H,
-        ).transpose(1, 2)
-        return out[:, -T:, :, :D]
+        return q, k, v, n_sinks
 
     def _with_logit_row(self, q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Put in front a key whose product with a query of head h is the sink logit of h, and the value 0.

@@ -112,6 +112,7 @@ def stream_tokens(
     seed: int = 0,
     prefix: Cache | None = None,
     closed: set[int] | None = None,
+    cache: Cache | None = None,
 ) -> Iterator[Tensor]:
     """Prefill, then one token a step on a preallocated cache.
 
@@ -125,6 +126,7 @@ def stream_tokens(
         prefix: cache of one text that every prompt continues; computed once, however many prompts there are.
         closed: rows that need no more tokens; whoever reads the stream adds to them. Once they are half of what is
             computed they leave the batch, and their ids mean nothing.
+        cache: of the texts that the prompts continue. It is written to, and holds all but the last token that came.
 
     Yields:
         (B,) ids of the next token of every text.
@@ -155,7 +157,7 @@ def stream_tokens(
                 occurred = torch.zeros_like(occurred).scatter_(1, padded, True)
         if prefix is not None:
             cache = prefix.repeated(B, prefix.length + T + (max_new_tokens or 0))
-        else:
+        elif cache is None:
             cache = model.new_cache(B, None if max_new_tokens is None else T + max_new_tokens)
         step_ids, mask, produced = input_ids, attention_mask, 0
         rows, chosen = list(range(B)), input_ids[:, -1]  # rows that are computed; ids of all

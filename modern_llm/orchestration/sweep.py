@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -145,12 +146,13 @@ def _die_with_parent() -> None:
     ctypes.CDLL(None).prctl(set_parent_death_signal, signal.SIGKILL)
 
 
-def run_in_process(overrides: list[str], folder: Path) -> int:
+def run_in_process(overrides: list[str], folder: Path, output: Path | None = None) -> int:
     """Run one job as a command of its own, resuming what its folder holds.
 
     Args:
         overrides: of the job.
         folder: of the job.
+        output: file for what it prints; None: the terminal.
 
     Returns:
         Its exit status.
@@ -158,11 +160,14 @@ def run_in_process(overrides: list[str], folder: Path) -> int:
     Raises:
         SweepInterrupted: the job was stopped by a signal.
     """
-    print(f"\njob {folder.name}: {' '.join(overrides)}", file=sys.stderr, flush=True)
+    if output is None:
+        print(f"\njob {folder.name}: {' '.join(overrides)}", file=sys.stderr, flush=True)
     resume = [f"resume={quoted(str(folder))}"] if (folder / "config.yaml").is_file() else []
     command = [sys.executable, sys.argv[0], *_forwarded_flags(), *overrides]
     command += [*resume, f"hydra.run.dir={quoted(str(folder))}", "hydra.mode=RUN"]
-    child = subprocess.Popen(command, preexec_fn=_die_with_parent if sys.platform == "linux" else None)
+    ended = _die_with_parent if sys.platform == "linux" else None
+    with output.open("ab") if output else nullcontext() as file:
+        child = subprocess.Popen(command, stdout=file, stderr=subprocess.STDOUT if file else None, preexec_fn=ended)
 
     def pass_on(number: int, frame: object) -> None:
         child.send_signal(number)
@@ -181,5 +186,8 @@ def run_in_process(overrides: list[str], folder: Path) -> int:
         raise SweepInterrupted(abs(status) % 128, folder.parent)
     if status != 0 and not (folder / "failure.txt").is_file():
         folder.mkdir(parents=True, exist_ok=True)
-        (folder / "failure.txt").write_text(f"ended with exit status {status}; see its output above\n")
+        why = f"ended with exit status {status}; see its output"
+        if output is not None:
+            why = next(reversed(output.read_text(encoding="utf-8", errors="replace").strip().splitlines()), why)
+        (folder / "failure.txt").write_text(f"{why}\n", encoding="utf-8")
     return status

@@ -115,3 +115,21 @@ class ModelFromRun:
 
 
 PretrainedChoice = PretrainedModel | ModelFromRun
+
+
+def named_model(name: str) -> PretrainedChoice:
+    """What a name means: a run or checkpoint where it is the folder of one, else a Hugging Face model.
+
+    Raises:
+        ValueError: an empty name.
+    """
+    folder = Path(name).expanduser()
+    ours = (folder / "checkpoints").is_dir() or (folder / "manifest.json").is_file()
+    return ModelFromRun(name, FullFinetuning()) if ours else PretrainedModel(name, FullFinetuning())
+
+
+def find_checkpoints(folder: Path) -> list[Path]:
+    """Every checkpoint below a folder, torn and half-written ones included, by run and then by step."""
+    if (folder / "manifest.json").is_file():
+        return [folder]
+    return sorted(path for path in folder.rglob("step_*") if path.is_dir())

@@ -217,6 +217,18 @@ def sample(prompt: Any, continuation: Any, limit: int = 20_000) -> str:
     return f'<pre class="sample"><span class="prompt">{text(asked)}</span>{text(written)}{cut}</pre>'
 
 
+def side_by_side(prompt: str, texts: dict[str, str]) -> str:
+    """A prompt, and what each of several models wrote behind it, in columns where the screen has room."""
+    columns = "".join(f"<div><h3>{name(who)}</h3>{sample('', written)}</div>" for who, written in texts.items())
+    return f'<section><pre class="sample prompt">{text(prompt)}</pre><div class="beside">{columns}</div></section>'
+
+
+def picture(path: Path, description: str) -> str:
+    """A PNG file inside the page."""
+    content = base64.b64encode(path.read_bytes()).decode()
+    return f'<img class="picture" alt="{text(description)}" src="data:image/png;base64,{content}">'
+
+
 def command(line: str) -> str:
     """A command to be copied."""
     if not line:

@@ -139,6 +139,11 @@ def overrides_of(sitting: dict[str, Any]) -> list[str]:
     return [str(override) for override in typed] if isinstance(typed, list) else []
 
 
+def read_rows(path: Path, notes: list[str]) -> list[dict[str, Any]]:
+    """Rows of a JSON-lines file; what is torn or damaged is left out and told in `notes`."""
+    return _json_lines(_text(path), path.name, notes)
+
+
 def is_number(value: Any) -> bool:
     """Whether a value read from JSON is a finite number."""
     return type(value) in (int, float) and math.isfinite(value)

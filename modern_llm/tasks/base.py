@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import json
+import math
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -63,6 +64,28 @@ class RunFolder:
         aside = self.path / f"{name}.part"
         aside.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), encoding="utf-8")
         return aside.replace(self.path / name)
+
+    def write_result(
+        self, objective_metric: str, metrics: dict[str, float], headline: Sequence[str] = (), **more: Any
+    ) -> Path:
+        """Write `result.json`, by which a run counts as finished.
+
+        Args:
+            objective_metric: the one that a sweep optimises.
+            metrics: final ones; those without a finite value are left out, because JSON has none.
+            headline: names of the few that one came for; empty: all.
+            more: what else reports read, see `write_run_report`.
+        """
+        finite = {name: value for name, value in metrics.items() if math.isfinite(value)}
+        shown = [name for name in headline or metrics if name in finite]
+        result = {"status": "finished", "metrics": finite, "objective_metric": objective_metric, "headline": shown}
+        return self.write_json("result.json", result | more)
+
+
+def tell_paths(written: Mapping[str, Path]) -> None:
+    """Say where things were written."""
+    for what, path in written.items():
+        print(f"{what + ':':<12}{path}")
 
 
 class Task(Protocol):

@@ -8,11 +8,14 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
 from modern_llm.checks import require
 from modern_llm.reporting.record import RunRecord, find_runs
 from modern_llm.tasks.base import RunFolder
+
+if TYPE_CHECKING:
+    from modern_llm.reporting.comparison import Comparison
 
 _TARGET = f"{__name__}.Report"
 
@@ -41,10 +44,7 @@ class Report:
 
     def run(self, folder: RunFolder) -> dict[str, float]:
         """Write `report.html`, `report.md` and `runs.csv`. Returns how many runs there are, by status."""
-        from modern_llm.reporting.blocks import write_page
         from modern_llm.reporting.comparison import Comparison, counted
-        from modern_llm.reporting.comparison_page import comparison_page
-        from modern_llm.reporting.comparison_text import comparison_markdown, write_comparison_csv
         from modern_llm.reporting.notices import notices
 
         found, empty = find_runs(self.runs, without_task=_TARGET)
@@ -52,30 +52,31 @@ class Report:
         compared = Comparison([RunRecord.read(path) for path in found], labels(found), remarks=remarks)
         title = self.title or f"Report on {counted(len(found), 'run')}"
         note = f"{', '.join(self.runs)}; {time.strftime('%Y-%m-%d %H:%M:%S %z')}"
-        written = {
-            "page": write_page(folder.path / "report.html", comparison_page(compared, title, note)),
-            "table": folder.path / "report.md",
-            "csv": write_comparison_csv(compared, folder.path / "runs.csv"),
-        }
-        written["table"].write_text(comparison_markdown(compared, title, note), encoding="utf-8", errors="replace")
+        written = write_comparison(folder.path, compared, title, note)
         metrics: dict[str, float] = {"runs": len(found)}
         for run in compared.runs:
             metrics[run.status] = metrics.get(run.status, 0) + 1
-        folder.write_json(
-            "result.json",
-            {
-                "status": "finished",
-                "metrics": metrics,
-                "objective_metric": self.objective_metric,
-                "headline": list(metrics),
-                "notes": notices(compared),
-                "runs": [str(path) for path in found],
-            },
-        )
+        paths = [str(path) for path in found]
+        folder.write_result(self.objective_metric, metrics, notes=notices(compared), runs=paths)
         print(", ".join(f"{name} {number:.0f}" for name, number in metrics.items()))
         for what, path in written.items():
             print(f"{what + ':':<7}{path}")
         return metrics
+
+
+def write_comparison(folder: Path, compared: Comparison, title: str, note: str) -> dict[str, Path]:
+    """Write `report.html`, `report.md` and `runs.csv`; returns them by what they are."""
+    from modern_llm.reporting.blocks import write_page
+    from modern_llm.reporting.comparison_page import comparison_page
+    from modern_llm.reporting.comparison_text import comparison_markdown, write_comparison_csv
+
+    written = {
+        "page": write_page(folder / "report.html", comparison_page(compared, title, note)),
+        "table": folder / "report.md",
+        "csv": write_comparison_csv(compared, folder / "runs.csv"),
+    }
+    written["table"].write_text(comparison_markdown(compared, title, note), encoding="utf-8", errors="replace")
+    return written
 
 
 def labels(folders: Sequence[Path]) -> list[str]:

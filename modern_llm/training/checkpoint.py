@@ -140,6 +140,20 @@ def torn(folder: Path) -> str | None:
     return None
 
 
+def steps_and_tokens(folder: Path) -> tuple[int, int | None]:
+    """Optimiser steps behind a checkpoint, and tokens that were read; None where it does not say."""
+    step = int(json.loads((folder / MANIFEST).read_text())["step"])
+    state = join_tensors(json.loads((folder / STATE_JSON).read_text()), _Anything())
+    return step, state.get("progress", {}).get("tokens")
+
+
+class _Anything(dict[str, Tensor]):
+    """Stands for tensors that nobody looks at."""
+
+    def __missing__(self, name: str) -> Tensor:
+        return torch.empty(0)
+
+
 class Checkpoints:
     """The checkpoints of one run.
 

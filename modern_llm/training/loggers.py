@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import time
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -76,3 +79,60 @@ class WandB(Logger):
                 self.run.finish()
 
         return [Forward()]
+
+
+@dataclass(frozen=True)
+class MLflow(Logger):
+    """MLflow's local file store; needs `pip install modern-llm[mlflow]`.
+
+    Args:
+        folder: of the store.
+        experiment: its experiment.
+    """
+
+    folder: str = "outputs/mlruns"
+    experiment: str = "modern_llm"
+
+    def callbacks(self, folder: Path, record: dict[str, Any]) -> list[Callback]:
+        os.environ.setdefault("MLFLOW_ALLOW_FILE_STORE", "true")  # MLflow 3 asks for a database unless told otherwise
+        from mlflow.entities import Metric, Param
+        from mlflow.tracking import MlflowClient
+
+        client = MlflowClient(Path(self.folder).expanduser().resolve().as_uri())
+        name, identity = self.experiment, folder / "mlflow_run"
+
+        class Forward(Callback):
+            def on_start(self, step: int, max_steps: int) -> None:
+                self.last: dict[str, int] = {}
+                if identity.is_file():  # a resumed run continues its curves
+                    self.run = identity.read_text().strip()
+                    client.update_run(self.run, status="RUNNING")
+                    for metric in client.get_run(self.run).data.metrics:
+                        self.last[metric] = max(m.step for m in client.get_metric_history(self.run, metric))
+                    return
+                found = client.get_experiment_by_name(name)
+                experiment = found.experiment_id if found else client.create_experiment(name)
+                self.run = client.create_run(experiment, run_name=folder.name).info.run_id
+                settings = [Param(key, str(value)[:500]) for key, value in _settings(record)]
+                client.log_batch(self.run, params=settings)
+                identity.write_text(self.run)
+
+            def on_metrics(self, row: dict[str, Any]) -> None:
+                # Steps that a resumed run does again have the same values, and stand there already.
+                step, now = row["step"], int(time.time() * 1000)
+                new = {k: v for k, v in row.items() if k != "step" and step > self.last.get(k, -1)}
+                client.log_batch(self.run, metrics=[Metric(k, float(v), now, step) for k, v in new.items()])
+
+            def on_end(self) -> None:
+                client.set_terminated(self.run)
+
+        return [Forward()]
+
+
+def _settings(tree: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Dotted keys and values of a nested configuration."""
+    for key, value in tree.items():
+        if isinstance(value, dict) and value:
+            yield from _settings(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", value

@@ -108,6 +108,12 @@ class Runtime:
                 return time.perf_counter() - start
         return best
 
+    def precision_speeds(self) -> dict[str, float]:
+        """Operations per second of a square product in each precision, the yardstick of `hardware.precision=auto`."""
+        size = 4096 if self.device.type == "cuda" else 512
+        dtypes = {"fp32": torch.float32, **_DTYPES}
+        return {name: 2 * size**3 / self._product_seconds(dtype, size) for name, dtype in dtypes.items()}
+
     def peak_flops(self) -> tuple[float, str]:
         """Operations per second that count as full use, and where the figure is from."""
         if self.hardware.peak_tflops is not None:

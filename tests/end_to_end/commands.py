@@ -15,7 +15,7 @@ from typing import Any
 ROOT = Path(__file__).resolve().parents[2]
 # A model of a few thousand parameters on two short files: a run takes seconds, most of them for importing torch.
 SMALL = [
-    "experiment=smoke",
+    "experiment=quick",
     "task=text",
     "task/tokenizer=bytes",
     "hardware=cpu",

@@ -423,6 +423,75 @@
   const holder = one("#curve-data");
   const curves = holder ? chart(one("figure.curves"), JSON.parse(holder.textContent)) : null;
 
+  // ---- attention: a token that is pointed at colours what it attends to
+
+  function attention(root, data) {
+    const count = data.labels.length, wide = data.sinks + count;
+    const bytes = Uint8Array.from(atob(data.weights), (character) => character.charCodeAt(0));
+    const state = { layer: 0, head: "mean", token: count - 1 };
+    const controls = one(".controls", root), caption = one("figcaption", root), canvas = one("canvas", root);
+    const names = [...Array.from({ length: data.sinks }, (_, at) => `sink ${at + 1}`), ...data.labels];
+
+    const weight = (head, row, column) => bytes[((state.layer * data.heads + head) * count + row) * wide + column] / 255;
+    function weights(row) {
+      const heads = state.head === "mean" ? [...Array(data.heads).keys()] : [Number(state.head)];
+      return names.map((_, column) => heads.reduce((sum, head) => sum + weight(head, row, column), 0) / heads.length);
+    }
+
+    function selector(name, options, change) {
+      const select = element("select", { name });
+      for (const option of options) select.append(element("option", { value: option, textContent: option }));
+      select.addEventListener("change", () => { change(select.value); show(); draw(); });
+      controls.append(element("label", {}, `${name} `, select));
+    }
+    selector("layer", [...Array(data.layers).keys()], (value) => { state.layer = Number(value); });
+    selector("head", ["mean", ...Array(data.heads).keys()], (value) => { state.head = value; });
+
+    const buttons = names.map((label, column) => {
+      const button = element("button", { type: "button", textContent: label, title: `token ${column - data.sinks}` });
+      if (column < data.sinks) { button.disabled = true; button.title = "a learned sink, which is no part of the text"; }
+      const choose = () => { state.token = column - data.sinks; show(); };
+      for (const event of ["pointerenter", "focus", "click"]) button.addEventListener(event, choose);
+      return button;
+    });
+    one(".tokens", root).append(...buttons);
+
+    function show() {
+      const row = weights(state.token);
+      buttons.forEach((button, column) => {
+        button.style.setProperty("--weight", `${Math.round(Math.sqrt(row[column]) * 100)}%`);
+        button.setAttribute("aria-pressed", column === state.token + data.sinks);
+      });
+      const most = row.map((share, column) => [share, column]).sort((a, b) => b[0] - a[0]).slice(0, 5).filter(([share]) => share >= 0.005);
+      caption.textContent = `Layer ${state.layer}, head ${state.head}: “${data.labels[state.token]}” attends to ` +
+        most.map(([share, column]) => `“${names[column]}” ${(100 * share).toFixed(1)} %`).join(", ") + ".";
+    }
+
+    // The map of the chosen head: rows look, columns are looked at. A click chooses the row's token.
+    function draw() {
+      canvas.width = wide;
+      canvas.height = count;
+      const pen = canvas.getContext("2d"), image = pen.createImageData(wide, count);
+      for (let row = 0; row < count; row += 1) weights(row).forEach((share, column) => {
+        const at = 4 * (row * wide + column), level = Math.sqrt(share);
+        const stops = dark.matches ? ["#14171c", "#7fb0ff", "#ffffff"] : ["#ffffff", "#1f5fc4", "#14171c"];
+        const [red, green, blue] = mixed(stops, level).match(/\d+/g).map(Number);
+        image.data.set([red, green, blue, 255], at);
+      });
+      pen.putImageData(image, 0, 0);
+    }
+    canvas.addEventListener("pointermove", (event) => {
+      const box = canvas.getBoundingClientRect();
+      state.token = Math.min(count - 1, Math.max(0, Math.floor((event.clientY - box.top) / box.height * count)));
+      show();
+    });
+    dark.addEventListener("change", () => { show(); draw(); });
+    show();
+    draw();
+  }
+  const heads = one("#attention-data");
+  if (heads) attention(one("figure.attention"), JSON.parse(heads.textContent));
+
   // ---- the filter: what a row does not have hides its run everywhere on the page
 
   const filter = one("#filter");

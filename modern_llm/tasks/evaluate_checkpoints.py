@@ -1,0 +1,167 @@
+"""Every checkpoint under a folder, measured on one text: a table, a CSV file, a picture and a page."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from modern_llm.checks import require
+from modern_llm.data.sources import PythonDocs, Source, Split
+from modern_llm.pretrained.settings import FullFinetuning, ModelFromRun, find_checkpoints
+from modern_llm.tasks.base import Paths, RunFolder, say, tell_paths
+from modern_llm.training.settings import Hardware
+
+if TYPE_CHECKING:
+    from modern_llm.training.runtime import Runtime
+
+_LONGEST_CONTEXT = 1024
+_ROWS = "checkpoints.jsonl"
+_COLUMNS = ("run", "checkpoint", "status", "step", "tokens", "flops", "loss", "token_perplexity", "word_perplexity",
+            "bits_per_byte", "tokens_scored", "context", "stride", "parameters")  # fmt: skip
+
+
+@dataclass(frozen=True)
+class EvaluateCheckpoints:
+    """Perplexity of every checkpoint, by the evaluator of language modelling. What cannot be measured is a row that
+    says why.
+
+    Args:
+        path: a folder with checkpoints at any depth.
+        hardware, paths: of the same names in the configuration.
+        data: the text.
+        split: of the text.
+        context: tokens that a model sees at most; null: what it was made for, at most 1024.
+        stride: tokens between windows; null: as context.
+        max_tokens: score the beginning of the split alone; null: the whole split.
+
+    Raises:
+        ValueError: an impossible value, or a folder without checkpoints.
+    """
+
+    path: str
+    hardware: Hardware
+    paths: Paths = field(default_factory=Paths)
+    data: Source = field(default_factory=PythonDocs)
+    split: Split = "validation"
+    context: int | None = None
+    stride: int | None = None
+    max_tokens: int | None = None
+    objective_metric: ClassVar[str] = "best_loss"
+
+    def __post_init__(self) -> None:
+        for key in ("context", "stride", "max_tokens"):
+            value = getattr(self, key)
+            require(value is None or value >= 1, f"task.{key}", value, "must be at least 1", "Raise it, or use null")
+        require(self.context is None or self.stride is None or self.stride <= self.context, "task.stride", self.stride,
+                f"must not exceed task.context={self.context}", "A longer one skips tokens; lower it")  # fmt: skip
+        require(self.split in self.data.splits(), "task.split", self.split, "is no split of this text",
+                f"Choose among {', '.join(self.data.splits())}")  # fmt: skip
+        found = find_checkpoints(Path(self.path).expanduser())
+        require(bool(found), "task.path", self.path, "holds no checkpoint",
+                "Give a run, a sweep or a folder above them")  # fmt: skip
+
+    def run(self, folder: RunFolder) -> dict[str, float]:
+        """Measure what is not measured yet, and write the table. Returns the best loss and how many there are."""
+        from modern_llm.training.runtime import Runtime
+
+        runtime = Runtime(self.hardware)
+        start = Path(self.path).expanduser().resolve()
+        log = folder.path / _ROWS
+        lines = log.read_text(encoding="utf-8").splitlines() if log.is_file() else []
+        rows = {row["folder"]: row for row in map(json.loads, lines)}
+        found = find_checkpoints(start)
+        for number, checkpoint in enumerate(found, 1):
+            if str(checkpoint) in rows:
+                continue
+            say(f"{number}/{len(found)}: {checkpoint.relative_to(start.parent)}")
+            run = checkpoint.parent.parent if checkpoint.parent.name == "checkpoints" else checkpoint.parent
+            row = {"folder": str(checkpoint), "checkpoint": checkpoint.name, "status": "measured"}
+            row["run"] = run.relative_to(start).as_posix() if run != start and start in run.parents else run.name
+            try:
+                row |= self._measure(checkpoint, runtime)
+            except Exception as cause:  # one that cannot be read must not keep the others from being measured
+                row["status"] = " ".join(f"{type(cause).__name__}: {cause}".split())
+                say(f"  {row['status']}")
+            rows[str(checkpoint)] = row
+            with log.open("a", encoding="utf-8") as file:
+                file.write(json.dumps(row) + "\n")
+        return self._write(folder, [rows[str(checkpoint)] for checkpoint in found], runtime)
+
+    def _measure(self, checkpoint: Path, runtime: Runtime) -> dict[str, Any]:
+        from modern_llm.data.cache import tokenise
+        from modern_llm.evaluation.perplexity import perplexity
+        from modern_llm.models.transformer import ModernDecoderLM
+        from modern_llm.tasks.models import load_model
+        from modern_llm.training.checkpoint import CheckpointError, steps_and_tokens, torn
+
+        fault = torn(checkpoint)
+        if fault is not None:
+            raise CheckpointError(f"torn: {fault}")
+        step, tokens = steps_and_tokens(checkpoint)
+        choice, mirror = ModelFromRun(str(checkpoint), FullFinetuning()), self.paths.mirror
+        loaded = load_model(choice, runtime, mirror, [], train=False)
+        if loaded.is_seq2seq:
+            raise ValueError("an encoder-decoder gives no text a perplexity")
+        corpus = tokenise(self.data, self.split, loaded.tokenizer, self.paths.cache_folder, mirror, say)
+        context = self.context or min(loaded.context or _LONGEST_CONTEXT, _LONGEST_CONTEXT)
+        model: Any = loaded.model.eval()
+        with runtime.autocast():
+            measured = perplexity(
+                model,
+                corpus,
+                context=context,
+                stride=min(self.stride or context, context),
+                batch_size=self.hardware.eval_rows,
+                device=runtime.device,
+                max_tokens=self.max_tokens,
+            )
+        own = isinstance(loaded.base, ModernDecoderLM)
+        per_token = loaded.base.config.flops_per_token(context) if own else loaded.flops_per_token()  # type: ignore
+        facts = {"step": step, "tokens": tokens, "parameters": loaded.parameter_counts()[0]}
+        return facts | {"flops": None if tokens is None else tokens * per_token} | vars(measured)
+
+    def _write(self, folder: RunFolder, rows: list[dict[str, Any]], runtime: Runtime) -> dict[str, float]:
+        from modern_llm.reporting import blocks
+        from modern_llm.reporting.checkpoints import draw_checkpoints
+        from modern_llm.reporting.tables import write_csv
+
+        measured = [row for row in rows if row["status"] == "measured"]
+        metrics: dict[str, float] = {"checkpoints": len(rows), "unreadable": len(rows) - len(measured)}
+        best = min(measured, key=lambda row: row["loss"], default=None)
+        metrics["best_loss"] = best["loss"] if best else float("inf")
+        if best is not None:
+            metrics["best_token_perplexity"] = best["token_perplexity"]
+        protocol = {
+            "data": str(self.data),
+            "split": self.split,
+            "context": self.context or f"the model's, at most {_LONGEST_CONTEXT}",
+            "stride": self.stride or "as context",
+            "max_tokens": self.max_tokens or "all",
+            "best": best and best["folder"],
+        }
+        notes = [f"{row['run']}/{row['checkpoint']}: {row['status']}" for row in rows if row not in measured]
+        written = {"csv": write_csv(_COLUMNS, rows, folder.path / "checkpoints.csv")}
+        if measured:
+            written["picture"] = draw_checkpoints(measured, folder.path / "checkpoints.png")
+        shown = [{column: row.get(column) for column in _COLUMNS} for row in rows]
+        sections = [
+            blocks.cards(metrics),
+            blocks.notices(notes),
+            blocks.section("Loss", *(blocks.picture(written[p], "loss over steps, tokens and operations")
+                                     for p in written if p == "picture")),
+            blocks.section("Checkpoints", blocks.table(list(_COLUMNS), shown, identity="runs")),
+            blocks.section("How it was measured", blocks.facts(protocol), blocks.facts(runtime.describe())),
+        ]  # fmt: skip
+        page = blocks.page(f"Checkpoints under {self.path}", f"{len(measured)} of {len(rows)} measured", sections)
+        written["report"] = blocks.write_page(folder.path / "report.html", page)
+        headline = ("best_loss", "best_token_perplexity", "checkpoints", "unreadable")
+        about = {"protocol": protocol, "runtime": runtime.describe(), "notes": notes}
+        folder.write_result(self.objective_metric, metrics, headline, **about)
+        if best is not None:
+            print(f"best: loss {best['loss']:.4f}, {best['folder']}")
+        for note in notes:
+            print(note)
+        tell_paths(written)
+        return metrics

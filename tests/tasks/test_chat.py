@@ -1,0 +1,32 @@
+"""The conversation as a person has it, through a pipe."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+from bases import trained_from_scratch
+from commands import ROOT
+from made_models import byte_tokenizer
+
+
+def test_lines_are_answered_and_commands_obeyed(tmp_path: Path) -> None:
+    run = trained_from_scratch(tmp_path / "run", byte_tokenizer())
+    lines = ["hello", "", "/what", "/reset", "hello", "y" * 200, "/quit", "never read"]
+    command = [sys.executable, str(ROOT / "launch.py"), "task=chat", "model=from_run", f"model.path={run}",
+               "task.sampling.temperature=0", "task.max_new_tokens=5", "hardware=cpu", "hardware.precision=fp32",
+               f"paths.outputs={tmp_path / 'outputs'}"]  # fmt: skip
+    done = subprocess.run(command, input="\n".join(lines), capture_output=True, text=True, cwd=ROOT, timeout=120)
+    assert done.returncode == 0, done.stderr[-2000:]
+    (path,) = tmp_path.glob("outputs/*/*_chat_from_run/conversation.json")
+    turns = json.loads(path.read_text())
+    assert [turn["role"] for turn in turns] == ["user", "assistant"] * 2
+    answers = [turn["content"] for turn in turns if turn["role"] == "assistant"]
+    assert answers[0] == answers[1]  # after /reset nothing of before counts
+    assert done.stdout == "".join(f"{answer}\n" for answer in answers)
+    for message in ("/what: no such command", "begins anew", "context of 160 tokens is full", "task.max_new_tokens"):
+        assert message in done.stderr
+    metrics = json.loads(path.with_name("result.json").read_text())["metrics"]
+    assert metrics["answers"] == 2
