@@ -6,7 +6,6 @@ import json
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from itertools import count
 from pathlib import Path
 from typing import Any, Literal
 
@@ -16,11 +15,11 @@ from modern_llm.checks import require
 from modern_llm.instantiate import ConfigError, build
 from modern_llm.models.config import ModernLLMConfig
 from modern_llm.orchestration.overrides import as_overrides, chosen, key_of, laid_over, override
-from modern_llm.orchestration.sweep import run_in_process
+from modern_llm.orchestration.sweep import run_in_process, set_aside
 from modern_llm.pretrained.settings import ModelFromRun, PretrainedModel
 from modern_llm.reporting.record import RunRecord, job_status
 from modern_llm.tasks.alignment import Measures, StageSettings, measure_policies
-from modern_llm.tasks.base import Paths, RunFolder, say
+from modern_llm.tasks.base import Paths, RunFolder, say, tell_paths
 from modern_llm.training.loggers import FilesOnly, Logger
 from modern_llm.training.settings import Hardware
 
@@ -197,9 +196,7 @@ class Pipeline:
         path, before = folder.path / stage, self._noted(folder).get(stage)
         if before is not None and path.is_dir() and _essential(before["overrides"]) != _essential(overrides):
             # Another policy stands before it now, say; what was made stays beside.
-            aside = next(a for a in (path.with_name(f"{stage}.before_{n}") for n in count(1)) if not a.exists())
-            path.rename(aside)
-            say(f"{title}: was run with other settings before; that run is kept as {aside.name}")
+            say(f"{title}: was run with other settings before; that run is kept as {set_aside(path).name}")
         if job_status(path) == "finished":
             say(f"{title}: finished before")
             return
@@ -248,21 +245,16 @@ class Pipeline:
             raise ConfigError(
                 f"task.objective_metric={self.objective_metric!r}: is not measured. Choose among {', '.join(metrics)}."
             )
-        folder.write_json(
-            "result.json",
-            {
-                "status": "finished",
-                "metrics": metrics,
-                "objective_metric": self.objective_metric,
-                "headline": [name for name in _OBJECTIVES.values() if name in metrics],
-                "stages": list(done),
-                "samples": [s for outcome in outcomes for s in outcome.samples()],
-            },
+        folder.write_result(
+            self.objective_metric,
+            metrics,
+            [name for name in _OBJECTIVES.values() if name in metrics],
+            stages=list(done),
+            samples=[sample for outcome in outcomes for sample in outcome.samples()],
         )
         written = write_pipeline_report(folder.path, outcomes)
         print(written["table"].read_text(encoding="utf-8"))
-        for what, path in {"result": folder.path / "result.json", **written}.items():
-            print(f"{what + ':':<10}{path}")
+        tell_paths({"result": folder.path / "result.json", **written})
         return metrics
 
 

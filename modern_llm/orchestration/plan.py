@@ -7,7 +7,6 @@ import sys
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from itertools import count
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -18,7 +17,7 @@ from omegaconf import OmegaConf
 from modern_llm.checks import require
 from modern_llm.instantiate import LINKS
 from modern_llm.orchestration.resume import differences, settled
-from modern_llm.orchestration.sweep import run_in_process
+from modern_llm.orchestration.sweep import run_in_process, set_aside
 from modern_llm.reporting.record import RunRecord, job_status
 from modern_llm.tasks.base import Paths, RunFolder, say, tell_paths
 from modern_llm.training.loggers import FilesOnly, Logger
@@ -125,9 +124,7 @@ class Plan:
             stale = [needed for needed in self._needs(name) if _started(base / needed) > _started(path)]
             if changed or stale:
                 why = f"{', '.join(changed[:3])} changed" if changed else f"{', '.join(stale)} was done again"
-                aside = next(p for n in count(1) if not (p := path.with_name(f"{name}.before_{n}")).exists())
-                path.rename(aside)
-                say(f"    {name}: {why}; the run of before is kept as {aside.name}")
+                say(f"    {name}: {why}; the run of before is kept as {set_aside(path).name}")
             elif job_status(path) == "finished":
                 return "finished", 0.0, True
         path.mkdir(parents=True, exist_ok=True)

@@ -10,6 +10,7 @@ import sys
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -137,6 +138,12 @@ def _forwarded_flags() -> list[str]:
         if name in ("--config-dir", "-cd", "--config-name", "-cn", "--config-path", "-cp"):
             flags += [argument] if "=" in argument else arguments[i : i + 2]
     return flags
+
+
+def set_aside(folder: Path) -> Path:
+    """Rename a run's folder to `<name>.before_<n>`, where what it made is kept. Returns the new name."""
+    names = (folder.with_name(f"{folder.name}.before_{n}") for n in count(1))
+    return folder.rename(next(name for name in names if not name.exists()))
 
 
 def _die_with_parent() -> None:
