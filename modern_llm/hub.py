@@ -10,7 +10,7 @@ import hashlib
 import os
 from functools import lru_cache
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -129,7 +129,7 @@ def find_dataset(name: str, config: str | None, split: str, mirror: str | None =
 
     Args:
         name: hub name such as `Salesforce/wikitext`.
-        config: configuration of the data set, or None.
+        config: configuration of the data set, or folder in it; or None.
         split: `train`, `validation` or `test`.
         mirror: root of the mirror; None: the environment variable.
 
@@ -142,12 +142,22 @@ def find_dataset(name: str, config: str | None, split: str, mirror: str | None =
 
     folder = _in_mirror("datasets", name, mirror)
     datasets.disable_progress_bars()
-    try:
-        if folder is None:
-            return datasets.load_dataset(name, config, split=split)
+    where: dict[str, Any] = {"path": name}
+    if folder is not None:
         # `datasets` knows a local folder by its name alone and would serve what another folder once held.
         cache = Path(datasets.config.HF_DATASETS_CACHE) / "mirror" / _content(folder)[:24]
-        return datasets.load_dataset(str(folder), config, split=split, cache_dir=str(cache))
+        where = {"path": str(folder), "cache_dir": str(cache)}
+    try:
+        try:
+            return datasets.load_dataset(**where, name=config, split=split)
+        except ValueError as unknown:
+            if config is None or "BuilderConfig" not in str(unknown):
+                raise
+            # Some repositories, Anthropic/hh-rlhf among them, keep each part in a folder and declare no configurations.
+            try:
+                return datasets.load_dataset(**where, data_dir=config, split=split)
+            except Exception as cause:
+                raise cause if "Unknown split" in str(cause) else unknown from None
     except Exception as cause:
         if "Unknown split" in str(cause):
             raise MissingSplitError(f"{name} ({config}), split {split!r}: {cause}") from cause

@@ -53,8 +53,16 @@ def with_a_pretrained_model(group: str, choice: str, folder: Path | None = None)
         own += ["task.dataset.scoring=numbers"]
         return ["model=gpt2", "task=prompting", *(own if choice == "supervised" else [])]
     if group == "task/data":
-        files = [f"task.data.source.train={folder}/a.txt"] if choice == "instruction_files" else []
-        return ["model=gpt2", "task=sft", *files]
+        files = [f"task.data.source.train={folder}/a.txt"] if choice.endswith("_files") else []
+        return ["model=gpt2", "task=verifier" if choice in MARKED_ANSWERS else "task=sft", *files]
+    if group in ("task/problems", "task/asking"):
+        files = [f"task.problems.source.train={folder}/a.txt"] if choice.endswith("_files") else []
+        return ["model=gpt2", "task=best_of_n", *files]
+    if (group, choice) == ("model", "verifier"):
+        return ["task=verifier"]
+    if group in ("task/preferences", "task/loss"):
+        files = [f"task.preferences.source.train={folder}/a.txt"] if choice.endswith("_files") else []
+        return ["model=gpt2", "task=dpo", *files]
     if (group, choice) == ("task/source", "files"):
         return [f"task.data.train=[{folder}/a.txt]"]
     if (group, choice) == ("task", "evaluate_checkpoints") and folder is not None:
@@ -79,11 +87,15 @@ PRETRAINED_TASKS = (
     "prompting",
     "merge",
     "sft",
+    "dpo",
+    "verifier",
+    "best_of_n",
     "generate",
     "chat",
     "long_context",
     "attention_maps",
 )
+MARKED_ANSWERS = ("gsm8k_solutions", "solution_files", "arithmetic_solutions", "sampled")
 
 
 @pytest.mark.parametrize(("group", "choice"), CHOICES)

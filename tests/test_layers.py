@@ -37,6 +37,8 @@ LOADED_WHEN_USED: dict[str, set[str]] = {
     "modern_llm.evaluation.metrics": {"evaluate", "datasets"},
     "modern_llm.evaluation.scoring": set(),
     "modern_llm.evaluation.answering": set(),
+    "modern_llm.evaluation.verification": {"evaluate", "datasets"},
+    "modern_llm.evaluation.verifier": set(),
     "modern_llm.pretrained.cache": {"transformers"},
     "modern_llm.pretrained.causal": set(),
     "modern_llm.pretrained.seq2seq": {"transformers"},

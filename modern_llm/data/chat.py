@@ -2,13 +2,45 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from modern_llm.data.tokenizers import Tokenizer
 
 Message = dict[str, str]  # role: system, user or assistant; content
+_ROLES = {"system": "system", "user": "user", "human": "user", "assistant": "assistant", "gpt": "assistant"}
+
+
+def messages_of(turns: Sequence[Mapping[str, Any]] | None, index: int) -> list[Message]:
+    """Turns with `role` and `content`, or `from` and `value`, as messages up to the assistant's last one; empty where
+    the assistant has none.
+
+    Args:
+        turns: in their order.
+        index: of the example, for messages.
+
+    Raises:
+        ValueError: a turn without a role that is known; the message names the example.
+    """
+    messages: list[Message] = []
+    for turn in turns or []:
+        role, content = turn.get("role", turn.get("from")), turn.get("content", turn.get("value"))
+        if role not in _ROLES or content is None:
+            raise ValueError(
+                f"example {index}: a turn {str(turn)[:80]!r} has no content, or a role that is none of "
+                f"{', '.join(_ROLES)}. Mend it, or leave it out."
+            )
+        messages.append({"role": _ROLES[role], "content": str(content).strip()})
+    while messages and messages[-1]["role"] != "assistant":
+        messages.pop()
+    return messages
+
+
+def with_system(system: str, messages: list[Message]) -> list[Message]:
+    """A conversation behind a system turn, where there is a text for one and the conversation has none."""
+    has_one = bool(messages) and messages[0]["role"] == "system"
+    return messages if not system or has_one else [{"role": "system", "content": system}, *messages]
 
 
 def render_chat(template: str, messages: Sequence[Message], answer_follows: bool, eos: str = "", bos: str = "") -> str:
@@ -72,6 +104,11 @@ class EncodedConversation:
     def length(self) -> int:
         """Tokens that are computed: all but the last."""
         return len(self.ids) - 1
+
+    @property
+    def answer_start(self) -> int:
+        """Where the assistant's last turn begins."""
+        return len(self.ids) - self.is_target[::-1].index(False)
 
 
 class ChatWriter:

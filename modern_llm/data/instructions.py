@@ -9,12 +9,10 @@ from typing import NamedTuple
 import torch
 
 from modern_llm.data.batches import Batch, padded
-from modern_llm.data.chat import ChatWriter, EncodedConversation, Message
+from modern_llm.data.chat import ChatWriter, EncodedConversation, Message, messages_of, with_system
 from modern_llm.data.instruction_settings import InstructionData
 from modern_llm.data.rows import Part, Row, content_fingerprint, require_columns
 from modern_llm.models.fused_loss import IGNORE_INDEX
-
-_ROLES = {"system": "system", "user": "user", "human": "user", "assistant": "assistant", "gpt": "assistant"}
 
 
 class Instructions(NamedTuple):
@@ -37,28 +35,19 @@ def conversation_of(data: InstructionData, row: Row, index: int) -> list[Message
     """The turns of a row, up to the assistant's last one; empty where the assistant says nothing.
 
     Raises:
-        ValueError: a turn without a role that is known; the message names the example.
+        ValueError: as in `messages_of`.
     """
-    messages: list[Message] = []
-    if data.system:
-        messages.append({"role": "system", "content": data.system})
-    if data.form == "alpaca":
-        texts = [str(row.get(name) or "").strip() for name in (data.instruction_column, data.input_column)]
-        answer = str(row[data.output_column] or "").strip()
-        messages.append({"role": "user", "content": "\n\n".join(text for text in texts if text)})
-        messages.append({"role": "assistant", "content": answer})
-        return messages if answer and any(texts) else []
-    for turn in row[data.messages_column] or []:
-        role, content = turn.get("role", turn.get("from")), turn.get("content", turn.get("value"))
-        if role not in _ROLES or content is None:
-            raise ValueError(
-                f"example {index}: a turn {str(turn)[:80]!r} has no content, or a role that is none of "
-                f"{', '.join(_ROLES)}. Mend it, or leave it out."
-            )
-        messages.append({"role": _ROLES[role], "content": str(content).strip()})
-    while messages and messages[-1]["role"] != "assistant":
-        messages.pop()
-    return messages if all(m["content"] for m in messages if m["role"] == "assistant") else []
+    if data.form == "chat":
+        messages = messages_of(row[data.messages_column], index)
+        said = bool(messages) and all(m["content"] for m in messages if m["role"] == "assistant")
+        return with_system(data.system, messages) if said else []
+    texts = [str(row.get(name) or "").strip() for name in (data.instruction_column, data.input_column)]
+    answer = str(row[data.output_column] or "").strip()
+    if not answer or not any(texts):
+        return []
+    instruction = "\n\n".join(text for text in texts if text)
+    turns = [{"role": "user", "content": instruction}, {"role": "assistant", "content": answer}]
+    return with_system(data.system, turns)
 
 
 def read_instructions(

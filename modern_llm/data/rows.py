@@ -38,6 +38,10 @@ class RowSource(Protocol):
     def name(self) -> str:
         """For messages and the record."""
 
+    @property
+    def held_out(self) -> int:
+        """Rows on which the best checkpoint is chosen; of answers to problems, the problems."""
+
     def rows(self, part: Part, mirror: str | None, limit: int | None = None, seed: int = 0) -> Rows:
         """Read a part.
 
@@ -91,6 +95,11 @@ def gather_rows(split: str, every: list[Row], indices: list[int]) -> Rows:
     """Chosen rows with the fingerprint of their content."""
     rows = [every[i] for i in indices]
     return Rows(rows, indices, split, content_fingerprint(rows))
+
+
+def text_of(value: Any) -> str:
+    """A cell as text; empty for None alone, because a zero is an answer."""
+    return "" if value is None else str(value).strip()
 
 
 def require_columns(source: str, rows: Rows, columns: list[str]) -> None:

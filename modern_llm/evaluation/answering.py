@@ -14,7 +14,7 @@ from modern_llm.models.fused_loss import IGNORE_INDEX, token_nll
 from modern_llm.models.generation import Cache, CausalLM, Continuation, TextCodec, continue_ids
 from modern_llm.models.sampling import GREEDY, Sampling
 from modern_llm.objectives.base import Objective
-from modern_llm.pretrained.classifier import Classifier
+from modern_llm.objectives.classification import TextClassifier
 from modern_llm.pretrained.seq2seq import Encoded as EncodedSource
 from modern_llm.pretrained.seq2seq import HuggingFaceSeq2Seq
 
@@ -186,7 +186,7 @@ def write_answers(
 
 @torch.no_grad()
 def classify(
-    model: Classifier,
+    model: TextClassifier,
     texts: Sequence[Sequence[int]],
     batch_size: int,
     device: torch.device,

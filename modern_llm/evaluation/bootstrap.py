@@ -27,12 +27,21 @@ def estimate(outcomes: np.ndarray, statistic: Statistic = mean) -> float:
 
 
 def bootstrap_interval(
-    outcomes: np.ndarray, statistic: Statistic = mean, *, seed: int, resamples: int = 1000, level: float = 0.95
+    outcomes: np.ndarray,
+    statistic: Statistic = mean,
+    *,
+    seed: int,
+    resamples: int = 1000,
+    level: float = 0.95,
+    groups: np.ndarray | None = None,
 ) -> tuple[float, float]:
     """A percentile bootstrap interval.
 
     To draw N examples with replacement is to draw the counts of their K distinct outcomes from a multinomial, so that
     accuracy costs two counts a resample, and macro-F1 one for each filled cell of the confusion matrix, whatever N is.
+
+    Outcomes that belong together, such as those of many answers to one problem, say less than as many independent
+    ones: with `groups`, whole groups are drawn (the cluster bootstrap, Davison and Hinkley 1997, section 3.8).
 
     Where all outcomes are equal, as with no right answer among N, the interval has no width. It is not certainty: the
     95 % bound is then about 3 / N (Hanley and Lippman-Hand 1983).
@@ -43,6 +52,7 @@ def bootstrap_interval(
         seed: same seed, same interval.
         resamples: number of samples drawn.
         level: probability between the bounds.
+        groups: (N,) the group of each example, any values; None: each is its own.
 
     Returns:
         Lower and upper bound, in the unit of the statistic.
@@ -53,11 +63,17 @@ def bootstrap_interval(
     require(len(outcomes) > 0, "outcomes", len(outcomes), "an interval needs at least one", "Score some examples first")
     require(resamples >= 1, "resamples", resamples, "must be at least 1", "Use 1000")
     require(0 < level < 1, "level", level, "must lie between 0 and 1", "Use 0.95")
-    distinct, counts = np.unique(outcomes, axis=0, return_counts=True)
     random = np.random.default_rng(seed)
+    if groups is None:
+        distinct, sizes = np.unique(outcomes, axis=0, return_counts=True)
+        drawn_with = np.arange(len(distinct))
+    else:
+        distinct, (names, drawn_with) = outcomes, np.unique(groups, return_inverse=True)
+        sizes = np.ones(len(names), int)
+    units = int(sizes.sum())
     at_once = max(1, _COUNTS_AT_ONCE // len(distinct))
     drawn = [
-        statistic(distinct, random.multinomial(len(outcomes), counts / len(outcomes), min(at_once, resamples - done)))
+        statistic(distinct, random.multinomial(units, sizes / units, min(at_once, resamples - done))[:, drawn_with])
         for done in range(0, resamples, at_once)
     ]
     low, high = np.quantile(np.concatenate(drawn), [(1 - level) / 2, (1 + level) / 2])

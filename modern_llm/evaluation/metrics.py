@@ -187,20 +187,23 @@ def measure(
     *,
     resamples: int = 1000,
     level: float = 0.95,
+    groups: np.ndarray | None = None,
 ) -> dict[str, float]:
     """A metric with bootstrap intervals: `accuracy`, `accuracy_low`, `accuracy_high`, and so on; fractions in [0, 1].
 
     Args:
-        metric: any of this module.
-        predictions, references: (N,) labels or texts.
-        seed, resamples, level: as in `bootstrap_interval`.
+        metric: any of this module, or of `verification.py`.
+        predictions, references: (N,) labels, texts or probabilities.
+        seed, resamples, level, groups: as in `bootstrap_interval`.
 
     Raises:
         ValueError: as in `ExampleMetric.per_example` and `bootstrap_interval`.
     """
     measured: dict[str, float] = {}
     for name, outcomes in metric.outcomes(predictions, references).items():
-        low, high = bootstrap_interval(outcomes, metric.statistic, seed=seed, resamples=resamples, level=level)
+        low, high = bootstrap_interval(
+            outcomes, metric.statistic, seed=seed, resamples=resamples, level=level, groups=groups
+        )
         measured |= {name: estimate(outcomes, metric.statistic), f"{name}_low": low, f"{name}_high": high}
     return measured
 

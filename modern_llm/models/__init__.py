@@ -1,4 +1,4 @@
-"""Tensors in, tensors out: the decoder, its parts, generation and Hugging Face interop.
+"""Tensors in, tensors out: the decoder, its parts, the verifier, generation and Hugging Face interop.
 
 Names load on first use, so that checking a configuration does not import torch.
 """
@@ -13,11 +13,15 @@ if TYPE_CHECKING:
     from modern_llm.models.generation import generate, generate_text, stream_tokens
     from modern_llm.models.interop import from_hugging_face, to_hugging_face
     from modern_llm.models.transformer import ModernDecoderLM
+    from modern_llm.models.verifier import VerifierModel
+    from modern_llm.models.verifier_config import VerifierConfig
 
 _HOMES = {
     "ModernLLMConfig": "config",
     "MoEConfig": "config",
     "ModernDecoderLM": "transformer",
+    "VerifierConfig": "verifier_config",
+    "VerifierModel": "verifier",
     "generate": "generation",
     "generate_text": "generation",
     "stream_tokens": "generation",
@@ -28,6 +32,8 @@ __all__ = [
     "MoEConfig",
     "ModernDecoderLM",
     "ModernLLMConfig",
+    "VerifierConfig",
+    "VerifierModel",
     "from_hugging_face",
     "generate",
     "generate_text",

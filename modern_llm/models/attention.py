@@ -33,6 +33,7 @@ class AttentionPlan:
             cached keys, everything held with them.
         cached_slots: (m,) cache slots of the keys in front of the new ones, where they are to be read in order.
         decoding: one new token that sees everything held.
+        both_ways: every token sees all others, later ones too, where `visible` says nothing else.
         sink_turn: in decoding, what moves the sinks to their distance inside the window; None: they stay.
         sink_rotation: of the T new tokens as the sinks see them, where that is not their own position.
         sink_columns: (1 or B, n) True at the keys that are kept first tokens; with `sink_rotation` only.
@@ -43,6 +44,7 @@ class AttentionPlan:
     visible: Tensor | None = None
     cached_slots: Tensor | None = None
     decoding: bool = False
+    both_ways: bool = False
     sink_turn: Rotation | None = None
     sink_rotation: Rotation | None = None
     sink_columns: Tensor | None = None
@@ -153,6 +155,20 @@ def plan_attention(
     return plan
 
 
+def plan_encoding(rotary: Rotary, tokens: int, attention_mask: Tensor | None = None) -> AttentionPlan:
+    """The plan of an encoder: every token sees every real one, in front of it and behind it.
+
+    Positions are places in the row: what attention computes depends on distances alone, so padding on either side
+    changes nothing.
+
+    Args:
+        tokens: T.
+        attention_mask: (B, T) False at padding, or None.
+    """
+    visible = None if attention_mask is None else attention_mask.bool()[:, None]  # (B, 1, T)
+    return AttentionPlan(rotary.span(0, tokens), visible, both_ways=True)
+
+
 def _document_positions(document_ids: Tensor, real: Tensor) -> Tensor:
     """(B, T) number of real tokens before each one in its document."""
     counted = real.long().cumsum(1)
@@ -239,7 +255,8 @@ class Attention(nn.Module):
         q, k, _, n_sinks = self._beside_sinks(*self._project(x, plan), plan)
         visible = plan.visible
         if visible is None:
-            visible = torch.ones(1, T, T, dtype=torch.bool, device=x.device).tril()
+            visible = torch.ones(1, T, T, dtype=torch.bool, device=x.device)
+            visible = visible if plan.both_ways else visible.tril()
         visible = F.pad(visible, (n_sinks, 0), value=True)[:, None]  # (1 or B, 1, T, S + T)
         k = k.repeat_interleave(self.n_heads // self.n_kv_heads, dim=2)
         scores = torch.einsum("bthd,bnhd->bhtn", q, k) * D**-0.5
@@ -249,7 +266,7 @@ class Attention(nn.Module):
         """q: (B, T, H, D); k, v: (B, n, Hkv, D); q_at_sinks: q as the sinks see it. Returns (B, T, H, D)."""
         _, T, H, D = q.shape
         q, k, v, n_sinks = self._beside_sinks(q, k, v, q_at_sinks, plan)
-        mask, causal = plan.visible, plan.visible is None and not plan.decoding
+        mask, causal = plan.visible, plan.visible is None and not (plan.decoding or plan.both_ways)
         if mask is not None:
             mask = F.pad(mask, (n_sinks, 0), value=True)[:, None]  # (1 or B, 1, T, S + n)
         elif causal and n_sinks:

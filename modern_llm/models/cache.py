@@ -150,6 +150,16 @@ class KVCache:
         copy.length = self.length
         return copy
 
+    def keep(self, rows: Tensor) -> bool:
+        """Let go of all texts but those in the rows (n,); always possible here."""
+        for held in (self._keys, self._values):
+            held[:] = [tensor[rows] for tensor in held]
+        self._kept_keys = [None if kept is None else kept[rows] for kept in self._kept_keys]
+        self.positions, self.real, self.real_tokens = (
+            None if marks is None else marks[rows] for marks in (self.positions, self.real, self.real_tokens)
+        )
+        return True
+
     def advance(self, tokens: int, real: Tensor | None, positions: Tensor | None) -> None:
         """Count `tokens` more; real and positions (B, tokens) where any text is padded."""
         start, stop = self.length, self.length + tokens

@@ -22,6 +22,9 @@ class Cache(Protocol):
     def repeated(self, batch_size: int, max_tokens: int) -> Any:
         """A cache for `batch_size` texts that all begin with the one text held here."""
 
+    def keep(self, rows: Tensor) -> bool:
+        """Let go of all texts but those in the rows (n,). False: this cache cannot, and holds them all still."""
+
 
 class CausalLM(Protocol):
     """What generation, evaluation and the objectives ask of a causal language model."""
@@ -108,6 +111,7 @@ def stream_tokens(
     sampling: Sampling = GREEDY,
     seed: int = 0,
     prefix: Cache | None = None,
+    closed: set[int] | None = None,
     cache: Cache | None = None,
 ) -> Iterator[Tensor]:
     """Prefill, then one token a step on a preallocated cache.
@@ -120,6 +124,8 @@ def stream_tokens(
         sampling: how a token is chosen.
         seed: row b draws from a generator seeded with seed + b.
         prefix: cache of one text that every prompt continues; computed once, however many prompts there are.
+        closed: rows that need no more tokens; whoever reads the stream adds to them. Once they are half of what is
+            computed they leave the batch, and their ids mean nothing.
         cache: of the texts that the prompts continue. It is written to, and holds all but the last token that came.
 
     Yields:
@@ -154,15 +160,23 @@ def stream_tokens(
         elif cache is None:
             cache = model.new_cache(B, None if max_new_tokens is None else T + max_new_tokens)
         step_ids, mask, produced = input_ids, attention_mask, 0
+        rows, chosen = list(range(B)), input_ids[:, -1]  # rows that are computed; ids of all
         while max_new_tokens is None or produced < max_new_tokens:
+            staying = [place for place, row in enumerate(rows) if row not in (closed or ())]
+            if produced and 0 < 2 * len(staying) <= len(rows) and cache.keep(torch.tensor(staying, device=device)):
+                rows, generators = [rows[i] for i in staying], [generators[i] for i in staying]
+                places = torch.tensor(rows, device=device)
+                step_ids, mask = step_ids[staying], None if mask is None else mask[staying]
+                occurred = None if occurred is None else occurred[staying]
             hidden = model.hidden_states(step_ids, attention_mask=mask, cache=cache).hidden[:, -1]
             logits = linear(hidden, head.to(hidden.dtype)).float()
             ids = _choose(filter_logits(logits, sampling, occurred), sampling, generators)
             if occurred is not None:
                 occurred.scatter_(1, ids[:, None], True)
-            mask = None if mask is None else mask.new_ones(B, 1)
+            mask = None if mask is None else mask.new_ones(len(rows), 1)
             step_ids, produced = ids[:, None], produced + 1
-            yield ids
+            chosen = ids if len(rows) == B else chosen.index_copy(0, places, ids)
+            yield chosen
     finally:
         model.train(was_training)
 
@@ -191,19 +205,20 @@ def generate(
         New ids of every text, without prompt and eos.
     """
     texts: list[list[int]] = [[] for _ in range(len(input_ids))]
-    open_rows = set(range(len(input_ids)))
-    for ids in stream_tokens(
-        model, input_ids, attention_mask, max_new_tokens=max_new_tokens, sampling=sampling, seed=seed, prefix=prefix
-    ):
+    closed: set[int] = set()
+    options: dict[str, Any] = {"max_new_tokens": max_new_tokens, "sampling": sampling, "seed": seed, "prefix": prefix}
+    for ids in stream_tokens(model, input_ids, attention_mask, closed=closed, **options):
         chosen = ids.tolist()
-        for row in list(open_rows):
+        for row in range(len(texts)):
+            if row in closed:
+                continue
             if chosen[row] == eos_id:
-                open_rows.discard(row)
+                closed.add(row)
                 continue
             texts[row].append(chosen[row])
             if finished is not None and finished(row, texts[row]):
-                open_rows.discard(row)
-        if not open_rows:
+                closed.add(row)
+        if len(closed) == len(texts):
             break
     return texts
 

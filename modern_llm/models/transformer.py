@@ -70,6 +70,19 @@ class DecoderBlock(nn.Module):
         return x + F.dropout(fed, self.dropout, self.training), routing
 
 
+@torch.no_grad()
+def init_weights(model: nn.Module, std: float, n_layers: int) -> None:
+    """Normal(0, std); what writes to the residual stream is scaled by 1 / sqrt(2 n_layers) (GPT-2)."""
+    for name, parameter in model.named_parameters():
+        if name.endswith("norm.weight"):
+            nn.init.ones_(parameter)
+        elif name.endswith((".bias", ".sink_logits", ".sink_values")):
+            nn.init.zeros_(parameter)
+        else:
+            residual = name.endswith(("o_proj.weight", "down_proj.weight", "down_proj"))
+            nn.init.normal_(parameter, std=std / (2 * n_layers) ** 0.5 if residual else std)
+
+
 class ModernDecoderLM(nn.Module):
     """Decoder-only language model: RMSNorm, RoPE, grouped-query attention with sinks, SwiGLU or experts.
 
@@ -92,21 +105,8 @@ class ModernDecoderLM(nn.Module):
         self.head = Linear(config.d_model, config.vocab_size, bias=False)
         if config.tie_embeddings:
             self.head.weight = self.embedding.weight
-        self.activation_checkpointing = False
-        self.reset_parameters()
-
-    @torch.no_grad()
-    def reset_parameters(self) -> None:
-        """Normal(0, init_std); what writes to the residual stream is scaled by 1 / sqrt(2 n_layers) (GPT-2)."""
-        for name, parameter in self.named_parameters():
-            if name.endswith("norm.weight"):
-                nn.init.ones_(parameter)
-            elif name.endswith((".bias", ".sink_logits", ".sink_values")):
-                nn.init.zeros_(parameter)
-            else:
-                residual = name.endswith(("o_proj.weight", "down_proj.weight", "down_proj"))
-                depth = (2 * self.config.n_layers) ** 0.5 if residual else 1.0
-                nn.init.normal_(parameter, std=self.config.init_std / depth)
+        self.dropout, self.activation_checkpointing = config.dropout, False
+        init_weights(self, config.init_std, config.n_layers)
 
     @property
     def head_weight(self) -> Tensor:
@@ -132,7 +132,7 @@ class ModernDecoderLM(nn.Module):
         other numbers for continuations of it, none of which sees another."""
         tokens = input_ids.shape[1]
         plan = plan_attention(self.config, self.rotary, tokens, attention_mask, document_ids, cache, branch_ids)
-        x = F.dropout(self.embedding(input_ids), self.config.dropout, self.training)  # (B, T, d_model)
+        x = F.dropout(self.embedding(input_ids), self.dropout, self.training)  # (B, T, d_model)
         routings = []
         for layer, block in enumerate(self.blocks):
             if self.activation_checkpointing and self.training and cache is None:

@@ -11,7 +11,11 @@ from modern_llm.objectives.base import Batch, LossOutput
 
 
 class TextClassifier(Protocol):
-    """What the objective asks of a classifier."""
+    """What the objective and the evaluation ask of a classifier."""
+
+    @property
+    def labels(self) -> list[str]:
+        """Words of the C classes."""
 
     def logits(self, input_ids: Tensor, last: Tensor) -> Tensor:
         """(B, C) for texts (B, T) whose last real tokens stand at `last` (B,)."""

@@ -78,7 +78,7 @@ class PreferenceOptimisation:
         reference = batch["reference_log_probs"].to(sums.dtype) if self.loss.needs_reference else torch.zeros_like(sums)
         pairs = PairLogProbs(*sums.unbind(1), *tokens.unbind(1), *reference.unbind(1))
         loss = self.loss(pairs).sum()
-        metrics = self._metrics(pairs)
+        metrics = {name: values.sum() for name, values in measures(self.loss, pairs).items()}
         if output.aux_losses:
             metrics["preference_loss"] = loss.detach()
         for name, value in output.aux_losses.items():
@@ -86,19 +86,21 @@ class PreferenceOptimisation:
             metrics[name] = value.detach() * len(sums)
         return LossOutput(loss, metrics)
 
-    @torch.no_grad()
-    def _metrics(self, pairs: PairLogProbs) -> dict[str, Tensor]:
-        chosen, rejected = self.loss.rewards(pairs)
-        margin = chosen - rejected
-        metrics = {
-            "preference_accuracy": ((margin.sign() + 1) / 2).sum(),
-            "reward_margin": margin.sum(),
-            "chosen_reward": chosen.sum(),
-            "rejected_reward": rejected.sum(),
-            "chosen_log_prob": pairs.chosen.sum(),
-            "rejected_log_prob": pairs.rejected.sum(),
-        }
-        if self.loss.needs_reference:
-            squares = pairs.chosen_ratio.square() + pairs.rejected_ratio.square()
-            metrics["kl_estimate"] = (squares / 4).sum()  # half of each, averaged over the two answers
-        return metrics
+
+@torch.no_grad()
+def measures(loss: PreferenceLoss, pairs: PairLogProbs) -> dict[str, Tensor]:
+    """What is logged of B pairs, (B,) each; the class above says what they are."""
+    chosen, rejected = loss.rewards(pairs)
+    margin = chosen - rejected
+    found = {
+        "preference_accuracy": (margin.sign() + 1) / 2,
+        "reward_margin": margin,
+        "chosen_reward": chosen,
+        "rejected_reward": rejected,
+        "chosen_log_prob": pairs.chosen,
+        "rejected_log_prob": pairs.rejected,
+    }
+    if loss.needs_reference:
+        # Half of each answer's square, averaged over the two.
+        found["kl_estimate"] = (pairs.chosen_ratio.square() + pairs.rejected_ratio.square()) / 4
+    return found

@@ -33,6 +33,8 @@ CHANGEABLE = (
     "task.evaluation.*",
     "task.suggested_steps",
     "task.objective_metric",
+    "task.stages",
+    "task.measures.*",
     "hardware.*",
     "logger.*",
     "paths.*",

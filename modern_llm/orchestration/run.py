@@ -18,6 +18,7 @@ from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 
 from modern_llm.instantiate import LINKS, ConfigError, build, nearest
+from modern_llm.orchestration.pipeline import Pipeline
 from modern_llm.orchestration.resume import newest_unfinished, resumed_config, settled
 from modern_llm.tasks.base import RunFolder, Task
 
@@ -120,14 +121,7 @@ def execute(config: DictConfig) -> float | None:
             print("resume=auto: no unfinished run like this one; starting a new one", file=sys.stderr)
     task: Task = build(OmegaConf.create(record).task)
     if resuming and (path / "result.json").exists():
-        length = OmegaConf.select(OmegaConf.create(record), "trainer.max_steps")
-        if length is None:
-            raise ConfigError(f"resume={path}: this run is finished. Leave resume out to start a new one.")
-        done = json.loads((path / "result.json").read_text(encoding="utf-8"))["metrics"].get("steps", 0)
-        if length <= done:
-            raise ConfigError(
-                f"resume={path}: this run is finished. Lengthen it with trainer.max_steps=<more than {done:.0f}>."
-            )
+        _require_further_work(task, path, record)
     _write_record(path, record, overrides, resuming)
     (path / "failure.txt").unlink(missing_ok=True)  # of an earlier sitting: this one is not over
     print(f"run folder: {path}", file=sys.stderr)
@@ -138,6 +132,26 @@ def execute(config: DictConfig) -> float | None:
         (path / "failure.txt").write_text("".join(lines) + "\n" + traceback.format_exc(), encoding="utf-8")
         raise
     return metrics[task.objective_metric]
+
+
+def _require_further_work(task: Task, path: Path, record: dict[str, Any]) -> None:
+    """Refuse to go on with a finished run that has nothing left to do.
+
+    Raises:
+        ConfigError: with what would give it more.
+    """
+    if isinstance(task, Pipeline):
+        if not task.further_work(path):
+            raise ConfigError(f"resume={path}: this pipeline is finished. Ask for further stages: task.stages=[…].")
+        return
+    length = OmegaConf.select(OmegaConf.create(record), "trainer.max_steps")
+    if length is None:
+        raise ConfigError(f"resume={path}: this run is finished. Leave resume out to start a new one.")
+    done = json.loads((path / "result.json").read_text(encoding="utf-8"))["metrics"].get("steps", 0)
+    if length <= done:
+        raise ConfigError(
+            f"resume={path}: this run is finished. Lengthen it with trainer.max_steps=<more than {done:.0f}>."
+        )
 
 
 def _write_record(path: Path, record: dict[str, Any], overrides: list[str], resuming: bool) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import json
 import signal
 import subprocess
@@ -13,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from modern_llm.instantiate import ConfigError
+from modern_llm.orchestration.overrides import quoted
 from modern_llm.reporting.record import job_status
 
 # Ends that a person asked for: Ctrl-C and a scheduler's SIGTERM, as `launch.py` reports them.
@@ -20,15 +22,15 @@ _INTERRUPTED = {128 + signal.SIGINT, 128 + signal.SIGTERM, -signal.SIGINT, -sign
 
 
 class SweepInterrupted(BaseException):
-    """A job was stopped by a signal, and the sweep with it.
+    """A job was stopped by a signal, and the sweep or pipeline with it.
 
     Args:
         signal_number: the signal.
-        folder: of the sweep.
+        folder: of the sweep or pipeline.
     """
 
     def __init__(self, signal_number: int, folder: Path) -> None:
-        super().__init__(f"sweep stopped by {signal.Signals(signal_number).name}")
+        super().__init__(f"stopped by {signal.Signals(signal_number).name}")
         self.signal_number, self.checkpoint = signal_number, folder
 
 
@@ -127,12 +129,6 @@ def _consecutive(numbers: list[int], limit: int | None) -> list[list[int]]:
     return batches
 
 
-def _quoted(path: Path) -> str:
-    """A path as a value in Hydra's override grammar."""
-    escaped = str(path).replace("\\", "\\\\").replace("'", "\\'")
-    return f"'{escaped}'"
-
-
 def _forwarded_flags() -> list[str]:
     """Flags of this command line that decide what is composed."""
     flags, arguments = [], sys.argv[1:]
@@ -141,6 +137,13 @@ def _forwarded_flags() -> list[str]:
         if name in ("--config-dir", "-cd", "--config-name", "-cn", "--config-path", "-cp"):
             flags += [argument] if "=" in argument else arguments[i : i + 2]
     return flags
+
+
+def _die_with_parent() -> None:
+    """Ask the kernel to kill this process when its parent dies: a job that outlived a killed command would write into
+    the folder in which the next one goes on."""
+    set_parent_death_signal = 1  # prctl.h
+    ctypes.CDLL(None).prctl(set_parent_death_signal, signal.SIGKILL)
 
 
 def run_in_process(overrides: list[str], folder: Path, output: Path | None = None) -> int:
@@ -159,11 +162,12 @@ def run_in_process(overrides: list[str], folder: Path, output: Path | None = Non
     """
     if output is None:
         print(f"\njob {folder.name}: {' '.join(overrides)}", file=sys.stderr, flush=True)
-    resume = [f"resume={_quoted(folder)}"] if (folder / "config.yaml").is_file() else []
+    resume = [f"resume={quoted(str(folder))}"] if (folder / "config.yaml").is_file() else []
     command = [sys.executable, sys.argv[0], *_forwarded_flags(), *overrides]
-    command += [*resume, f"hydra.run.dir={_quoted(folder)}", "hydra.mode=RUN"]
+    command += [*resume, f"hydra.run.dir={quoted(str(folder))}", "hydra.mode=RUN"]
+    ended = _die_with_parent if sys.platform == "linux" else None
     with output.open("ab") if output else nullcontext() as file:
-        child = subprocess.Popen(command, stdout=file, stderr=subprocess.STDOUT if file else None)
+        child = subprocess.Popen(command, stdout=file, stderr=subprocess.STDOUT if file else None, preexec_fn=ended)
 
     def pass_on(number: int, frame: object) -> None:
         child.send_signal(number)

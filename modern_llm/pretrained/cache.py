@@ -79,6 +79,14 @@ class HuggingFaceCache:
         self.real = torch.cat([old, new], dim=1)
         return self.real
 
+    def keep(self, rows: Tensor) -> bool:
+        """Let go of all texts but those in the rows (n,); always possible here."""
+        for layer in self.layers:
+            if layer.keys is not None and layer.values is not None:
+                layer.keys, layer.values = layer.keys[rows], layer.values[rows]
+        self.real = None if self.real is None else self.real[rows]
+        return True
+
     def repeated(self, batch_size: int, max_tokens: int) -> HuggingFaceCache:
         """A cache for `batch_size` texts that all begin with the one text held here."""
         copy = HuggingFaceCache(0, max_tokens)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import logging
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,6 +17,7 @@ from modern_llm.data.tokenizers import Tokenizer, gguf_file
 from modern_llm.hub import find_model
 from modern_llm.models.interop import to_hugging_face
 from modern_llm.models.transformer import ModernDecoderLM
+from modern_llm.models.verifier import VerifierModel
 from modern_llm.pretrained.causal import HuggingFaceCausalLM
 from modern_llm.pretrained.classifier import Classifier
 from modern_llm.pretrained.lora import add_lora
@@ -33,8 +34,8 @@ class LoadedModel:
     """A model with what belongs to it.
 
     Attributes:
-        model: what the loop and the evaluators see: `CausalLM`, `HuggingFaceSeq2Seq` or `Classifier`.
-        base: the `transformers` model, or `ModernDecoderLM`, inside; with its head where it has one.
+        model: what the loop and the evaluators see: `CausalLM`, `HuggingFaceSeq2Seq`, `Classifier` or `VerifierModel`.
+        base: the `transformers` model, `ModernDecoderLM` or `VerifierModel` inside; with its head where it has one.
         tokenizer: of the model.
         context: tokens that it was made for; None: any number.
         name: of the base, for the record.
@@ -52,10 +53,15 @@ class LoadedModel:
 
     @property
     def start_ids(self) -> list[int]:
-        """What every text begins with: the tokenizer's bos; for a decoder of our own, the separator of texts."""
+        """What every text begins with: the tokenizer's bos; for a model of our own, the separator of texts."""
         if self.tokenizer.bos_id is not None:
             return [self.tokenizer.bos_id]
-        return [self.tokenizer.eos_id] if isinstance(self.base, ModernDecoderLM) else []
+        return [self.tokenizer.eos_id] if self.is_own else []
+
+    @property
+    def is_own(self) -> bool:
+        """Whether the model inside is one of ours."""
+        return isinstance(self.base, ModernDecoderLM | VerifierModel)
 
     @property
     def is_seq2seq(self) -> bool:
@@ -65,7 +71,7 @@ class LoadedModel:
     @property
     def labels(self) -> list[str]:
         """Words of a classifier's classes; empty for a language model."""
-        return self.model.labels if isinstance(self.model, Classifier) else []
+        return self.model.labels if isinstance(self.model, Classifier | VerifierModel) else []
 
     def parameter_counts(self) -> tuple[int, int]:
         """Parameters, and how many of them are trained."""
@@ -80,12 +86,32 @@ class LoadedModel:
 
     def with_lora(self, lora: LoRA) -> LoadedModel:
         """The same model with adapters, in place; all else frozen."""
-        theirs = not isinstance(self.base, ModernDecoderLM)
+        theirs = not self.is_own
         task = None
         if theirs:
             task = "SEQ_2_SEQ_LM" if self.is_seq2seq else "SEQ_CLS" if self.labels else "CAUSAL_LM"
         adapted = add_lora(self.base if theirs else self.model, lora, task, self.name)
         return replace(self, adapter=adapted)
+
+    @contextmanager
+    def untrained(self) -> Iterator[nn.Module]:
+        """The model without its adapters, in evaluation mode: as it was before they were trained."""
+        was_training = self.model.training
+        self.model.eval()
+        try:
+            with self.adapter.disable_adapter() if self.adapter is not None else nullcontext():
+                yield self.model
+        finally:
+            self.model.train(was_training)
+
+    def weights_hash(self) -> str:
+        """Changes when any value of any weight does, adapters aside."""
+        digest = hashlib.sha256()
+        for name, parameter in self.model.named_parameters():
+            if "lora_" not in name:
+                digest.update(f"{name.replace('.base_layer', '')} {tuple(parameter.shape)} {parameter.dtype}".encode())
+                digest.update(parameter.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
+        return digest.hexdigest()
 
     def merged(self) -> LoadedModel:
         """The same model with its adapters added into the weights; all of them are trainable again."""
@@ -96,6 +122,8 @@ class LoadedModel:
         plain.requires_grad_(True)
         if isinstance(self.base, ModernDecoderLM):
             return replace(self, model=plain, adapter=None)
+        if self.is_own:
+            return replace(self, model=plain, base=plain, adapter=None)
         return replace(self, base=plain, adapter=None)
 
     def as_hugging_face(self) -> LoadedModel:
@@ -104,22 +132,20 @@ class LoadedModel:
         Raises:
             ValueError: a decoder of our own with parts that no architecture there has; they are named.
         """
-        if not isinstance(self.base, ModernDecoderLM):
+        if not self.is_own:
             return self
-        if self.labels:
-            raise ValueError(
-                "a classifier over a decoder of our own has no class in transformers. Keep its checkpoint."
-            )
+        if not isinstance(self.base, ModernDecoderLM) or self.labels:
+            raise ValueError("a classifier of our own has no class in transformers. Keep its checkpoint.")
         exported = to_hugging_face(self.base)
         return replace(self, base=exported, model=HuggingFaceCausalLM(exported), adapter=None)
 
     def save(self, folder: Path) -> bool:
         """Write it in Hugging Face's own format: an adapter in PEFT's, with the classification head; or the whole
-        model. Returns False for a decoder of our own without adapters, whose checkpoint is its format."""
-        if self.adapter is None and isinstance(self.base, ModernDecoderLM):
+        model. Returns False for a model of our own without adapters, whose checkpoint is its format."""
+        if self.adapter is None and self.is_own:
             return False
         config: Any = self.base.config
-        theirs = not isinstance(self.base, ModernDecoderLM)
+        theirs = not self.is_own
         unpadded = theirs and config.pad_token_id is None
         if unpadded:  # nothing here reads it; a classifier that is loaded elsewhere does
             config.pad_token_id = self.tokenizer.eos_id
@@ -221,6 +247,11 @@ def own_decoder(
     return LoadedModel(top, model, tokenizer, model.config.max_seq_len, name, fingerprint)
 
 
+def own_verifier(model: VerifierModel, tokenizer: Tokenizer, name: str) -> LoadedModel:
+    """A verifier of our own, from scratch or of an earlier run."""
+    return LoadedModel(model, model, tokenizer, model.config.max_seq_len, name, weights_fingerprint(model))
+
+
 def with_classification_head(loaded: LoadedModel, labels: list[str]) -> LoadedModel:
     """A language model's body under a new head for these classes.
 
@@ -240,6 +271,16 @@ def with_classification_head(loaded: LoadedModel, labels: list[str]) -> LoadedMo
     base.base_model.load_state_dict(loaded.base.base_model.state_dict())  # type: ignore[union-attr]
     base.to(next(loaded.base.parameters()).dtype)
     return replace(loaded, base=base, model=Classifier(HuggingFaceCausalLM(base), labels))
+
+
+def switch_off_dropout(model: nn.Module) -> None:
+    """No dropout in training either, adapters included: a policy is then its reference at the start."""
+    for module in model.modules():
+        if isinstance(module, nn.Dropout):
+            module.p = 0.0
+        for name in ("dropout", "attention_dropout"):  # of modules that call the function
+            if isinstance(getattr(module, name, None), float):
+                setattr(module, name, 0.0)
 
 
 def _writes(architecture: str, labels: list[str] | None) -> bool:

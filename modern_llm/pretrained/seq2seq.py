@@ -77,6 +77,10 @@ class Seq2SeqCache(HuggingFaceCache):
         super().__init__(n_layers, max_tokens)
         self.states = EncoderDecoderCache(Cache(layers=list(self.layers)), DynamicCache())
 
+    def keep(self, rows: Tensor) -> bool:
+        """Not possible: the encoder's states belong to all texts."""
+        return False
+
 
 class Decoder:
     """T5's decoder over encoded texts, as a `CausalLM`.

@@ -14,9 +14,11 @@ class FullFinetuning:
 
     Args:
         suggested_lr: what `trainer.optimizer.lr` is unless set.
+        suggested_preference_lr: the same where preferences are learned.
     """
 
     suggested_lr: float = 3e-5
+    suggested_preference_lr: float = 1e-6
 
 
 @dataclass(frozen=True)
@@ -30,6 +32,7 @@ class LoRA:
         targets: names of the linear maps that get an adapter, such as [q_proj, v_proj]; null: all those of attention
             and feed-forward layers, found in the model.
         suggested_lr: what `trainer.optimizer.lr` is unless set.
+        suggested_preference_lr: the same where preferences are learned.
     """
 
     rank: int = 16
@@ -37,6 +40,7 @@ class LoRA:
     dropout: float = 0.05
     targets: list[str] | None = None
     suggested_lr: float = 5e-4
+    suggested_preference_lr: float = 5e-5
 
     def __post_init__(self) -> None:
         require(self.rank >= 1, "model.lora.rank", self.rank, "must be at least 1", "Use 16")

@@ -141,3 +141,31 @@ def draw_loss(runs: dict[str, RunRecord], path: Path) -> Path:
         axes.legend(fontsize="small", frameon=False)
     figure.savefig(path, dpi=120)
     return path
+
+
+def draw_solved(curve: Sequence[dict[str, Any]], path: Path) -> Path:
+    """Share of problems solved over answers per problem, one colour a way of choosing, with its interval.
+
+    Args:
+        curve: rows with `k`, `way`, `solved`, `low` and `high`.
+        path: picture to write; the ending says the format.
+    """
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(6, 4), layout="constrained")
+    axes = figure.subplots()
+    for number, way in enumerate(dict.fromkeys(row["way"] for row in curve)):
+        k, solved, low, high = zip(
+            *((row["k"], row["solved"], row["low"], row["high"]) for row in curve if row["way"] == way), strict=True
+        )
+        label = "any right (pass@k)" if way == "pass" else way
+        axes.plot(k, solved, label=label, color=f"C{number}", marker="o", markersize=3)
+        axes.fill_between(k, low, high, color=f"C{number}", alpha=0.12, linewidth=0)
+    axes.set_xscale("log", base=2)
+    points = sorted({row["k"] for row in curve})
+    axes.set_xticks(points, [str(k) for k in points])
+    axes.set(xlabel="answers per problem", ylabel="problems solved", ylim=(0, None))
+    axes.grid(alpha=0.3)
+    axes.legend(fontsize="small", frameon=False)
+    figure.savefig(path, dpi=120)
+    return path

@@ -21,7 +21,7 @@ def write_run_report(folder: Path) -> dict[str, Path]:
 
     Any task's `result.json` is told: `metrics` (name -> number, an interval's ends as `<name>_low` and `<name>_high`),
     and where they are there `headline` (names of the metrics for the cards), `samples` (dicts with `prompt` and
-    `text`), `errors` (dicts, a row each), `notes` (texts), `protocol` and
+    `text`), `errors` (dicts, a row each), `tables` (title -> dicts, a row each), `notes` (texts), `protocol` and
     `perplexity_protocol` (what to know of the figures), `runtime`, `data_fingerprints`.
 
     Args:
@@ -58,6 +58,10 @@ def _page(run: RunRecord) -> str:
         blocks.section("Curves", curve_figure(data, [run.folder.name], {}) if data["metrics"] else ""),
         blocks.section("Samples", *(blocks.sample(s.get("prompt", ""), s.get("text", "")) for s in samples)),
         blocks.section("Final metrics", blocks.table(["metric", "value"], rows)),
+        *(
+            blocks.section(title, blocks.table(list(table[0]) if table else [], table))
+            for title, table in (result.get("tables") or {}).items()
+        ),
         blocks.section(
             "Errors",
             blocks.table(error_columns, shown_errors),

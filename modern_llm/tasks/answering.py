@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import time
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 from modern_llm.checks import require
 from modern_llm.data.supervised import Example, SupervisedData
-from modern_llm.tasks.base import RunFolder, say
+from modern_llm.tasks.base import RunFolder, progress_of, say
 from modern_llm.tasks.pretrained import PretrainedTask, report, room_in, tell_model
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Sequence
     from pathlib import Path
 
     import torch
@@ -92,20 +91,6 @@ def prepare_model(task: AnsweringTask, train: bool) -> tuple[Runtime, LoadedMode
         form = CompletionForm(dataset, loaded.tokenizer, max_tokens, loaded.start_ids)
     tell_model(loaded, runtime, train)
     return runtime, loaded, form
-
-
-def progress_of(what: str) -> Callable[[int, int], None]:
-    """Tells how far an evaluation is, now and then."""
-    start = last = time.perf_counter()
-
-    def tell(done: int, of: int) -> None:
-        nonlocal last
-        now = time.perf_counter()
-        if now - last > 10 or (done == of and now - start > 10):
-            last = now
-            say(f"{what}: {done}/{of}, {(now - start) / done * (of - done):.0f} s left")
-
-    return tell
 
 
 def answer_examples(

@@ -5,7 +5,8 @@ from __future__ import annotations
 import json
 import math
 import sys
-from collections.abc import Mapping, Sequence
+import time
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -100,6 +101,20 @@ class Task(Protocol):
 def say(message: str) -> None:
     """Tell the person at the terminal how far the run is."""
     print(message, file=sys.stderr, flush=True)
+
+
+def progress_of(what: str) -> Callable[[int, int], None]:
+    """Tells how far an evaluation is, now and then."""
+    start = last = time.perf_counter()
+
+    def tell(done: int, of: int) -> None:
+        nonlocal last
+        now = time.perf_counter()
+        if now - last > 10 or (done == of and now - start > 10):
+            last = now
+            say(f"{what}: {done}/{of}, {(now - start) / done * (of - done):.0f} s left")
+
+    return tell
 
 
 def require_pretrained(model: Any) -> None:

@@ -12,11 +12,15 @@ from modern_llm.data.tokenizers import Tokenizer
 from modern_llm.instantiate import build, describe
 from modern_llm.models.config import ModernLLMConfig
 from modern_llm.models.transformer import ModernDecoderLM
+from modern_llm.models.verifier import VerifierModel
+from modern_llm.models.verifier_config import VerifierConfig
 from modern_llm.pretrained.loading import (
     LoadedModel,
     hugging_face_config,
     load_hugging_face,
     own_decoder,
+    own_verifier,
+    weights_fingerprint,
     with_classification_head,
 )
 from modern_llm.pretrained.settings import LoRA, ModelFromRun, PretrainedChoice, PretrainedModel
@@ -62,7 +66,7 @@ def is_encoder_decoder(choice: PretrainedChoice, mirror: str | None) -> bool:
     """Whether an encoder reads the input, found without loading weights."""
     if isinstance(choice, ModelFromRun):
         inner = build(OmegaConf.load(choice.checkpoint() / "config.yaml").model, "model")
-        return not isinstance(inner, ModernLLMConfig) and is_encoder_decoder(inner, mirror)
+        return not isinstance(inner, ModernLLMConfig | VerifierConfig) and is_encoder_decoder(inner, mirror)
     return hugging_face_config(choice, mirror).is_encoder_decoder
 
 
@@ -93,6 +97,8 @@ def _from_checkpoint(
     if isinstance(inner, ModernLLMConfig):
         tokenizer = Tokenizer.load(folder / "tokenizer")
         loaded = own_decoder(ModernDecoderLM(inner), tokenizer, str(folder), had)
+    elif isinstance(inner, VerifierConfig):
+        loaded = own_verifier(VerifierModel(inner, had), Tokenizer.load(folder / "tokenizer"), str(folder))
     else:
         merges = train or (labels and not had)
         loaded = _load(inner, mirror, had, True, torch.float32 if merges else dtype)
@@ -109,17 +115,19 @@ def _from_checkpoint(
             )
         loaded = replace(loaded, tokenizer=tokenizer)  # with the chat template of the training
     load_model_tensors(loaded.model, folder)
+    if isinstance(inner, ModernLLMConfig | VerifierConfig):  # built with random weights
+        loaded = replace(loaded, fingerprint=weights_fingerprint(loaded.base))
     if train or (labels and not had):
         loaded = loaded.merged()
-        if not isinstance(loaded.base, ModernDecoderLM):
+        if not loaded.is_own:
             loaded.base.to(dtype)  # only now: adapters are merged at full precision
     return with_classification_head(loaded, labels) if labels and not had else loaded
 
 
 def describe_model(choice: PretrainedChoice, loaded: LoadedModel) -> str:
     """What `config.yaml` of a checkpoint says, from which `load_model` makes the model again."""
-    # A whole decoder of our own is in the checkpoint; everything else builds upon what `choice` names.
-    whole = isinstance(loaded.base, ModernDecoderLM) and loaded.adapter is None
+    # A whole model of our own is in the checkpoint; everything else builds upon what `choice` names.
+    whole = loaded.is_own and loaded.adapter is None
     model: Any = loaded.base.config if whole else choice
     if isinstance(model, ModelFromRun):  # the best checkpoint of a run may be another one later
         model = replace(model, path=str(model.checkpoint()))

@@ -11,7 +11,7 @@ from modern_llm.data.supervised import Example, SupervisedData
 from modern_llm.models.config import ModernLLMConfig
 from modern_llm.pretrained.settings import ModelFromRun, PretrainedModel
 from modern_llm.tasks.answering import FormName, chosen_metric
-from modern_llm.tasks.base import Paths, RunFolder, require_pretrained, say
+from modern_llm.tasks.base import Paths, RunFolder, progress_of, require_pretrained, say
 from modern_llm.training.settings import Hardware
 
 if TYPE_CHECKING:
@@ -143,7 +143,6 @@ class Prompting:
     def _ask(self, writer: PromptWriter, loaded: LoadedModel, examples: list[Example], prompts: list[Prompt]) -> Scored:
         from modern_llm.evaluation.answering import write_answers
         from modern_llm.evaluation.scoring import score_classes, score_texts
-        from modern_llm.tasks.answering import progress_of
 
         data, model = self.dataset, loaded.model
         inputs = [(data.source_of if loaded.is_seq2seq else data.prompt_of)(example) for example in examples]
@@ -170,7 +169,6 @@ class Prompting:
         import numpy as np
 
         from modern_llm.evaluation.answering import rank_answers
-        from modern_llm.tasks.answering import progress_of
 
         words, scores = self._answers(writer), np.zeros((len(prompts), len(self.dataset.labels)))
         for places in _by_shots(prompts):

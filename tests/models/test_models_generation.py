@@ -200,6 +200,48 @@ def test_eos_ends_each_text_by_itself(tiny, token_ids):
     assert len(cut[1]) < 25
 
 
+WINDOW = {"num_sinks": 2, "window": 6}
+
+
+@pytest.mark.parametrize(
+    ("settings", "padded"),
+    [
+        ({}, False),
+        ({}, True),
+        ({"sliding_window": 6}, False),
+        ({"sliding_window": 6}, True),
+        ({"use_attention_sinks": True, "sinks": LearnableSinks(**WINDOW)}, True),
+        ({"use_attention_sinks": True, "sinks": StreamingSinks(**WINDOW)}, False),
+    ],
+    ids=["full", "full, padded", "window", "window, padded", "learnable sinks, padded", "streaming sinks"],
+)
+def test_texts_that_have_ended_leave_the_batch(tiny, token_ids, monkeypatch, settings, padded):
+    """Row by row the same ids, and once half of the rows have ended, only the others are computed."""
+    model, prompts = tiny(tie_embeddings=False, **settings).double(), token_ids(6, 5)
+    mask = torch.ones(6, 5, dtype=torch.long)
+    if padded:
+        mask[1, :2] = mask[4, :3] = 0
+    lengths, computed = [3, 12, 5, 1, 2, 7], []
+    forward = model.hidden_states
+
+    def counted(input_ids, **options):
+        computed.append(len(input_ids))
+        return forward(input_ids, **options)
+
+    sampling = Sampling(temperature=1.3, repetition_penalty=1.2)
+    options = {"max_new_tokens": 12, "sampling": sampling}
+    alone = [
+        generate(
+            model, prompts[[b]], mask[[b]], seed=b, finished=lambda row, ids, b=b: len(ids) == lengths[b], **options
+        )
+        for b in range(6)
+    ]
+    monkeypatch.setattr(model, "hidden_states", counted)
+    together = generate(model, prompts, mask, finished=lambda row, ids: len(ids) == lengths[row], **options)
+    assert together == [ids for (ids,) in alone]
+    assert computed == [6, 6, 6, 3, 3, 3, 3, 1, 1, 1, 1, 1]
+
+
 def test_finished_ends_a_text(tiny, token_ids):
     model, ids = tiny(), token_ids(2, 5)
     calls = []

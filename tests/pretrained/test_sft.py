@@ -11,7 +11,8 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import byte_tokenizer
+from bases import trained_from_scratch
+from made_models import byte_tokenizer
 from safetensors.torch import load_file
 
 from modern_llm.data.arithmetic import Arithmetic
@@ -131,12 +132,18 @@ class TestRuns:
         assert prepare_chat_model(again, train=False)[1].tokenizer.chat_template == DEFAULT_TEMPLATE
 
     def test_a_decoder_of_our_own(self, tmp_path: Path) -> None:
-        from bases import trained_from_scratch
-
         base = trained_from_scratch(tmp_path / "base", byte_tokenizer())
         made = replace(task(tmp_path, "x", paths=Paths()), model=ModelFromRun(str(base), FullFinetuning()))
         assert run(made, tmp_path / "sft")["steps"] == 4
         assert ModelFromRun(str(tmp_path / "sft")).checkpoint().is_dir()
+
+    def test_adapters_on_a_decoder_of_our_own_are_found_again(self, tmp_path: Path) -> None:
+        from bases import trained_from_scratch
+
+        base = trained_from_scratch(tmp_path / "base", byte_tokenizer())
+        made = replace(task(tmp_path, "x", 2, paths=Paths()), model=ModelFromRun(str(base), LORA))
+        run(made, tmp_path / "sft")
+        assert run(replace(made, model=ModelFromRun(str(tmp_path / "sft"), LORA)), tmp_path / "further")["steps"] == 2
 
 
 class TestRefusals:

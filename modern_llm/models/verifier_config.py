@@ -1,0 +1,56 @@
+"""The verifier's hyper-parameters. Imports no torch."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, fields, replace
+from typing import Literal
+
+from modern_llm.checks import require
+from modern_llm.models.config import GQAConfig, ModernLLMConfig
+from modern_llm.models.rope import NoRope, PlainRope
+
+
+@dataclass(frozen=True)
+class VerifierConfig:
+    """Hyper-parameters of `VerifierModel`: those of the decoder whose blocks it is made of, and how a text becomes one
+    vector.
+
+    Args:
+        pooling: `mean` over the real tokens, or the `first` token's state, which has seen all others (Devlin et al.
+            2018, arXiv 1810.04805).
+        vocab_size, max_seq_len, d_model, n_layers, n_heads, head_dim, ffn_hidden_size, rope, gqa, qk_norm, qkv_bias,
+            norm_eps, dropout, init_std: as in `ModernLLMConfig`.
+
+    Raises:
+        ValueError: an impossible value or combination, with key, value, rule and remedy.
+    """
+
+    pooling: Literal["mean", "first"] = "mean"
+    vocab_size: int | None = None
+    max_seq_len: int = 512
+    d_model: int = 256
+    n_layers: int = 4
+    n_heads: int = 4
+    head_dim: int | None = None
+    ffn_hidden_size: int | None = None
+    rope: PlainRope | NoRope = field(default_factory=PlainRope)
+    gqa: GQAConfig = field(default_factory=GQAConfig)
+    qk_norm: bool = False
+    qkv_bias: bool = False
+    norm_eps: float = 1e-5
+    dropout: float = 0.0
+    init_std: float = 0.02
+
+    def __post_init__(self) -> None:
+        require(self.pooling in ("mean", "first"), "model.pooling", self.pooling, "is unknown", "Use mean or first")
+        _ = self.blocks  # checks everything else
+
+    @property
+    def blocks(self) -> ModernLLMConfig:
+        """What the blocks are built from, and the home of their rules."""
+        shared = {f.name: getattr(self, f.name) for f in fields(self) if f.name != "pooling"}
+        return ModernLLMConfig(**shared)
+
+    def with_vocab_size(self, vocab_size: int) -> VerifierConfig:
+        """This configuration for a tokenizer of `vocab_size` ids; raises as `ModernLLMConfig.with_vocab_size`."""
+        return replace(self, vocab_size=self.blocks.with_vocab_size(vocab_size).vocab_size)

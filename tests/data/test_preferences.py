@@ -1,0 +1,144 @@
+"""Preference pairs: read from three forms, through chat templates, and what is left out or refused."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from modern_llm.data.chat import DEFAULT_TEMPLATE, ChatWriter
+from modern_llm.data.preference_settings import PreferenceData
+from modern_llm.data.preferences import EncodedPair, dialogue_turns, pair_of, read_preferences
+from modern_llm.data.rows import FileRows, HubRows
+from modern_llm.data.tokenizers import ByteTokenizer
+from modern_llm.hub import find_dataset
+
+DIALOGUE = "\n\nHuman: one?\n\nAssistant: eins\n\nHuman: two?\n\nAssistant:"
+
+
+def writer(template: str = DEFAULT_TEMPLATE) -> ChatWriter:
+    return ChatWriter(ByteTokenizer().prepare(None, Path(), None).with_chat_template(template))  # type: ignore[arg-type]
+
+
+def source(folder: Path, rows: list[dict[str, Any]], held_out: int = 1) -> FileRows:
+    folder.joinpath("train.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return FileRows(str(folder / "train.jsonl"), str(folder / "train.jsonl"), held_out)
+
+
+def read(folder: Path, rows: list[dict[str, Any]], form: Any = "texts", max_tokens: int = 200, **more: Any) -> Any:
+    data = PreferenceData(source(folder, rows), form, **more)
+    return read_preferences(data, writer(), "evaluation", max_tokens, None)
+
+
+class TestForms:
+    def test_all_three_give_the_same_ids(self, tmp_path: Path) -> None:
+        turns = [
+            {"role": "user", "content": "one?"},
+            {"from": "gpt", "value": "eins"},
+            {"from": "human", "value": "two?"},
+        ]
+        chat = {k: [*turns, {"role": "assistant", "content": a}] for k, a in (("chosen", "zwei"), ("rejected", "drei"))}
+        dialogues = {"chosen": f"{DIALOGUE} zwei", "rejected": f"{DIALOGUE} drei"}
+        (of_chat,) = read(tmp_path, [chat], "chat").pairs
+        (of_dialogues,) = read(tmp_path, [dialogues], "dialogues").pairs
+        assert of_chat == of_dialogues
+        single = {"prompt": "one?", "chosen": "eins", "rejected": "zwei"}
+        (of_texts,) = read(tmp_path, [single]).pairs
+        row = {"chosen": "\n\nHuman: one?\n\nAssistant: eins", "rejected": "\n\nHuman: one?\n\nAssistant: zwei"}
+        assert read(tmp_path, [row], "dialogues").pairs == [of_texts]
+
+    def test_prompt_and_answers_are_what_the_model_reads_and_writes(self, tmp_path: Path) -> None:
+        rows = [{"chosen": f"{DIALOGUE} zwei", "rejected": f"{DIALOGUE} drei"}]
+        (pair,) = read(tmp_path, rows, "dialogues", system="Be short.").pairs
+        made = writer()
+        turns = [{"role": "system", "content": "Be short."}, *dialogue_turns(rows[0]["chosen"])]
+        assert pair.prompt_ids == made.prompt(turns[:-1])
+        eos = made.tokenizer.eos_id
+        assert pair.chosen_ids == [*made.tokenizer.encode("zwei"), eos]
+        assert pair.rejected_ids == [*made.tokenizer.encode("drei"), eos]
+        assert pair.context == len(pair.prompt_ids) + 4
+        assert pair.length == len(pair.prompt_ids) + 8
+
+    def test_turns_of_one_speaker_are_one(self) -> None:
+        text = "\n\nHuman: a\n\nHuman: b\n\nAssistant: c\n\nd\n\nAssistant: e"
+        assert dialogue_turns(text) == [
+            {"role": "user", "content": "a\n\nb"},
+            {"role": "assistant", "content": "c\n\nd\n\ne"},
+        ]
+        assert dialogue_turns("no turns") == []
+
+
+class TestLeftOut:
+    @pytest.mark.parametrize(
+        ("row", "why"),
+        [
+            ({"prompt": "a", "chosen": "b", "rejected": " b "}, "chosen and rejected the same"),
+            ({"prompt": "a", "chosen": "b", "rejected": "  "}, "an empty answer"),
+            ({"prompt": "a", "chosen": None, "rejected": "b"}, "an empty answer"),
+            ({"prompt": " ", "chosen": "b", "rejected": "c"}, "no prompt"),
+            ({"prompt": "a" * 300, "chosen": "b", "rejected": "c"}, "a prompt that fills the 200 tokens"),
+            ({"prompt": "a", "chosen": "b" * 300, "rejected": "c"}, "longer than 200 tokens"),
+        ],
+    )
+    def test_it_is_counted_by_its_reason(self, tmp_path: Path, row: dict[str, Any], why: str) -> None:
+        good = {"prompt": "a", "chosen": "b", "rejected": "c"}
+        found = read(tmp_path, [row, good, good])
+        assert found.skipped == {why: 1}
+        assert [pair.index for pair in found.pairs] == [1, 2]
+        with pytest.raises(ValueError, match=rf"none of 2 pairs can be learned from.*{why}.*task\.max_tokens"):
+            read(tmp_path, [row, row])
+
+    def test_dialogues_that_part_before_the_last_turn(self, tmp_path: Path) -> None:
+        data = PreferenceData(source(tmp_path, [{}]), "dialogues")
+        other = {"chosen": f"{DIALOGUE} zwei", "rejected": DIALOGUE.replace("two", "three") + " drei"}
+        assert pair_of(data, other, 0) == "answers to different prompts"
+        for rejected in ("", "\n\nHuman: one?", DIALOGUE):
+            assert pair_of(data, {"chosen": f"{DIALOGUE} zwei", "rejected": rejected}, 0) == "an empty answer"
+
+
+class TestRefusals:
+    def test_a_template_that_drops_turns_names_the_example(self, tmp_path: Path) -> None:
+        drops = "{% for m in messages[-2:] %}<{{ m.role }}>{{ m.content }}{% endfor %}"
+        data = PreferenceData(
+            source(tmp_path, [{"chosen": f"{DIALOGUE} a", "rejected": f"{DIALOGUE} b"}] * 2), "dialogues"
+        )
+        with pytest.raises(ValueError, match=r"example 0: the chat template drops"):
+            read_preferences(data, writer(drops), "evaluation", 200, None)
+
+    def test_a_column_that_is_not_there(self, tmp_path: Path) -> None:
+        with pytest.raises(ValueError, match=r"has no column 'rejected'.*It has prompt, chosen"):
+            read(tmp_path, [{"prompt": "a", "chosen": "b"}])
+
+    def test_a_turn_without_a_role(self, tmp_path: Path) -> None:
+        turns = [{"content": "a"}]
+        with pytest.raises(ValueError, match=r"example 0: a turn .*no content, or a role"):
+            read(tmp_path, [{"chosen": turns, "rejected": turns}], "chat")
+
+
+def test_a_part_that_the_hub_keeps_in_a_folder(tmp_path: Path) -> None:
+    """Anthropic/hh-rlhf declares no configurations."""
+    for part, text in (("harmless-base", "a"), ("helpful-base", "b")):
+        folder = tmp_path / "datasets" / "o" / "hh" / part
+        folder.mkdir(parents=True)
+        (folder / "train.jsonl").write_text(json.dumps({"chosen": text}) + "\n")
+    for part, text in (("harmless-base", "a"), ("helpful-base", "b")):
+        assert find_dataset("o/hh", part, "train", str(tmp_path))["chosen"][:] == [text]
+    with pytest.raises(ValueError, match=r"BuilderConfig 'nothing' not found"):
+        find_dataset("o/hh", "nothing", "train", str(tmp_path))
+
+
+def test_real_dialogues(mirror: Path) -> None:
+    """All 250 pairs of the test part: every prompt is shared, read a second way by cutting the texts."""
+    data = PreferenceData(HubRows("Anthropic/hh-rlhf", "harmless-base", "test"), "dialogues")
+    rows = data.source.rows("evaluation", str(mirror)).rows
+    found = read_preferences(data, writer(), "evaluation", 10**6, str(mirror))
+    assert len(found.pairs) + sum(found.skipped.values()) == len(rows) == 250
+    decode = writer().tokenizer.decode
+    expected = Counter(row["chosen"].rpartition("\n\nAssistant:")[2].strip() for row in rows)
+    read_back = Counter(decode(pair.chosen_ids[:-1]) for pair in found.pairs)
+    # The few pieces that speakers said in a row are joined, and are the only difference.
+    assert sum((read_back - expected).values()) <= 3
+    assert all(isinstance(pair, EncodedPair) and pair.prompt_ids for pair in found.pairs)
