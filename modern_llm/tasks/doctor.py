@@ -195,9 +195,10 @@ def choices(group: str, mirror: str | None) -> list[Finding]:
 
 
 def choice(group: str, name: str, mirror: str | None) -> Finding:
-    """Whether all that a choice names is here. A task is tried with the default model, then with pretrained ones."""
+    """Whether all that a choice names is here. A task is tried with the default model, then with models of other kinds;
+    one that runs other tasks names nothing itself."""
     found = Finding(name, "warning", "")
-    for model in [None] if group == "model" else [None, *_pretrained_models(mirror)]:
+    for model in [None] if group == "model" else [None, *_other_models(mirror)]:
         try:
             node = _composed(group, name, model)
             build(node, group)
@@ -206,6 +207,8 @@ def choice(group: str, name: str, mirror: str | None) -> Finding:
             if not str(refused).startswith("model: "):  # no other model would help
                 return found
             continue
+        if node["_target_"].startswith("modern_llm.orchestration."):
+            return Finding(name, "warning", "runs other tasks, and is ready where they are")
         missing = [absent(*thing, mirror) for thing in named(node)]
         if not any(missing):
             return Finding(name, "ok", f"with model={model}" if model else "")
@@ -226,11 +229,19 @@ def _composed(group: str, name: str, model: str | None = None) -> Any:
 
 
 @cache
-def _pretrained_models(mirror: str | None) -> tuple[str, ...]:
-    """Choices of `model` with a pretrained model that is here; where none is, one that stands for all."""
-    nodes = {name: list(named(_composed("model", name))) for name in _options("model")}
-    here = [name for name, things in nodes.items() if things and not any(absent(*t, mirror) for t in things)]
-    return tuple(here or [name for name, things in nodes.items() if things][:1])
+def _other_models(mirror: str | None) -> tuple[str, ...]:
+    """Choices of `model` with a pretrained model that is here; where none is, one that stands for all. Then one choice
+    of every other kind that a person need not complete."""
+    nodes = {name: _composed("model", name) for name in _options("model")}
+    named_by = {name: list(named(node)) for name, node in nodes.items()}
+    here = [name for name, things in named_by.items() if things and not any(absent(*t, mirror) for t in things)]
+    default = compose("config").model["_target_"]
+    known = {default, *(nodes[name]["_target_"] for name in nodes if named_by[name])}
+    others: dict[str, str] = {}
+    for name, node in nodes.items():
+        if node["_target_"] not in known and "???" not in node.values():
+            others.setdefault(node["_target_"], name)
+    return (*(here or [name for name, things in named_by.items() if things][:1]), *others.values())
 
 
 def named(node: Any) -> Iterator[tuple[str, str, str | None]]:

@@ -53,6 +53,11 @@ def test_a_configuration_that_the_mirror_lacks_is_named(mirror: Path) -> None:
     assert "'wikitext-2-raw-v1' not found" in raw.detail
 
 
+def test_a_task_with_a_model_of_its_own_kind_and_one_that_runs_others(mirror: Path) -> None:
+    assert choice("task", "verifier", str(mirror)).detail == "with model=verifier"
+    assert "runs other tasks" in choice("task", "pipeline", str(mirror)).detail
+
+
 @pytest.mark.parametrize(
     ("group", "name", "detail"),
     [("task", "text", "task.data.train=[]: names no file"), ("model", "from_run", "model.path: is missing"),
