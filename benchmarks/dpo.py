@@ -24,7 +24,7 @@ from modern_llm.data.tokenizers import Tokenizer
 from modern_llm.instantiate import build
 
 GPU = torch.cuda.is_available()
-BATCH, STEPS, ROUNDS, MAX_TOKENS = (16, 20, 3, 512) if GPU else (4, 4, 2, 384)
+BATCH, STEPS, ROUNDS, MAX_TOKENS = (16, 20, 3, 512) if GPU else (4, 3, 2, 256)
 
 
 def batches(tokenizer: Tokenizer) -> list[list[EncodedPair]]:
