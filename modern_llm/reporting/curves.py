@@ -199,6 +199,7 @@ def draw_reliability(
     bars = counts.bar(centres, [row["answers"] for row in rows], widths, color="C0", alpha=0.6)
     counts.bar_label(bars, fontsize="x-small")
     counts.margins(y=0.2)
+    counts.yaxis.get_major_locator().set_params(integer=True)
     counts.set(xlabel="predicted: probability of being right", ylabel="answers")
     for part in (axes, counts):
         part.grid(alpha=0.3)

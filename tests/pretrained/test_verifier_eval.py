@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 from bases import trained_from_scratch
-from conftest import byte_tokenizer
+from made_models import byte_tokenizer
 from test_verifier import ENCODER, HARDWARE, SUMS, WARM, result, task
 
 from modern_llm.data.arithmetic import Arithmetic
