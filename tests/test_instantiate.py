@@ -71,6 +71,10 @@ def with_a_pretrained_model(group: str, choice: str, folder: Path | None = None)
     if (group, choice) == ("task", "error_analysis") and folder is not None:
         (folder / "predictions.jsonl").touch()
         return [f"task.path={folder}"]
+    if (group, choice) == ("task", "verifier_eval") and folder is not None:
+        for name in ("result.json", "verifier.json"):
+            (folder / name).write_text('{"status": "finished"}')
+        return [f"task.verifier={folder}"]
     if (group, choice) == ("task", "plan"):
         return ['task.steps={one: {overrides: ["task=report"]}}']
     if group == "task" and choice in PRETRAINED_TASKS:

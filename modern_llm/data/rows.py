@@ -85,10 +85,17 @@ def choose_rows(
         chosen = parts[part]
     else:
         chosen = np.arange(count)
-    if limit is not None and limit < len(chosen):
-        random = np.random.Generator(np.random.Philox(key=[seed, 1]))
-        chosen = np.sort(random.choice(chosen, limit, replace=False))
-    return chosen.tolist()
+    return draw_rows(chosen.tolist(), limit, seed)
+
+
+def draw_rows(indices: list[int], limit: int | None, seed: int) -> list[int]:
+    """A sample in ascending order, drawn by the seed; all of them as they are where `limit` is None or not reached."""
+    if limit is None or limit >= len(indices):
+        return indices
+    import numpy as np
+
+    random = np.random.Generator(np.random.Philox(key=[seed, 1]))
+    return np.sort(random.choice(indices, limit, replace=False)).tolist()
 
 
 def gather_rows(split: str, every: list[Row], indices: list[int]) -> Rows:

@@ -8,7 +8,16 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 from modern_llm.data.batches import Encoded
-from modern_llm.data.rows import Part, Row, Rows, choose_rows, content_fingerprint, require_columns, text_of
+from modern_llm.data.rows import (
+    Part,
+    Row,
+    Rows,
+    choose_rows,
+    content_fingerprint,
+    draw_rows,
+    require_columns,
+    text_of,
+)
 from modern_llm.data.solution_settings import SolutionData, SolutionText, problem_id
 from modern_llm.data.sources import Split
 from modern_llm.data.tokenizers import Tokenizer
@@ -43,12 +52,14 @@ class Solutions(NamedTuple):
         skipped: reason -> how many were left out.
         split: where they are from.
         fingerprint: of their content.
+        known: problems that were left out, because a verifier knows them.
     """
 
     rows: list[Solution]
     skipped: dict[str, int]
     split: str
     fingerprint: str
+    known: int = 0
 
     @property
     def problems(self) -> list[str]:
@@ -62,8 +73,11 @@ def read_solutions(
     max_train_problems: int | None = None,
     max_evaluation_problems: int | None = None,
     seed: int = 0,
+    *,
+    wanted: Sequence[Part] = PARTS,
+    known: frozenset[str] = frozenset(),
 ) -> dict[Part, Solutions]:
-    """All parts, cut by problems and not by rows.
+    """Parts, cut by problems and not by rows.
 
     Where the source has an evaluation split of its own, its problems are left out of the others, and counted; else
     as many problems as are held out to choose the checkpoint on are held out to report on.
@@ -72,10 +86,12 @@ def read_solutions(
         data: where the rows are, and how they are read.
         mirror: root of the mirror.
         max_train_problems, max_evaluation_problems: samples drawn by `seed`; None: all.
+        wanted: the parts.
+        known: `problem_id` of problems that are left out of them, before a sample is drawn.
 
     Raises:
         ValueError: a missing column, a mark that is neither true nor false, too few problems, or a part with right
-            or wrong answers alone; the message says where.
+            or wrong answers alone, or with known problems alone; the message says where.
     """
     given = {part: data.source.rows(part, mirror) for part in PARTS}
     evaluation = given["evaluation"]
@@ -86,11 +102,11 @@ def read_solutions(
         pool, published = [*pool, evaluation], []
     rows, skipped = _read(data, pool)
     reported, skipped_there = _read(data, published)
-    known = {row.problem for row in reported}
-    straddling = sum(row.problem in known for row in rows)
+    published_problems = {row.problem for row in reported}
+    straddling = sum(row.problem in published_problems for row in rows)
     if straddling:
         skipped["of a problem that is reported on"] += straddling
-    rows = [row for row in rows if row.problem not in known]
+    rows = [row for row in rows if row.problem not in published_problems]
     problems, limits = _problems(rows), {"train": max_train_problems, "evaluation": max_evaluation_problems}
     name, held_out = f"the problems of {data.source.name}", data.source.held_out
 
@@ -98,15 +114,21 @@ def read_solutions(
         every, where, left_out, split = rows, problems, skipped, given["train"].split
         if part == "evaluation" and not inside:
             every, where, left_out, split = reported, _problems(reported), skipped_there, evaluation.split
-        places = choose_rows(name, len(where), part, held_out, inside, limits.get(part), seed)
-        wanted = {where[place] for place in places}
-        taken = [row for row in every if row.problem in wanted]
+        places = choose_rows(name, len(where), part, held_out, inside, None, seed)
+        new = [place for place in places if where[place] not in known]
+        if places and not new:
+            raise ValueError(
+                f"{data.source.name}: the verifier was trained or calibrated on all of the {len(places)} problems of "
+                f"the {part} part, so that its figures would flatter. Choose other answers (task/data)."
+            )
+        drawn = {where[place] for place in draw_rows(new, limits.get(part), seed)}
+        taken = [row for row in every if row.problem in drawn]
         content = [[r.question, r.answer, r.correct] for r in taken]
         # What was left out before the parts were cut is told once, where it would have been learned.
         told = {} if part == "selection" or (part == "evaluation" and inside) else dict(left_out)
-        return Solutions(taken, told, split, content_fingerprint(content))
+        return Solutions(taken, told, split, content_fingerprint(content), len(places) - len(new))
 
-    parts = {part: chosen(part) for part in PARTS}
+    parts = {part: chosen(part) for part in wanted}
     for part, solutions in parts.items():
         require_both_marks(data.source.name, part, [row.correct for row in solutions.rows])
     return parts

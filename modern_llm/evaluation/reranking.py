@@ -70,7 +70,8 @@ class Reranked:
         metrics: `<way>_em` of every way, the share of problems solved, each with the bounds of its 95 % interval;
             `<way>_gain`, what it solves more than the greedy answer; `sample_em`, of one sample; `pass_at_<n>`;
             `answered_share`, of the samples that have a number.
-        curve: rows with `k`, `way`, `solved`, `low`, `high`: the share of problems solved with k samples.
+        curve: rows with `k`, `way`, `solved`, `low`, `high`: the share of problems solved with k samples; and where
+            there are greedy answers `gain`, `gain_low`, `gain_high`: what it is more than theirs.
         chosen: way -> the number that it chose for each problem, or None.
         right: way -> whether that is right.
     """
@@ -142,8 +143,11 @@ def rerank(
         }
         expected["pass"] = np.array([pass_at_k(n, int(row.sum()), k) for row in right])
         for way, values in expected.items():
-            share, low, high = measured(values)
-            curve.append({"k": k, "way": way, "solved": share, "low": low, "high": high})
+            row = {"k": k, "way": way} | dict(zip(("solved", "low", "high"), measured(values), strict=True))
+            if "greedy" in solved:
+                gains = measured(values - solved["greedy"])
+                row |= dict(zip(("gain", "gain_low", "gain_high"), gains, strict=True))
+            curve.append(row)
     return Reranked(metrics, curve, chosen, {way: (values > 0).tolist() for way, values in solved.items()})
 
 

@@ -53,16 +53,12 @@ class AttemptFile:
             if not line.endswith(b"\n"):
                 break
             whole += len(line)
-            try:
-                row = json.loads(line)
-                place, written, key = (row["problem"], row["sample"]), (row["text"], row["ended"]), row["settings"]
-            except (ValueError, KeyError, TypeError) as cause:
-                raise ValueError(f"{path}, line {number}: is no answer ({cause}). Remove the line.") from cause
+            place, written, key = _answer(path, number, line)
             if key != self.key:
                 raise ValueError(
                     f"{path}: was sampled from another model or with other settings. Move it away, or start a new run."
                 )
-            self.found[place] = Continuation(*written)
+            self.found[place] = written
         if whole < len(content):
             with path.open("r+b") as file:
                 file.truncate(whole)
@@ -84,6 +80,33 @@ class AttemptFile:
         """All that was written for a problem."""
         first = self.found[problem, GREEDY_SAMPLE] if greedy else None
         return Attempts(first, [self.found[problem, sample] for sample in range(n)])
+
+
+def read_attempts(path: Path, numbers: Sequence[int], n: int) -> list[Attempts]:
+    """The greedy answer and n samples of each numbered problem, from the file of a run that has finished.
+
+    Raises:
+        ValueError: a line is no answer, or an answer is missing.
+    """
+    found = dict(_answer(path, i, line)[:2] for i, line in enumerate(path.read_bytes().splitlines(), 1))
+    places = [(number, sample) for number in numbers for sample in (GREEDY_SAMPLE, *range(n))]
+    missing = [place for place in places if place not in found]
+    if missing:
+        raise ValueError(
+            f"{path}: {len(missing)} of {len(places)} answers are missing, the first of them to problem "
+            f"{missing[0][0]}. Run task=best_of_n again."
+        )
+    rows = [[found[number, sample] for sample in (GREEDY_SAMPLE, *range(n))] for number in numbers]
+    return [Attempts(greedy, samples) for greedy, *samples in rows]
+
+
+def _answer(path: Path, number: int, line: bytes) -> tuple[tuple[int, int], Continuation, str]:
+    """A line of such a file: problem and sample, the answer, and the key of the settings."""
+    try:
+        row = json.loads(line)
+        return (row["problem"], row["sample"]), Continuation(row["text"], row["ended"]), row["settings"]
+    except (ValueError, KeyError, TypeError) as cause:
+        raise ValueError(f"{path}, line {number}: is no answer ({cause}). Remove the line.") from cause
 
 
 @torch.no_grad()

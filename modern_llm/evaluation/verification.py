@@ -131,8 +131,14 @@ def measure_verifier(
     return metrics
 
 
-def measure_uncalibrated(scores: np.ndarray, correct: np.ndarray) -> dict[str, float]:
-    """`uncalibrated_brier` and `uncalibrated_ece`: of log-odds (N,) taken as they are."""
-    chance, truth = Calibration()(scores).tolist(), correct.astype(int).tolist()
-    measured = [metric.compute(predictions=chance, references=truth) for metric in (Brier(), CalibrationError())]
-    return {f"uncalibrated_{name}": value for found in measured for name, value in found.items()}
+def measure_uncalibrated(
+    scores: np.ndarray, correct: np.ndarray, problems: Sequence[str], seed: int
+) -> dict[str, float]:
+    """`uncalibrated_accuracy` (a half or more counts as right), `uncalibrated_brier` and `uncalibrated_ece` of log-odds
+    (N,) taken as they are; the rest as in `measure_verifier`. Calibration keeps the order, and so `roc_auc`."""
+    groups = np.unique(np.asarray(problems), return_inverse=True)[1]
+    chance, truth = Calibration()(scores), correct.astype(int).tolist()
+    metrics = measure(Accuracy(), (chance >= 0.5).astype(int).tolist(), truth, seed, groups=groups)
+    for metric in (Brier(), CalibrationError()):
+        metrics |= measure(metric, chance.tolist(), truth, seed, groups=groups)
+    return {f"uncalibrated_{name}": value for name, value in metrics.items()}

@@ -143,12 +143,13 @@ def draw_loss(runs: dict[str, RunRecord], path: Path) -> Path:
     return path
 
 
-def draw_solved(curve: Sequence[dict[str, Any]], path: Path) -> Path:
+def draw_solved(curve: Sequence[dict[str, Any]], path: Path, greedy: float | None = None) -> Path:
     """Share of problems solved over answers per problem, one colour a way of choosing, with its interval.
 
     Args:
         curve: rows with `k`, `way`, `solved`, `low` and `high`.
         path: picture to write; the ending says the format.
+        greedy: share that the greedy answer solves, drawn as a line; None: there is none.
     """
     from matplotlib.figure import Figure
 
@@ -161,11 +162,47 @@ def draw_solved(curve: Sequence[dict[str, Any]], path: Path) -> Path:
         label = "any right (pass@k)" if way == "pass" else way
         axes.plot(k, solved, label=label, color=f"C{number}", marker="o", markersize=3)
         axes.fill_between(k, low, high, color=f"C{number}", alpha=0.12, linewidth=0)
+    if greedy is not None:
+        axes.axhline(greedy, label="greedy", color="0.4", linestyle="--", linewidth=1)
     axes.set_xscale("log", base=2)
     points = sorted({row["k"] for row in curve})
     axes.set_xticks(points, [str(k) for k in points])
     axes.set(xlabel="answers per problem", ylabel="problems solved", ylim=(0, None))
     axes.grid(alpha=0.3)
+    axes.legend(fontsize="small", frameon=False)
+    figure.savefig(path, dpi=120)
+    return path
+
+
+def draw_reliability(
+    rows: Sequence[dict[str, Any]], path: Path, uncalibrated: Sequence[dict[str, Any]] | None = None
+) -> Path:
+    """A reliability diagram: the share of right answers over the probability of being right, by bins, above the number
+    of answers in each.
+
+    Args:
+        rows: with `from`, `to`, `answers`, `mean_probability` and `share_right`.
+        path: picture to write; the ending says the format.
+        uncalibrated: the same of the probabilities before their calibration; None: not drawn.
+    """
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(5, 6), layout="constrained")
+    axes, counts = figure.subplots(2, sharex=True, height_ratios=(3, 1))
+    axes.plot([0, 1], [0, 1], color="0.6", linestyle="--", linewidth=1, label="perfect")
+    for given, label, look in ((uncalibrated, "uncalibrated", "0.6"), (rows, "calibrated", "C0")):
+        if given is not None:
+            predicted, observed = ([row[key] for row in given] for key in ("mean_probability", "share_right"))
+            axes.plot(predicted, observed, label=label, color=look, marker="o", markersize=4)
+    axes.set(ylabel="observed: share that is right", xlim=(0, 1), ylim=(-0.02, 1.02))
+    centres, widths = [(row["from"] + row["to"]) / 2 for row in rows], [0.9 * (row["to"] - row["from"]) for row in rows]
+    bars = counts.bar(centres, [row["answers"] for row in rows], widths, color="C0", alpha=0.6)
+    counts.bar_label(bars, fontsize="x-small")
+    counts.margins(y=0.2)
+    counts.yaxis.get_major_locator().set_params(integer=True)
+    counts.set(xlabel="predicted: probability of being right", ylabel="answers")
+    for part in (axes, counts):
+        part.grid(alpha=0.3)
     axes.legend(fontsize="small", frameon=False)
     figure.savefig(path, dpi=120)
     return path

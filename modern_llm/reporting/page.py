@@ -21,8 +21,9 @@ def write_run_report(folder: Path) -> dict[str, Path]:
 
     Any task's `result.json` is told: `metrics` (name -> number, an interval's ends as `<name>_low` and `<name>_high`),
     and where they are there `headline` (names of the metrics for the cards), `samples` (dicts with `prompt` and
-    `text`), `errors` (dicts, a row each), `tables` (title -> dicts, a row each), `notes` (texts), `protocol` and
-    `perplexity_protocol` (what to know of the figures), `runtime`, `data_fingerprints`.
+    `text`), `errors` (dicts, a row each), `pictures` (title -> name of a PNG file beside it), `tables` (title -> dicts,
+    a row each), `notes` (texts), `protocol` and `perplexity_protocol` (what to know of the figures), `runtime`,
+    `data_fingerprints`.
 
     Args:
         folder: of a run; of an unfinished one, what is there is told.
@@ -56,6 +57,11 @@ def _page(run: RunRecord) -> str:
         blocks.cards({name: metric_cell(run, name) for name in headline(result, metrics)}),
         blocks.notices(notes),
         blocks.section("Curves", curve_figure(data, [run.folder.name], {}) if data["metrics"] else ""),
+        *(
+            blocks.section(title, blocks.picture(run.folder / name, title))
+            for title, name in (result.get("pictures") or {}).items()
+            if isinstance(name, str) and Path(name).name == name and (run.folder / name).is_file()
+        ),
         blocks.section("Samples", *(blocks.sample(s.get("prompt", ""), s.get("text", "")) for s in samples)),
         blocks.section("Final metrics", blocks.table(["metric", "value"], rows)),
         *(

@@ -20,7 +20,7 @@ _RECORDS = ("config.yaml", "metrics.jsonl", "result.json", "sittings.jsonl", "fa
 
 # What is read of `result.json`; a task writes those that it has.
 _SHAPES = {
-    **dict.fromkeys(("metrics", "protocol", "perplexity_protocol", "runtime", "data_fingerprints"), dict),
+    **dict.fromkeys(("metrics", "protocol", "perplexity_protocol", "runtime", "data_fingerprints", "pictures"), dict),
     **dict.fromkeys(("headline", "samples", "errors", "notes"), list),
 }
 

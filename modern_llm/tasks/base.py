@@ -117,6 +117,38 @@ def progress_of(what: str) -> Callable[[int, int], None]:
     return tell
 
 
+def require_finished(key: str, path: str, task: str, *files: str) -> None:
+    """Refuse a folder that is not of a finished run of a task.
+
+    Args:
+        key: that names the folder.
+        path: the folder.
+        task: which.
+        files: what such a run leaves; none: it is told by its record alone.
+
+    Raises:
+        ValueError: with what the folder is instead.
+    """
+    from modern_llm.reporting.record import RunRecord
+
+    folder = Path(path).expanduser()
+    run = RunRecord.read(folder)
+    settings = run.settings.get("task")
+    target = str(settings.get("_target_", "")) if isinstance(settings, dict) else ""
+    missing = [name for name in files if not (folder / name).is_file()]
+    fault = ""
+    if not folder.is_dir():
+        fault = "there is no such folder"
+    elif target and not target.startswith(f"modern_llm.tasks.{task}."):
+        fault = f"it is a run of {target}"
+    elif run.status != "finished":
+        fault = f"it is {run.status}" if run.status != "not run" else "it is no run"
+    elif missing:
+        fault = f"it lacks {' and '.join(missing)}"
+    require(not fault, key, path, f"holds no finished run of task={task}, because {fault}",
+            f"Give the folder of a finished run of task={task}")  # fmt: skip
+
+
 def require_pretrained(model: Any) -> None:
     """Refuse a model that is described and not trained yet.
 

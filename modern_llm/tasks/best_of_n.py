@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from modern_llm.evaluation.reranking import Reranked
     from modern_llm.evaluation.solving import Attempts
 
+CURVE, PICTURE = "Problems solved with k answers", "solved.png"
 _METRICS = ("greedy_em", "majority_em", "verifier_em", "weighted_em", "sample_em")
 
 
@@ -70,6 +71,7 @@ class BestOfN:
         import torch
 
         from modern_llm.data.problems import read_problems
+        from modern_llm.data.rows import draw_rows
         from modern_llm.evaluation.reranking import reference_number, rerank
         from modern_llm.tasks.base import say
         from modern_llm.tasks.solving import ask, load_solver, scored, without_known
@@ -82,7 +84,8 @@ class BestOfN:
         every, source = read_problems(self.problems, "evaluation", mirror)
         problems = without_known(every, known_problems(self.verifier) if self.verifier else frozenset())
         left_out = len(every) - len(problems)
-        problems = _drawn(problems, self.max_problems, self.seed)
+        places = draw_rows(list(range(len(problems))), self.max_problems, self.seed)
+        problems = [problems[place] for place in places]
         loaded = load_solver(self.model, runtime, mirror)
         say(f"{self.problems.source.name}, {source.split}: {len(problems)} problems, {self.samples} answers each")
         start = time.perf_counter()
@@ -135,22 +138,11 @@ class BestOfN:
         from modern_llm.reporting.curves import draw_solved
         from modern_llm.tasks.pretrained import report
 
-        rows = [
-            {
-                "index": problem.index,
-                "question": problem.question,
-                "reference": reference,
-                **{f"{way}_answer": numbers[i] for way, numbers in reranked.chosen.items()},
-                **{f"{way}_right": right[i] for way, right in reranked.right.items()},
-                **({} if scores is None else {"probabilities": [round(p, 6) for p in scores[i]]}),
-                "greedy_text": greedy.text if (greedy := attempts[i].greedy) is not None else "",
-            }
-            for i, (problem, reference) in enumerate(zip(problems, references, strict=True))
-        ]
+        rows = choices(problems, attempts, references, reranked, scores)
         wrong = [row for row in rows if not row["majority_right"]]
         folder.write_lines("predictions.jsonl", rows)
         folder.write_lines("errors.jsonl", wrong)
-        picture = draw_solved(reranked.curve, folder.path / "solved.png")
+        picture = draw_solved(reranked.curve, folder.path / PICTURE, metrics["greedy_em"])
         headline = [*_METRICS, f"pass_at_{self.samples}"]
         samples = [
             {"prompt": p.question, "text": f" → {a.samples[0].text.strip()}  (reference: {r})"}
@@ -158,15 +150,27 @@ class BestOfN:
         ]
         shown = [{k: v for k, v in row.items() if k != "probabilities"} for row in wrong[:50]]
         report(self, folder, runtime, metrics, headline, protocol, None, errors=shown, samples=samples,
-               tables={"Problems solved with k answers": reranked.curve})  # fmt: skip
+               tables={CURVE: reranked.curve}, pictures={"Problems solved": PICTURE})  # fmt: skip
         print(f"{'picture:':<12}{picture}")
 
 
-def _drawn(problems: list[Problem], limit: int | None, seed: int) -> list[Problem]:
-    """A sample in the order of the data; None: all."""
-    if limit is None or limit >= len(problems):
-        return problems
-    import numpy as np
-
-    places = np.random.Generator(np.random.Philox(key=[seed, 1])).choice(len(problems), limit, replace=False)
-    return [problems[place] for place in sorted(places.tolist())]
+def choices(
+    problems: list[Problem],
+    attempts: list[Attempts],
+    references: list[str],
+    reranked: Reranked,
+    scores: list[list[float]] | None,
+) -> list[dict[str, Any]]:
+    """What every way chose for each problem."""
+    return [
+        {
+            "index": problem.index,
+            "question": problem.question,
+            "reference": reference,
+            **{f"{way}_answer": numbers[i] for way, numbers in reranked.chosen.items()},
+            **{f"{way}_right": right[i] for way, right in reranked.right.items()},
+            **({} if scores is None else {"probabilities": [round(p, 6) for p in scores[i]]}),
+            "greedy_text": greedy.text if (greedy := attempts[i].greedy) is not None else "",
+        }
+        for i, (problem, reference) in enumerate(zip(problems, references, strict=True))
+    ]

@@ -25,7 +25,14 @@ if TYPE_CHECKING:
 _ENDLESS = 2**31  # T5's relative positions know no last one
 
 
-class PretrainedTask(Protocol):
+class ReportingTask(Protocol):
+    """What `report` asks of a task."""
+
+    @property
+    def objective_metric(self) -> str: ...
+
+
+class PretrainedTask(ReportingTask, Protocol):
     """What the functions below ask of a task."""
 
     @property
@@ -36,9 +43,6 @@ class PretrainedTask(Protocol):
 
     @property
     def paths(self) -> Paths: ...
-
-    @property
-    def objective_metric(self) -> str: ...
 
 
 class TrainingTask(PretrainedTask, Protocol):
@@ -210,7 +214,7 @@ def chat_samples(loaded: LoadedModel, runtime: Runtime, samples: Samples, seed: 
 
 
 def report(
-    task: PretrainedTask,
+    task: ReportingTask,
     folder: RunFolder,
     runtime: Runtime,
     metrics: dict[str, float],

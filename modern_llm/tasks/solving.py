@@ -214,17 +214,21 @@ class SampledSolutions:
         return SolutionData(FileRows(str(path), None, self.held_out), answer_column="text")
 
 
-def without_known(problems: Sequence[Problem], known: frozenset[str]) -> list[Problem]:
+def without_known(
+    problems: Sequence[Problem],
+    known: frozenset[str],
+    remedy: str = "Choose other problems (task.problems), or task.verifier=null",
+) -> list[Problem]:
     """Problems that a verifier was not trained or calibrated on.
 
     Raises:
-        ValueError: it knows them all.
+        ValueError: it knows them all; with the remedy.
     """
     left = [problem for problem in problems if problem.identity not in known]
     if not left:
         raise ValueError(
             f"task.verifier: it was trained on all of the {len(problems)} problems, so that its choice would flatter. "
-            "Choose other problems (task.problems), or task.verifier=null."
+            f"{remedy}."
         )
     if len(left) < len(problems):
         say(f"{len(problems) - len(left)} of {len(problems)} problems are left out: the verifier was trained on them")

@@ -29,7 +29,8 @@ if TYPE_CHECKING:
     from modern_llm.training.runtime import Runtime
 
 VERIFIER_FILE = "verifier.json"
-_HEADLINE = ("roc_auc", "accuracy", "brier", "ece", "base_rate", "picked_accuracy")
+_PICTURE = "calibration.png"
+HEADLINE = ("roc_auc", "accuracy", "brier", "ece", "base_rate", "picked_accuracy")
 
 
 @dataclass(frozen=True)
@@ -76,21 +77,16 @@ class Verifier:
             )
         require_positive(self, "max_train_problems", "max_evaluation_problems", "suggested_steps")
         require(self.max_tokens >= 8, "task.max_tokens", self.max_tokens, "must be at least 8", "Raise it")
-        require_metric(self, (*_HEADLINE, "train_loss"), ("validation_loss",))
+        require_metric(self, (*HEADLINE, "train_loss"), ("validation_loss",))
 
     def run(self, folder: RunFolder) -> dict[str, float]:
         """Train from where the folder stands, then calibrate, measure and report. Returns the final metrics."""
-        import numpy as np
         import torch
 
         from modern_llm.data.batches import ClassificationBatch, LengthBatches
         from modern_llm.data.rows import content_fingerprint
         from modern_llm.data.solutions import PARTS, SolutionWriter, read_solutions
-        from modern_llm.evaluation.calibration import reliability
-        from modern_llm.evaluation.verification import measure_uncalibrated, measure_verifier
-        from modern_llm.evaluation.verifier import log_odds
         from modern_llm.objectives.classification import Classification
-        from modern_llm.tasks.answering import progress_of
         from modern_llm.tasks.pretrained import SelectionLoss, fit, report, room_in, tell_model, tell_skipped
         from modern_llm.training.runtime import Runtime
 
@@ -122,31 +118,17 @@ class Verifier:
         folder.write_json(
             VERIFIER_FILE, {"checkpoint": checkpoint.relative_to(folder.path).as_posix(), **verifier.facts()}
         )
-        reported = parts["evaluation"].rows
-        texts = [item.input_ids for item in items["evaluation"]]
-        scores = log_odds(verifier.model, texts, rows, runtime, progress_of("evaluating"))
-        probabilities, correct = verifier.calibration(scores), np.array([row.correct for row in reported])
-        problems, threshold = [row.problem for row in reported], verifier.threshold
-        metrics |= measure_verifier(probabilities, correct, problems, threshold, self.seed)
-        metrics |= measure_uncalibrated(scores, correct)
-        metrics |= {"threshold": threshold, "epochs": stream.epochs, "padding_share": stream.padding_share}
+        judged, more = measure_answers(verifier, items["evaluation"], parts["evaluation"].rows, rows, self.seed, folder)
+        metrics |= judged | {"epochs": stream.epochs, "padding_share": stream.padding_share}
         protocol = {
             "data": name,
-            "parts": {str(part): _described(parts[part]) for part in PARTS},
+            "parts": {str(part): described(parts[part]) for part in PARTS},
             "chosen_on_the_selection_part": ["checkpoint", "calibration", "threshold"],
-            "threshold": threshold,
-            "calibration": asdict(verifier.calibration),
-            "intervals": "95 %, by drawing whole problems",
+            **how_measured(verifier),
             "data_fingerprint": parts["train"].fingerprint,
             "base_fingerprint": loaded.fingerprint,
         }
-        predictions = _predictions(reported, probabilities, threshold)
-        wrong = [row for row in predictions if row["accepted"] != row["correct"]]
-        wrong.sort(key=lambda row: -abs(row["probability"] - row["correct"]))
-        folder.write_lines("predictions.jsonl", predictions)
-        folder.write_lines("errors.jsonl", wrong)
-        tables = {"Calibration": reliability(probabilities, correct)}
-        report(self, folder, runtime, metrics, _HEADLINE, protocol, checkpoint, errors=wrong[:50], tables=tables)
+        report(self, folder, runtime, metrics, HEADLINE, protocol, checkpoint, **more)
         return metrics
 
     def _load(self, runtime: Runtime, train: Solutions) -> LoadedModel:
@@ -189,6 +171,54 @@ class Verifier:
         return AnswerVerifier(model, writer, runtime, calibration, threshold, known)
 
 
+def measure_answers(
+    verifier: AnswerVerifier, items: list[Encoded], rows: list[Solution], batch_size: int, seed: int, folder: RunFolder
+) -> tuple[dict[str, float], dict[str, Any]]:
+    """Judge marked answers, and write what became of each, and the calibration curve.
+
+    Args:
+        verifier: in evaluation mode.
+        items, rows: the answers, as ids and as they were read.
+        batch_size: texts per forward pass.
+        seed: of the intervals.
+        folder: what is written to.
+
+    Returns:
+        All figures, and what `report` shows of them: errors, table and picture.
+    """
+    import numpy as np
+
+    from modern_llm.evaluation.calibration import Calibration, reliability
+    from modern_llm.evaluation.verification import measure_uncalibrated, measure_verifier
+    from modern_llm.evaluation.verifier import log_odds
+    from modern_llm.reporting.curves import draw_reliability
+    from modern_llm.tasks.answering import progress_of
+
+    texts, threshold = [item.input_ids for item in items], verifier.threshold
+    scores = log_odds(verifier.model, texts, batch_size, verifier.runtime, progress_of("evaluating"))
+    probabilities, correct = verifier.calibration(scores), np.array([row.correct for row in rows])
+    problems = [row.problem for row in rows]
+    metrics = measure_verifier(probabilities, correct, problems, threshold, seed)
+    metrics |= measure_uncalibrated(scores, correct, problems, seed) | {"threshold": threshold}
+    predictions = _predictions(rows, probabilities, threshold)
+    wrong = [row for row in predictions if row["accepted"] != row["correct"]]
+    wrong.sort(key=lambda row: -abs(row["probability"] - row["correct"]))
+    folder.write_lines("predictions.jsonl", predictions)
+    folder.write_lines("errors.jsonl", wrong)
+    curve = reliability(probabilities, correct)
+    draw_reliability(curve, folder.path / _PICTURE, reliability(Calibration()(scores), correct))
+    return metrics, {"errors": wrong[:50], "tables": {"Calibration": curve}, "pictures": {"Reliability": _PICTURE}}
+
+
+def how_measured(verifier: AnswerVerifier) -> dict[str, Any]:
+    """What to know of the figures."""
+    return {
+        "threshold": verifier.threshold,
+        "calibration": asdict(verifier.calibration),
+        "intervals": "95 %, by drawing whole problems",
+    }
+
+
 def _predictions(rows: list[Solution], probabilities: np.ndarray, threshold: float) -> list[dict[str, Any]]:
     """What became of every answer."""
     return [
@@ -204,7 +234,8 @@ def _predictions(rows: list[Solution], probabilities: np.ndarray, threshold: flo
     ]
 
 
-def _described(solutions: Solutions) -> dict[str, Any]:
+def described(solutions: Solutions) -> dict[str, Any]:
+    """What a part holds, for the record."""
     rows = solutions.rows
     return {
         "split": solutions.split,
