@@ -141,4 +141,4 @@ def test_the_smoke_test_runs_everything_without_a_network(tmp_path: Path) -> Non
     assert done.returncode == 0, done.stderr[-3000:]
     (result,) = tmp_path.glob("2*/*_smoke/result.json")
     assert set(json.loads(result.read_text())["steps"].values()) == {"finished"}
-    assert len(read_page(result.with_name("report.html")).table("runs")) == 10
+    assert len(read_page(result.with_name("report.html")).table("runs")) == 11
