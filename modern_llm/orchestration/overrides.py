@@ -47,6 +47,11 @@ def key_of(text: str) -> str:
     return text.lstrip("+~").split("=", 1)[0]
 
 
+def group_of(text: str) -> str:
+    """The outermost group that an override is about: `model` of `++model.rope.theta=1` and of `model/rope=yarn`."""
+    return re.split(r"[=/.@]", text.lstrip("+~"), maxsplit=1)[0]
+
+
 def laid_over(*layers: Sequence[str]) -> list[str]:
     """Overrides of which a later one replaces an earlier one of the same key; another choice for a group drops what
     was set inside the former choice."""

@@ -9,12 +9,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
+from hydra import compose
 from omegaconf import DictConfig, OmegaConf
 
 from modern_llm.checks import require
 from modern_llm.instantiate import ConfigError, build
 from modern_llm.models.config import ModernLLMConfig
-from modern_llm.orchestration.overrides import as_overrides, chosen, key_of, laid_over, override
+from modern_llm.orchestration.overrides import as_overrides, chosen, group_of, laid_over, override
 from modern_llm.orchestration.sweep import run_in_process, set_aside
 from modern_llm.pretrained.settings import ModelFromRun, PretrainedModel
 from modern_llm.reporting.record import RunRecord, job_status
@@ -179,7 +180,7 @@ class Pipeline:
             if stage != "base" and not (done or asked):
                 continue
             try:
-                config = _composed(plan[stage])
+                config = compose("config", plan[stage])
                 if stage == "base":
                     built |= {key: build(config.task[key], f"task.{key}") for key in ("data", "evaluation")}
                     if self.trains_base:
@@ -258,17 +259,9 @@ class Pipeline:
         return metrics
 
 
-def _composed(overrides: Sequence[str]) -> DictConfig:
-    from hydra import compose
-
-    return compose("config", list(overrides))
-
-
 def _essential(overrides: Sequence[str]) -> list[str]:
     """Overrides that decide what a stage is, and not on which machine it runs and where it is kept."""
-    return [
-        text for text in overrides if key_of(text).split(".")[0].split("/")[0] not in ("hardware", "logger", "paths")
-    ]
+    return [text for text in overrides if group_of(text) not in ("hardware", "logger", "paths")]
 
 
 def _look_up(stage: Any, mirror: str | None) -> None:

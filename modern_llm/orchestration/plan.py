@@ -16,6 +16,7 @@ from omegaconf import OmegaConf
 
 from modern_llm.checks import require
 from modern_llm.instantiate import LINKS
+from modern_llm.orchestration.overrides import group_of
 from modern_llm.orchestration.resume import differences, settled
 from modern_llm.orchestration.sweep import run_in_process, set_aside
 from modern_llm.reporting.record import RunRecord, job_status
@@ -143,9 +144,9 @@ class Plan:
         read = {"paths", *(link for link in LINKS if link in task)}
 
         def suits(override: str) -> bool:
-            return _group(override) not in LINKS or _group(override) in read
+            return group_of(override) not in LINKS or group_of(override) in read
 
-        typed = [o for o in HydraConfig.get().overrides.task if _group(o) in LINKS and suits(o)]
+        typed = [o for o in HydraConfig.get().overrides.task if group_of(o) in LINKS and suits(o)]
         # What comes later wins: a step's own stands against what all have, and what is typed against both.
         return [*(filled(o) for o in self.common if suits(o)), *own, *typed]
 
@@ -173,10 +174,6 @@ class Plan:
             print("Steps that are not finished are run again by the same command.", file=sys.stderr)
             raise SystemExit(1)
         return metrics
-
-
-def _group(override: str) -> str:
-    return re.split(r"[=/.@]", override.lstrip("+~"), maxsplit=1)[0]
 
 
 def _bystander(key: str) -> bool:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import platform
-import re
 import shlex
 import subprocess
 import sys
@@ -18,6 +17,7 @@ from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 
 from modern_llm.instantiate import LINKS, ConfigError, build, nearest
+from modern_llm.orchestration.overrides import group_of
 from modern_llm.orchestration.pipeline import Pipeline
 from modern_llm.orchestration.resume import newest_unfinished, resumed_config, settled
 from modern_llm.tasks.base import RunFolder, Task
@@ -89,7 +89,7 @@ def check_overrides(config: DictConfig, overrides: list[str]) -> None:
     """
     read = [link for link in LINKS if link in config.task]
     for override in overrides:
-        group = re.split(r"[=/.@]", override.lstrip("+~"), maxsplit=1)[0]
+        group = group_of(override)
         # Every run has a folder, which `paths` places.
         if group in LINKS and group not in (*read, "paths"):
             raise ConfigError(f"{override}: this task does not read {group}. It reads {', '.join(read) or 'none'}.")
