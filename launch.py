@@ -5,8 +5,8 @@ from pathlib import Path
 import hydra
 from omegaconf import DictConfig
 
-from modern_llm.orchestration.messages import readable_errors
-from modern_llm.orchestration.run import execute, register_resolvers
+from modern_llm.config.messages import readable_errors
+from modern_llm.runs.run import execute, register_resolvers
 
 CONFIG_FOLDER = Path(__file__).resolve().parent / "conf"
 

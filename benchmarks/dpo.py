@@ -18,10 +18,10 @@ from hydra import compose, initialize_config_dir
 from smollm2 import CONFIG, loaded_model
 from trainers import LORA, compare, report_rates, train_ours, train_theirs
 
+from modern_llm.config.instantiate import build
 from modern_llm.data.chat import ChatWriter
-from modern_llm.data.preferences import EncodedPair, PairBatch, read_preferences
-from modern_llm.data.tokenizers import Tokenizer
-from modern_llm.instantiate import build
+from modern_llm.data.preferences.read import EncodedPair, PairBatch, read_preferences
+from modern_llm.data.text.tokenizers import Tokenizer
 
 GPU = torch.cuda.is_available()
 BATCH, STEPS, ROUNDS, MAX_TOKENS = (16, 20, 3, 512) if GPU else (4, 3, 2, 256)
@@ -30,7 +30,7 @@ BATCH, STEPS, ROUNDS, MAX_TOKENS = (16, 20, 3, 512) if GPU else (4, 3, 2, 256)
 def batches(tokenizer: Tokenizer) -> list[list[EncodedPair]]:
     """The same for all: neighbours in length, as our stream makes them."""
     with initialize_config_dir(str(CONFIG), version_base="1.3"):
-        data = build(compose("config", overrides=["task=dpo", "model=gpt2"]).task.preferences)
+        data = build(compose("config", overrides=["task=dpo", "model=gpt2"]).task.data)
     pairs = read_preferences(data, ChatWriter(tokenizer), "train", MAX_TOKENS, None).pairs
     count = BATCH * (STEPS + 1)
     ordered = sorted(pairs[:count], key=lambda pair: pair.length)
@@ -38,7 +38,7 @@ def batches(tokenizer: Tokenizer) -> list[list[EncodedPair]]:
 
 
 def ours() -> None:
-    from modern_llm.evaluation.preferences import pair_log_probs
+    from modern_llm.evaluation.pairs import pair_log_probs
     from modern_llm.objectives.preference import PreferenceOptimisation
     from modern_llm.objectives.preference_losses import SigmoidDPO
     from modern_llm.pretrained.loading import switch_off_dropout

@@ -8,8 +8,8 @@ from pathlib import Path
 import torch
 from hydra import compose, initialize_config_dir
 
-from modern_llm.data.supervised import SupervisedData
-from modern_llm.instantiate import build
+from modern_llm.config.instantiate import build
+from modern_llm.data.labelled import SupervisedData
 from modern_llm.pretrained.loading import LoadedModel, load_hugging_face
 from modern_llm.pretrained.settings import FullFinetuning, PretrainedModel
 
@@ -29,14 +29,14 @@ def loaded_model(name: str | None) -> LoadedModel:
 
 def _dataset(name: str) -> SupervisedData:
     with initialize_config_dir(str(CONFIG), version_base="1.3"):
-        return build(compose("config", overrides=["task=prompting", f"task/dataset={name}"]).task.dataset)
+        return build(compose("config", overrides=["task=prompting", f"task/data={name}"]).task.data)
 
 
 def sst2() -> SupervisedData:
-    """SST-2 as `task/dataset=sst2` has it."""
+    """SST-2 as `task/data=sst2` has it."""
     return _dataset("sst2")
 
 
 def gsm8k() -> SupervisedData:
-    """GSM8K as `task/dataset=gsm8k` has it."""
+    """GSM8K as `task/data=gsm8k` has it."""
     return _dataset("gsm8k")

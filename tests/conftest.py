@@ -11,7 +11,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 import numpy as np
 import pytest
 
-from modern_llm.data.cache import CorpusCounts, TokenCorpus
+from modern_llm.data.text.tokens import CorpusCounts, TokenCorpus
 
 ROOT = Path(__file__).resolve().parents[1]
 

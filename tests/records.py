@@ -12,7 +12,7 @@ from typing import Any
 from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 
-from modern_llm.orchestration.resume import settled
+from modern_llm.runs.resume import settled
 from modern_llm.training.metrics_log import MetricsLog
 
 ROOT = Path(__file__).resolve().parents[1]

@@ -15,10 +15,12 @@ LAYERS = [
     {"objectives", "data"},
     {"pretrained"},
     {"training", "evaluation", "reporting"},
-    {"instantiate", "tasks"},
-    {"orchestration"},
+    {"config"},
+    {"experiment"},
+    {"tasks"},
+    {"runs"},
 ]
-HYDRA_IS_KNOWN_TO = {"instantiate", "tasks", "orchestration"}
+HYDRA_IS_KNOWN_TO = {"config", "experiment", "tasks", "runs"}
 LAZY = {
     "transformers",
     "datasets",
@@ -34,16 +36,16 @@ LAZY = {
 # Their classes derive from those of a heavy package, so they load that one; they, and what is built upon them, count as
 # heavy themselves.
 LOADED_WHEN_USED: dict[str, set[str]] = {
-    "modern_llm.evaluation.metrics": {"evaluate", "datasets"},
-    "modern_llm.evaluation.scoring": set(),
+    "modern_llm.evaluation.metrics.library": {"evaluate", "datasets"},
+    "modern_llm.evaluation.metrics.scoring": set(),
     "modern_llm.evaluation.answering": set(),
-    "modern_llm.evaluation.verification": {"evaluate", "datasets"},
+    "modern_llm.evaluation.metrics.verification": {"evaluate", "datasets"},
     "modern_llm.evaluation.verifier": set(),
-    "modern_llm.pretrained.cache": {"transformers"},
+    "modern_llm.pretrained.kv_cache": {"transformers"},
     "modern_llm.pretrained.causal": set(),
     "modern_llm.pretrained.seq2seq": {"transformers"},
     "modern_llm.pretrained.loading": set(),
-    "modern_llm.tasks.models": set(),
+    "modern_llm.experiment.loading": set(),
 }
 FILES = sorted(PACKAGE.rglob("*.py"))
 
@@ -87,7 +89,6 @@ def test_imports_point_down(path: Path) -> None:
         top = module.split(".")[0]
         if top == "modern_llm" and module != "modern_llm":
             used = module.split(".")[1]
-            # Writing a checkpoint's configuration is the one thing that tasks ask of `instantiate`, and back.
             assert layer_of(used) <= layer_of(part), f"{path} imports {module}"
         if top in ("hydra", "omegaconf"):
             assert part in HYDRA_IS_KNOWN_TO, f"{path} imports {module}"

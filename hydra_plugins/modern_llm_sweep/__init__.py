@@ -1,4 +1,4 @@
-"""Hydra's way in for the project's sweeps; what they do is in `modern_llm.orchestration.sweep`."""
+"""Hydra's way in for the project's sweeps; what they do is in `modern_llm.runs.sweep`."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from hydra.plugins.launcher import Launcher
 from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig, open_dict
 
-from modern_llm.orchestration.sweep import Sweep, run_in_process
+from modern_llm.runs.sweep import Sweep, run_in_process
 
 
 class AblationSweeper(BasicSweeper):

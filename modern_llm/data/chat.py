@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from modern_llm.data.tokenizers import Tokenizer
+from modern_llm.data.text.tokenizers import Tokenizer
 
 Message = dict[str, str]  # role: system, user or assistant; content
 _ROLES = {"system": "system", "user": "user", "human": "user", "assistant": "assistant", "gpt": "assistant"}

@@ -7,8 +7,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from modern_llm.data.batches import ClassificationBatch, Collate, CompletionBatch, Encoded, Seq2SeqBatch
-from modern_llm.data.supervised import Example, SupervisedData
-from modern_llm.data.tokenizers import Tokenizer
+from modern_llm.data.labelled import Example, SupervisedData
+from modern_llm.data.text.tokenizers import Tokenizer
 
 
 @dataclass
@@ -68,7 +68,7 @@ class Form(ABC):
         if room < len(self.start_ids) + 1:
             raise ValueError(
                 f"task.max_tokens={self.max_tokens}: leaves no room for a prompt beside an answer of {reserve} tokens. "
-                "Raise it, lower task.dataset.max_new_tokens, or choose a model with a longer context."
+                "Raise it, lower task.data.max_new_tokens, or choose a model with a longer context."
             )
         return [self.fit(ids, room) for ids in self.tokenizer.encode_batch([self.input_of(e) for e in examples])]
 

@@ -8,8 +8,8 @@ from typing import NamedTuple
 import numpy as np
 
 from modern_llm.data.chat import Message, render_chat
-from modern_llm.data.supervised import Example, SupervisedData
-from modern_llm.data.tokenizers import Tokenizer
+from modern_llm.data.labelled import Example, SupervisedData
+from modern_llm.data.text.tokenizers import Tokenizer
 
 
 class Prompt(NamedTuple):

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from modern_llm.data.tokenizers import Tokenizer
+from modern_llm.data.text.tokenizers import Tokenizer
 from modern_llm.models.transformer import ModernDecoderLM
 
 

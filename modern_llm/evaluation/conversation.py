@@ -8,8 +8,8 @@ from typing import Any
 import torch
 
 from modern_llm.data.chat import ChatWriter, Message
-from modern_llm.data.text_stream import TextStream
-from modern_llm.data.tokenizers import Tokenizer
+from modern_llm.data.text.stream import TextStream
+from modern_llm.data.text.tokenizers import Tokenizer
 from modern_llm.models.generation import CausalLM, stream_tokens
 from modern_llm.models.sampling import Sampling
 

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from modern_llm.data.cache import TokenCorpus
+from modern_llm.data.text.tokens import TokenCorpus
 from modern_llm.evaluation.perplexity import windows
 from modern_llm.models.config import ModernLLMConfig
 from modern_llm.models.fused_loss import IGNORE_INDEX, token_nll

@@ -9,7 +9,7 @@ from dataclasses import asdict, dataclass
 import numpy as np
 import torch
 
-from modern_llm.data.cache import TokenCorpus
+from modern_llm.data.text.tokens import TokenCorpus
 from modern_llm.models.fused_loss import IGNORE_INDEX, token_nll
 from modern_llm.models.generation import CausalLM
 

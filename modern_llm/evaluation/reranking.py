@@ -21,9 +21,9 @@ from typing import Any, Literal
 
 import numpy as np
 
-from modern_llm.evaluation.answers import flexible_answer, reference_answer, same_number, strict_answer
-from modern_llm.evaluation.bootstrap import bootstrap_interval
-from modern_llm.evaluation.solving import Attempts
+from modern_llm.evaluation.metrics.bootstrap import bootstrap_interval
+from modern_llm.evaluation.metrics.numbers import flexible_answer, reference_answer, same_number, strict_answer
+from modern_llm.evaluation.rollouts import Attempts
 
 READINGS: dict[str, Callable[[str], str | None]] = {"flexible": flexible_answer, "strict": strict_answer}
 _SUBSETS = 256  # of the samples, over which a choice among fewer is averaged

@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from modern_llm.data.solutions import SolutionWriter
+from modern_llm.data.solutions.read import SolutionWriter
 from modern_llm.evaluation.answering import classify
-from modern_llm.evaluation.calibration import Calibration
+from modern_llm.evaluation.metrics.calibration import Calibration
 from modern_llm.objectives.classification import TextClassifier
 
 if TYPE_CHECKING:

@@ -12,8 +12,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from modern_llm.models.cache import KVCache
 from modern_llm.models.config import ModernLLMConfig
+from modern_llm.models.kv_cache import KVCache
 from modern_llm.models.linear import Linear
 from modern_llm.models.norm import RMSNorm
 from modern_llm.models.rotary import Rotary, Rotation, rotate

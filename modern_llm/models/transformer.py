@@ -10,10 +10,10 @@ from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
 from modern_llm.models.attention import Attention, AttentionPlan, plan_attention
-from modern_llm.models.cache import KVCache
 from modern_llm.models.config import ModernLLMConfig
 from modern_llm.models.feedforward import SwiGLU
 from modern_llm.models.fused_loss import IGNORE_INDEX, linear_cross_entropy
+from modern_llm.models.kv_cache import KVCache
 from modern_llm.models.linear import Linear
 from modern_llm.models.moe import MoE, Routing
 from modern_llm.models.norm import RMSNorm

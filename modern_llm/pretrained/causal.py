@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from modern_llm.models.attention import branch_positions, sees_branch
-from modern_llm.pretrained.cache import HuggingFaceCache
+from modern_llm.pretrained.kv_cache import HuggingFaceCache
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
-from modern_llm.data.tokenizers import Tokenizer, gguf_file
+from modern_llm.data.text.tokenizers import Tokenizer, gguf_file
 from modern_llm.hub import find_model
 from modern_llm.models.interop import to_hugging_face
 from modern_llm.models.transformer import ModernDecoderLM

@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from torch import Tensor, nn
 from transformers.cache_utils import Cache, DynamicCache, EncoderDecoderCache
 
-from modern_llm.pretrained.cache import HuggingFaceCache
 from modern_llm.pretrained.causal import HiddenStates, HuggingFaceBody
+from modern_llm.pretrained.kv_cache import HuggingFaceCache
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel

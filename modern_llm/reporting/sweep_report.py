@@ -5,11 +5,11 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from modern_llm.reporting.blocks import write_page
-from modern_llm.reporting.comparison import Comparison, counted
-from modern_llm.reporting.comparison_page import comparison_page
-from modern_llm.reporting.comparison_text import comparison_tables, write_comparison_csv
+from modern_llm.reporting.comparison.compare import Comparison, counted
+from modern_llm.reporting.comparison.text import comparison_tables, write_comparison_csv
 from modern_llm.reporting.curves import draw_loss
+from modern_llm.reporting.pages.blocks import write_page
+from modern_llm.reporting.pages.comparison import comparison_page
 from modern_llm.reporting.record import RunRecord
 
 

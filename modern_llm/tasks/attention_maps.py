@@ -6,9 +6,9 @@ from dataclasses import dataclass, field
 from typing import ClassVar
 
 from modern_llm.checks import require
+from modern_llm.experiment.contract import Paths, RunFolder, require_pretrained, say, tell_paths
 from modern_llm.models.config import ModernLLMConfig
 from modern_llm.pretrained.settings import ModelFromRun, PretrainedModel
-from modern_llm.tasks.base import Paths, RunFolder, require_pretrained, say, tell_paths
 from modern_llm.training.settings import Hardware
 
 
@@ -41,10 +41,10 @@ class AttentionMapsOfText:
     def run(self, folder: RunFolder) -> dict[str, float]:
         """Read, draw and write. Returns the mean sink mass and entropy."""
         from modern_llm.evaluation.attention_maps import attention_maps, token_labels
-        from modern_llm.reporting import blocks
-        from modern_llm.reporting.attention import attention_figure, draw_heads, draw_maps
+        from modern_llm.experiment.loading import load_model
+        from modern_llm.reporting.pages import blocks
+        from modern_llm.reporting.pages.attention import attention_figure, draw_heads, draw_maps
         from modern_llm.reporting.tables import write_csv
-        from modern_llm.tasks.models import load_model
         from modern_llm.training.runtime import Runtime
 
         assert not isinstance(self.model, ModernLLMConfig)

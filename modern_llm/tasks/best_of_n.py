@@ -6,19 +6,19 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from modern_llm.checks import require
-from modern_llm.data.solution_settings import ProblemData
+from modern_llm.data.solutions.settings import ProblemData
+from modern_llm.experiment.contract import Paths, RunFolder, require_pretrained
+from modern_llm.experiment.problems import SAMPLES_FILE, Asking
+from modern_llm.experiment.training import require_positive
 from modern_llm.models.config import ModernLLMConfig
 from modern_llm.pretrained.settings import ModelFromRun, PretrainedModel
-from modern_llm.tasks.base import Paths, RunFolder, require_pretrained
-from modern_llm.tasks.pretrained import require_positive
-from modern_llm.tasks.solving import SAMPLES_FILE, Asking
 from modern_llm.tasks.verifier import require_verifier
 from modern_llm.training.settings import Hardware
 
 if TYPE_CHECKING:
-    from modern_llm.data.problems import Problem
+    from modern_llm.data.solutions.problems import Problem
     from modern_llm.evaluation.reranking import Reranked
-    from modern_llm.evaluation.solving import Attempts
+    from modern_llm.evaluation.rollouts import Attempts
 
 CURVE, PICTURE = "Problems solved with k answers", "solved.png"
 _METRICS = ("greedy_em", "majority_em", "verifier_em", "weighted_em", "sample_em")
@@ -30,7 +30,7 @@ class BestOfN:
 
     Args:
         model, hardware, paths, seed: of the same names in the configuration. The model is any decoder.
-        problems: the problems, of which the evaluation part is taken.
+        data: the problems, of which the evaluation part is taken.
         samples: answers drawn of each, n.
         asking: how the model is asked, and how its answers are read.
         max_problems: a sample drawn by the seed; null: all.
@@ -44,7 +44,7 @@ class BestOfN:
 
     model: PretrainedModel | ModelFromRun | ModernLLMConfig
     hardware: Hardware
-    problems: ProblemData
+    data: ProblemData
     paths: Paths = field(default_factory=Paths)
     seed: int = 0
     samples: int = 8
@@ -70,27 +70,27 @@ class BestOfN:
 
         import torch
 
-        from modern_llm.data.problems import read_problems
         from modern_llm.data.rows import draw_rows
+        from modern_llm.data.solutions.problems import read_problems
         from modern_llm.evaluation.reranking import reference_number, rerank
-        from modern_llm.tasks.base import say
-        from modern_llm.tasks.solving import ask, load_solver, scored, without_known
+        from modern_llm.experiment.contract import say
+        from modern_llm.experiment.problems import ask, load_solver, scored, without_known
         from modern_llm.tasks.verifier import known_problems, load_verifier
         from modern_llm.training.runtime import Runtime
 
         assert not isinstance(self.model, ModernLLMConfig)
         torch.manual_seed(self.seed)
         runtime, mirror, rows = Runtime(self.hardware), self.paths.mirror, self.hardware.eval_rows
-        every, source = read_problems(self.problems, "evaluation", mirror)
+        every, source = read_problems(self.data, "evaluation", mirror)
         problems = without_known(every, known_problems(self.verifier) if self.verifier else frozenset())
         left_out = len(every) - len(problems)
         places = draw_rows(list(range(len(problems))), self.max_problems, self.seed)
         problems = [problems[place] for place in places]
         loaded = load_solver(self.model, runtime, mirror)
-        say(f"{self.problems.source.name}, {source.split}: {len(problems)} problems, {self.samples} answers each")
+        say(f"{self.data.source.name}, {source.split}: {len(problems)} problems, {self.samples} answers each")
         start = time.perf_counter()
         path = folder.path / SAMPLES_FILE
-        problems, attempts = ask(loaded, runtime, self.problems, problems, self.samples, self.asking, path=path,
+        problems, attempts = ask(loaded, runtime, self.data, problems, self.samples, self.asking, path=path,
                                  batch_size=rows, seed=self.seed)  # fmt: skip
         seconds, name, fingerprint = time.perf_counter() - start, loaded.name, loaded.fingerprint
         del loaded  # makes room for the verifier
@@ -135,8 +135,8 @@ class BestOfN:
         reranked: Reranked,
         scores: list[list[float]] | None,
     ) -> None:
+        from modern_llm.experiment.training import report
         from modern_llm.reporting.curves import draw_solved
-        from modern_llm.tasks.pretrained import report
 
         rows = choices(problems, attempts, references, reranked, scores)
         wrong = [row for row in rows if not row["majority_right"]]

@@ -9,10 +9,10 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from modern_llm.checks import require
+from modern_llm.experiment.contract import Paths, RunFolder, require_pretrained, say
 from modern_llm.models.config import ModernLLMConfig
 from modern_llm.models.sampling import Sampling
 from modern_llm.pretrained.settings import ModelFromRun, PretrainedModel
-from modern_llm.tasks.base import Paths, RunFolder, require_pretrained, say
 from modern_llm.training.settings import Hardware
 
 if TYPE_CHECKING:
@@ -49,7 +49,7 @@ class Chat:
     def run(self, folder: RunFolder) -> dict[str, float]:
         """Talk, and keep what was said. Returns how many answers there were and how fast they came."""
         from modern_llm.evaluation.conversation import Conversation
-        from modern_llm.tasks.pretrained import prepare_chat_model
+        from modern_llm.experiment.training import prepare_chat_model
 
         runtime, loaded = prepare_chat_model(self, train=False)
         bounded = getattr(getattr(loaded.base, "config", None), "attention_window", None) is not None

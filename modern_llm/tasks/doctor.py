@@ -21,15 +21,15 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from modern_llm.checks import require
+from modern_llm.config.instantiate import ConfigError, build, find_target
+from modern_llm.data.labelled import SupervisedData
 from modern_llm.data.rows import HubRows
-from modern_llm.data.sources import HubText
-from modern_llm.data.supervised import SupervisedData
-from modern_llm.data.tokenizers import HubTokenizer
+from modern_llm.data.text.sources import HubText
+from modern_llm.data.text.tokenizers import HubTokenizer
+from modern_llm.experiment.contract import Paths, RunFolder
 from modern_llm.hub import MIRROR_VARIABLE, found_offline
-from modern_llm.instantiate import ConfigError, build, find_target
 from modern_llm.models.config import ModernLLMConfig
 from modern_llm.pretrained.settings import PretrainedModel
-from modern_llm.tasks.base import Paths, RunFolder
 from modern_llm.training.settings import Hardware
 
 Verdict = Literal["ok", "warning", "problem"]
@@ -79,7 +79,7 @@ class Doctor:
         Raises:
             SystemExit: status 1, at the end, where the default command cannot run.
         """
-        from modern_llm.reporting import blocks
+        from modern_llm.reporting.pages import blocks
 
         machine = [*packages(), *self._machine(), *self._places()]
         models, tasks = choices("model", self.paths.mirror), choices("task", self.paths.mirror)
@@ -207,7 +207,7 @@ def choice(group: str, name: str, mirror: str | None) -> Finding:
             if not str(refused).startswith("model: "):  # no other model would help
                 return found
             continue
-        if node["_target_"].startswith("modern_llm.orchestration."):
+        if node["_target_"].startswith("modern_llm.runs."):
             return Finding(name, "warning", "runs other tasks, and is ready where they are")
         missing = [absent(*thing, mirror) for thing in named(node)]
         if not any(missing):

@@ -6,21 +6,21 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from modern_llm.checks import require
-from modern_llm.data.preference_settings import PreferenceData
+from modern_llm.data.preferences.settings import PreferenceData
+from modern_llm.experiment.contract import Paths, RunFolder, progress_of, require_pretrained
+from modern_llm.experiment.training import require_metric, require_positive
 from modern_llm.models.config import ModernLLMConfig
 from modern_llm.objectives.preference_losses import PreferenceLoss, SigmoidDPO
 from modern_llm.pretrained.settings import ModelFromRun, PretrainedModel
-from modern_llm.tasks.base import Paths, RunFolder, progress_of, require_pretrained
-from modern_llm.tasks.language_modeling import Samples
-from modern_llm.tasks.pretrained import require_metric, require_positive
+from modern_llm.tasks.pretraining import Samples
 from modern_llm.training.loggers import FilesOnly, Logger
 from modern_llm.training.settings import Hardware, TrainerSettings
 
 if TYPE_CHECKING:
     import numpy as np
 
-    from modern_llm.data.preferences import EncodedPair
-    from modern_llm.data.tokenizers import Tokenizer
+    from modern_llm.data.preferences.read import EncodedPair
+    from modern_llm.data.text.tokenizers import Tokenizer
     from modern_llm.pretrained.loading import LoadedModel
     from modern_llm.training.runtime import Runtime
 
@@ -39,7 +39,7 @@ class DPO:
 
     Args:
         model, trainer, hardware, logger, paths, seed: of the same names in the configuration.
-        preferences: the pairs.
+        data: the pairs.
         loss: what is minimised, one of `objectives/preference_losses.py`.
         max_tokens: longest prompt with an answer; longer ones are left out, and counted.
         max_train_examples, max_evaluation_examples: samples drawn by the seed; null: all.
@@ -54,7 +54,7 @@ class DPO:
     model: PretrainedModel | ModelFromRun | ModernLLMConfig
     trainer: TrainerSettings
     hardware: Hardware
-    preferences: PreferenceData
+    data: PreferenceData
     loss: PreferenceLoss = field(default_factory=SigmoidDPO)
     logger: Logger = field(default_factory=FilesOnly)
     paths: Paths = field(default_factory=Paths)
@@ -79,11 +79,9 @@ class DPO:
 
         from modern_llm.data.batches import LengthBatches
         from modern_llm.data.chat import ChatWriter
-        from modern_llm.data.preferences import PairBatch, read_preferences
-        from modern_llm.evaluation.preferences import pair_log_probs, score_pairs
-        from modern_llm.objectives.preference import PreferenceOptimisation
-        from modern_llm.pretrained.loading import switch_off_dropout
-        from modern_llm.tasks.pretrained import (
+        from modern_llm.data.preferences.read import PairBatch, read_preferences
+        from modern_llm.evaluation.pairs import pair_log_probs, score_pairs
+        from modern_llm.experiment.training import (
             SelectionLoss,
             chat_samples,
             fit,
@@ -92,15 +90,17 @@ class DPO:
             room_in,
             tell_skipped,
         )
+        from modern_llm.objectives.preference import PreferenceOptimisation
+        from modern_llm.pretrained.loading import switch_off_dropout
 
         torch.manual_seed(self.seed)
         runtime, loaded = prepare_chat_model(self, train=True)
         switch_off_dropout(loaded.model)
         room, writer, mirror = room_in(loaded, self.max_tokens), ChatWriter(loaded.tokenizer), self.paths.mirror
-        train = read_preferences(self.preferences, writer, "train", room, mirror, self.max_train_examples, self.seed)
-        held_out = read_preferences(self.preferences, writer, "selection", room, mirror)
+        train = read_preferences(self.data, writer, "train", room, mirror, self.max_train_examples, self.seed)
+        held_out = read_preferences(self.data, writer, "selection", room, mirror)
         evaluation = read_preferences(
-            self.preferences, writer, "evaluation", room, mirror, self.max_evaluation_examples, self.seed
+            self.data, writer, "evaluation", room, mirror, self.max_evaluation_examples, self.seed
         )
         tell_skipped("train", len(train.pairs), train.skipped)
         tell_skipped("evaluation", len(evaluation.pairs), evaluation.skipped)
@@ -121,7 +121,7 @@ class DPO:
             ahead = [(pair.reference or (0.0, 0.0)) for pair in known[2]]
             metrics["reference_log_prob_accuracy"] = sum((c > r) + 0.5 * (c == r) for c, r in ahead) / len(ahead)
         protocol = {
-            "data": self.preferences.source.name,
+            "data": self.data.source.name,
             "train_pairs": len(train.pairs),
             "left_out_of_training": train.skipped,
             "evaluation_split": evaluation.split,
@@ -149,7 +149,7 @@ class DPO:
         self, loaded: LoadedModel, runtime: Runtime, parts: list[list[EncodedPair]]
     ) -> list[list[EncodedPair]]:
         """The parts with the log-probabilities of the model as it was loaded, where the loss asks for them."""
-        from modern_llm.evaluation.preferences import with_reference
+        from modern_llm.evaluation.pairs import with_reference
 
         if not self.loss.needs_reference:
             return parts

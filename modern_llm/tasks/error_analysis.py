@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from modern_llm.checks import require
+from modern_llm.experiment.contract import RunFolder, tell_paths
 from modern_llm.reporting.record import RunRecord, read_rows
-from modern_llm.tasks.base import RunFolder, tell_paths
 
 _ANSWERS = "predictions.jsonl"
 _FIELDS: dict[str, Any] = {"input": str, "reference": str, "prediction": str, "score": int | float}
@@ -41,7 +41,7 @@ class ErrorAnalysis:
     def run(self, folder: RunFolder) -> dict[str, float]:
         """Group, write and print. Returns the share of errors, by kind where there are kinds."""
         from modern_llm.evaluation import error_analysis as analysis
-        from modern_llm.reporting import blocks
+        from modern_llm.reporting.pages import blocks
         from modern_llm.reporting.tables import markdown, write_csv
 
         source = Path(self.path).expanduser()
@@ -98,14 +98,14 @@ class ErrorAnalysis:
 def _scoring(settings: dict[str, Any], rows: list[dict[str, Any]]) -> str:
     """How the run's answers were scored: by its record, else by what they look like."""
     task = settings.get("task")
-    dataset = task.get("dataset") if isinstance(task, dict) else None
+    dataset = task.get("data") if isinstance(task, dict) else None
     if isinstance(dataset, dict) and isinstance(dataset.get("scoring"), str):
         return dataset["scoring"]
     return "numbers" if all(row["score"] in (0, 1) for row in rows) else "summaries"
 
 
 def _shown(row: dict[str, Any]) -> str:
-    from modern_llm.reporting import blocks
+    from modern_llm.reporting.pages import blocks
 
     facts = ", ".join(
         filter(None, [f"row {row.get('index', '?')}", f"score {row['score']:.3g}", str(row.get("detail", ""))])

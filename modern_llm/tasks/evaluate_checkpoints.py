@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from modern_llm.checks import require
-from modern_llm.data.sources import PythonDocs, Source, Split
+from modern_llm.data.text.sources import PythonDocs, Source, Split
+from modern_llm.experiment.contract import Paths, RunFolder, say, tell_paths
 from modern_llm.pretrained.settings import FullFinetuning, ModelFromRun, find_checkpoints
-from modern_llm.tasks.base import Paths, RunFolder, say, tell_paths
 from modern_llm.training.settings import Hardware
 
 if TYPE_CHECKING:
@@ -90,10 +90,10 @@ class EvaluateCheckpoints:
         return self._write(folder, [rows[str(checkpoint)] for checkpoint in found], runtime)
 
     def _measure(self, checkpoint: Path, runtime: Runtime) -> dict[str, Any]:
-        from modern_llm.data.cache import tokenise
+        from modern_llm.data.text.tokens import tokenise
         from modern_llm.evaluation.perplexity import perplexity
+        from modern_llm.experiment.loading import load_model
         from modern_llm.models.transformer import ModernDecoderLM
-        from modern_llm.tasks.models import load_model
         from modern_llm.training.checkpoint import CheckpointError, steps_and_tokens, torn
 
         fault = torn(checkpoint)
@@ -123,8 +123,8 @@ class EvaluateCheckpoints:
         return facts | {"flops": None if tokens is None else tokens * per_token} | vars(measured)
 
     def _write(self, folder: RunFolder, rows: list[dict[str, Any]], runtime: Runtime) -> dict[str, float]:
-        from modern_llm.reporting import blocks
-        from modern_llm.reporting.checkpoints import draw_checkpoints
+        from modern_llm.reporting.pages import blocks
+        from modern_llm.reporting.pages.checkpoints import draw_checkpoints
         from modern_llm.reporting.tables import write_csv
 
         measured = [row for row in rows if row["status"] == "measured"]

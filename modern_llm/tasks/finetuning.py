@@ -6,12 +6,12 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from modern_llm.checks import require
-from modern_llm.data.supervised import SupervisedData
+from modern_llm.data.labelled import SupervisedData
+from modern_llm.experiment.contract import Paths, RunFolder, require_pretrained, say
+from modern_llm.experiment.examples import FormName, chosen_metric, require_form
+from modern_llm.experiment.training import require_positive
 from modern_llm.models.config import ModernLLMConfig
 from modern_llm.pretrained.settings import ModelFromRun, PretrainedModel
-from modern_llm.tasks.answering import FormName, chosen_metric, require_form
-from modern_llm.tasks.base import Paths, RunFolder, require_pretrained, say
-from modern_llm.tasks.pretrained import require_positive
 from modern_llm.training.loggers import FilesOnly, Logger
 from modern_llm.training.settings import Hardware, TrainerSettings
 
@@ -34,7 +34,7 @@ class Finetuning:
 
     Args:
         model, trainer, hardware, logger, paths, seed: of the same names in the configuration.
-        dataset: the data, and how they become text.
+        data: the examples, and how they become text.
         form: `classification` (a head on the last real token), `label_words` (the label is written, and the most
             likely word counts), `answer` (free text is written); `auto`: classification for labelled data and
             decoders, label_words for labelled data and T5, else answer.
@@ -51,7 +51,7 @@ class Finetuning:
     model: PretrainedModel | ModelFromRun | ModernLLMConfig
     trainer: TrainerSettings
     hardware: Hardware
-    dataset: SupervisedData
+    data: SupervisedData
     logger: Logger = field(default_factory=FilesOnly)
     paths: Paths = field(default_factory=Paths)
     seed: int = 0
@@ -65,8 +65,8 @@ class Finetuning:
 
     def __post_init__(self) -> None:
         require_pretrained(self.model)
-        require_form(self.form, self.dataset)
-        object.__setattr__(self, "objective_metric", chosen_metric(self.objective_metric, self.dataset))
+        require_form(self.form, self.data)
+        object.__setattr__(self, "objective_metric", chosen_metric(self.objective_metric, self.data))
         require_positive(self, "max_tokens", "max_train_examples", "max_evaluation_examples", "suggested_steps")
         require(self.trainer.monitor in _MONITORS, "trainer.monitor", self.trainer.monitor,
                 "is not measured during training", f"Choose among {', '.join(_MONITORS)}")  # fmt: skip
@@ -75,7 +75,7 @@ class Finetuning:
         """Train from where the folder stands, then measure and report. Returns the final metrics."""
         import torch
 
-        from modern_llm.tasks.answering import answer_examples, finish, prepare_model
+        from modern_llm.experiment.examples import answer_examples, finish, prepare_model
 
         torch.manual_seed(self.seed)
         runtime, loaded, form = prepare_model(self, train=self.train)
@@ -87,7 +87,7 @@ class Finetuning:
             metrics |= measured
             checkpoint = result.best_checkpoint or result.last_checkpoint
         loaded.model.eval()
-        examples = self.dataset.examples("evaluation", self.paths.mirror, self.max_evaluation_examples, self.seed)
+        examples = self.data.examples("evaluation", self.paths.mirror, self.max_evaluation_examples, self.seed)
         shortened = form.truncated
         with runtime.autocast():
             scored = answer_examples(loaded, form, examples.rows, self.hardware.eval_rows, runtime.device, self.seed)
@@ -103,11 +103,11 @@ class Finetuning:
         self, folder: RunFolder, loaded: LoadedModel, form: Form, runtime: Runtime
     ) -> tuple[TrainResult, dict[str, float]]:
         from modern_llm.data.batches import LengthBatches
-        from modern_llm.tasks.pretrained import SelectionLoss, fit
+        from modern_llm.experiment.training import SelectionLoss, fit
 
         mirror = self.paths.mirror
-        train = self.dataset.examples("train", mirror, self.max_train_examples, self.seed)
-        selection = self.dataset.examples("selection", mirror)
+        train = self.data.examples("train", mirror, self.max_train_examples, self.seed)
+        selection = self.data.examples("selection", mirror)
         items, held_out = form.encode(train.rows), form.encode(selection.rows)
         left_out = train.empty + len(train.rows) - len(items)
         say(

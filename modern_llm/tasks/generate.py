@@ -8,10 +8,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from modern_llm.checks import require
+from modern_llm.experiment.contract import Paths, RunFolder, require_pretrained, say, tell_paths
 from modern_llm.models.config import ModernLLMConfig
 from modern_llm.models.sampling import GREEDY, Sampling
 from modern_llm.pretrained.settings import ModelFromRun, PretrainedChoice, PretrainedModel, named_model
-from modern_llm.tasks.base import Paths, RunFolder, require_pretrained, say, tell_paths
 from modern_llm.training.settings import Hardware
 
 if TYPE_CHECKING:
@@ -73,8 +73,8 @@ class Generate:
 
     def run(self, folder: RunFolder) -> dict[str, float]:
         """Let every model continue every prompt, and write it down. Returns how many texts there are."""
-        from modern_llm.reporting import blocks
-        from modern_llm.tasks.models import load_model
+        from modern_llm.experiment.loading import load_model
+        from modern_llm.reporting.pages import blocks
         from modern_llm.training.runtime import Runtime
 
         runtime, prompts = Runtime(self.hardware), self.all_prompts()

@@ -9,11 +9,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from modern_llm.checks import require
-from modern_llm.data.sources import PythonDocs, Source, Split
+from modern_llm.data.text.sources import PythonDocs, Source, Split
+from modern_llm.experiment.contract import Paths, RunFolder, require_pretrained, say, tell_paths
 from modern_llm.models.config import ModernLLMConfig
 from modern_llm.models.sinks import StreamingSinks
 from modern_llm.pretrained.settings import ModelFromRun, PretrainedChoice, PretrainedModel, named_model
-from modern_llm.tasks.base import Paths, RunFolder, require_pretrained, say, tell_paths
 from modern_llm.training.settings import Hardware
 
 if TYPE_CHECKING:
@@ -126,9 +126,9 @@ class LongContext:
 
     def _load(self, choice: PretrainedChoice, runtime: Runtime) -> tuple[LoadedModel, ModernDecoderLM | None]:
         """A model, and the same one as our decoder where it can be; only this one has policies to choose from."""
+        from modern_llm.experiment.loading import load_model
         from modern_llm.models.interop import from_hugging_face
         from modern_llm.models.transformer import ModernDecoderLM
-        from modern_llm.tasks.models import load_model
 
         loaded = load_model(choice, runtime, self.paths.mirror, [], train=False)
         if loaded.is_seq2seq:
@@ -155,7 +155,7 @@ class LongContext:
 
     def _ids(self, loaded: LoadedModel, length: int) -> torch.Tensor:
         """(B, N + 1) the texts in a model's tokens."""
-        from modern_llm.data.cache import tokenise
+        from modern_llm.data.text.tokens import tokenise
         from modern_llm.evaluation.long_context import long_texts
 
         corpus = tokenise(self.data, self.split, loaded.tokenizer, self.paths.cache_folder, self.paths.mirror, say)
@@ -197,8 +197,8 @@ class LongContext:
         seconds: dict[str, float],
     ) -> dict[str, float]:
         from modern_llm.evaluation.long_context import curve, fine_edges
-        from modern_llm.reporting import blocks
-        from modern_llm.reporting.long_context import draw_long_context
+        from modern_llm.reporting.pages import blocks
+        from modern_llm.reporting.pages.long_context import draw_long_context
         from modern_llm.reporting.tables import markdown, write_csv
 
         edges = [0, *(length * factor for factor in self.factors)]
@@ -256,7 +256,7 @@ class LongContext:
 def verdict(losses: LossByPosition, reference: LossByPosition, start: int, stop: int) -> tuple[str, float]:
     """Whether quality holds in the positions start..stop-1 against reading the context anew, in words, and by how many
     nats a token it is worse."""
-    from modern_llm.reporting.intervals import Mean
+    from modern_llm.reporting.comparison.intervals import Mean
 
     gap = Mean.of(losses.block_differences(reference, start, stop))
     low, high = gap.interval or (gap.mean, gap.mean)

@@ -5,9 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import ClassVar
 
+from modern_llm.experiment.contract import Paths, RunFolder, require_pretrained
 from modern_llm.models.config import ModernLLMConfig
 from modern_llm.pretrained.settings import ModelFromRun, PretrainedModel
-from modern_llm.tasks.base import Paths, RunFolder, require_pretrained
 from modern_llm.training.settings import Hardware
 
 
@@ -28,7 +28,7 @@ class Merge:
 
     def run(self, folder: RunFolder) -> dict[str, float]:
         """Load, merge, write. Returns the number of parameters."""
-        from modern_llm.tasks.models import classifier_labels, load_model
+        from modern_llm.experiment.loading import classifier_labels, load_model
         from modern_llm.training.runtime import Runtime
 
         assert not isinstance(self.model, ModernLLMConfig)

@@ -7,18 +7,18 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from modern_llm.checks import require
-from modern_llm.data.supervised import Example, SupervisedData
+from modern_llm.data.labelled import Example, SupervisedData
+from modern_llm.experiment.contract import Paths, RunFolder, progress_of, require_pretrained, say
+from modern_llm.experiment.examples import FormName, chosen_metric
 from modern_llm.models.config import ModernLLMConfig
 from modern_llm.pretrained.settings import ModelFromRun, PretrainedModel
-from modern_llm.tasks.answering import FormName, chosen_metric
-from modern_llm.tasks.base import Paths, RunFolder, progress_of, require_pretrained, say
 from modern_llm.training.settings import Hardware
 
 if TYPE_CHECKING:
     import numpy as np
 
     from modern_llm.data.shots import Prompt, PromptWriter
-    from modern_llm.evaluation.scoring import Scored
+    from modern_llm.evaluation.metrics.scoring import Scored
     from modern_llm.pretrained.loading import LoadedModel
 
 
@@ -29,7 +29,7 @@ class Prompting:
 
     Args:
         model, hardware, paths, seed: of the same names in the configuration.
-        dataset: the data, and how they become text.
+        data: the examples, and how they become text.
         num_shots: examples in the prompt, drawn by the seed from the training split; as many of each label.
         calibrate: divide each label's likelihood by the one it has behind inputs without content (Zhao et al. 2021,
             arXiv 2102.09690, eq. 1 with a diagonal W).
@@ -45,7 +45,7 @@ class Prompting:
 
     model: PretrainedModel | ModelFromRun | ModernLLMConfig
     hardware: Hardware
-    dataset: SupervisedData
+    data: SupervisedData
     paths: Paths = field(default_factory=Paths)
     seed: int = 0
     num_shots: int = 0
@@ -60,15 +60,15 @@ class Prompting:
         require(self.seed >= 0, "seed", self.seed, "must not be negative", "Use 0 or more")
         require_pretrained(self.model)
         require(self.num_shots >= 0, "task.num_shots", self.num_shots, "must not be negative", "Use 0 for none")
-        require(not self.calibrate or bool(self.dataset.labels), "task.calibrate", self.calibrate,
+        require(not self.calibrate or bool(self.data.labels), "task.calibrate", self.calibrate,
                 "needs data with labels", "Use task.calibrate=false")  # fmt: skip
-        require(not self.calibrate or bool(self.dataset.content_free), "task.dataset.content_free",
-                self.dataset.content_free, "is empty, and task.calibrate needs inputs without content",
+        require(not self.calibrate or bool(self.data.content_free), "task.data.content_free",
+                self.data.content_free, "is empty, and task.calibrate needs inputs without content",
                 "Use ['N/A', '[MASK]', '']")  # fmt: skip
         for key in ("max_tokens", "max_evaluation_examples"):
             value = getattr(self, key)
             require(value is None or value >= 1, f"task.{key}", value, "must be at least 1", "Raise it, or use null")
-        object.__setattr__(self, "objective_metric", chosen_metric(self.objective_metric, self.dataset))
+        object.__setattr__(self, "objective_metric", chosen_metric(self.objective_metric, self.data))
 
     def run(self, folder: RunFolder) -> dict[str, float]:
         """Ask, score and report. Returns the final metrics."""
@@ -77,12 +77,12 @@ class Prompting:
         import torch
 
         from modern_llm.data.shots import PromptWriter, draw_shots
-        from modern_llm.tasks.answering import finish, prepare_model
+        from modern_llm.experiment.examples import finish, prepare_model
 
         torch.manual_seed(self.seed)
         runtime, loaded, _ = prepare_model(self, train=False)
         loaded.model.eval()
-        mirror, data = self.paths.mirror, self.dataset
+        mirror, data = self.paths.mirror, self.data
         examples = data.examples("evaluation", mirror, self.max_evaluation_examples, self.seed)
         shots: list[Example] = []
         if self.num_shots:
@@ -114,7 +114,7 @@ class Prompting:
         self, writer: PromptWriter, loaded: LoadedModel, examples: list[Example]
     ) -> tuple[list[Example], list[Prompt]]:
         """Examples and their prompts; those whose question alone is too long are left out, and told of."""
-        data = self.dataset
+        data = self.data
         longest = max([len(ids) for ids in self._answers(writer)], default=data.max_new_tokens)
         limits = [limit for limit in (self.max_tokens, loaded.context) if limit is not None]
         room = None if loaded.is_seq2seq and not self.max_tokens else min(limits, default=0) - longest
@@ -123,7 +123,7 @@ class Prompting:
         if not pairs:
             raise ValueError(
                 f"task.max_tokens={self.max_tokens}: no question fits into {min(limits, default=0)} tokens beside an "
-                f"answer of {longest}. Raise it, lower task.dataset.max_new_tokens, or choose a model with a longer "
+                f"answer of {longest}. Raise it, lower task.data.max_new_tokens, or choose a model with a longer "
                 "context."
             )
         left_out = [e.index for e, p in zip(examples, prompts, strict=True) if p is None]
@@ -138,13 +138,13 @@ class Prompting:
         return [e for e, _ in pairs], [p for _, p in pairs]
 
     def _answers(self, writer: PromptWriter) -> list[list[int]]:
-        return writer.tokenizer.encode_batch([writer.answer(label) for label in self.dataset.labels])
+        return writer.tokenizer.encode_batch([writer.answer(label) for label in self.data.labels])
 
     def _ask(self, writer: PromptWriter, loaded: LoadedModel, examples: list[Example], prompts: list[Prompt]) -> Scored:
         from modern_llm.evaluation.answering import write_answers
-        from modern_llm.evaluation.scoring import score_classes, score_texts
+        from modern_llm.evaluation.metrics.scoring import score_classes, score_texts
 
-        data, model = self.dataset, loaded.model
+        data, model = self.data, loaded.model
         inputs = [(data.source_of if loaded.is_seq2seq else data.prompt_of)(example) for example in examples]
         if data.labels:
             scores = self._rank(writer, model, prompts)
@@ -170,11 +170,11 @@ class Prompting:
 
         from modern_llm.evaluation.answering import rank_answers
 
-        words, scores = self._answers(writer), np.zeros((len(prompts), len(self.dataset.labels)))
+        words, scores = self._answers(writer), np.zeros((len(prompts), len(self.data.labels)))
         for places in _by_shots(prompts):
             asked = [prompts[i].ids for i in places]
             if self.calibrate:
-                empty = [self.dataset.without_content(filler) for filler in self.dataset.content_free]
+                empty = [self.data.without_content(filler) for filler in self.data.content_free]
                 asked += writer.ids(empty, prompts[places[0]].shots)
             ranked = rank_answers(model, asked, [words] * len(asked), self.hardware.eval_rows, progress_of("answering"))
             scores[places] = ranked[: len(places)]

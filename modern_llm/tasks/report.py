@@ -11,11 +11,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar
 
 from modern_llm.checks import require
+from modern_llm.experiment.contract import RunFolder
 from modern_llm.reporting.record import RunRecord, find_runs
-from modern_llm.tasks.base import RunFolder
 
 if TYPE_CHECKING:
-    from modern_llm.reporting.comparison import Comparison
+    from modern_llm.reporting.comparison.compare import Comparison
 
 _TARGET = f"{__name__}.Report"
 
@@ -44,8 +44,8 @@ class Report:
 
     def run(self, folder: RunFolder) -> dict[str, float]:
         """Write `report.html`, `report.md` and `runs.csv`. Returns how many runs there are, by status."""
-        from modern_llm.reporting.comparison import Comparison, counted
-        from modern_llm.reporting.notices import notices
+        from modern_llm.reporting.comparison.compare import Comparison, counted
+        from modern_llm.reporting.comparison.notices import notices
 
         found, empty = find_runs(self.runs, without_task=_TARGET)
         remarks = [f"{pattern!r} led to no run" for pattern in empty] + _waiting_jobs(found)
@@ -66,9 +66,9 @@ class Report:
 
 def write_comparison(folder: Path, compared: Comparison, title: str, note: str) -> dict[str, Path]:
     """Write `report.html`, `report.md` and `runs.csv`; returns them by what they are."""
-    from modern_llm.reporting.blocks import write_page
-    from modern_llm.reporting.comparison_page import comparison_page
-    from modern_llm.reporting.comparison_text import comparison_markdown, write_comparison_csv
+    from modern_llm.reporting.comparison.text import comparison_markdown, write_comparison_csv
+    from modern_llm.reporting.pages.blocks import write_page
+    from modern_llm.reporting.pages.comparison import comparison_page
 
     written = {
         "page": write_page(folder / "report.html", comparison_page(compared, title, note)),

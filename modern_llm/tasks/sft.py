@@ -5,12 +5,12 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from modern_llm.checks import require
-from modern_llm.data.instruction_settings import InstructionData
+from modern_llm.data.instructions.settings import InstructionData
+from modern_llm.experiment.contract import Paths, RunFolder, require_pretrained
+from modern_llm.experiment.training import require_metric, require_positive
 from modern_llm.models.config import ModernLLMConfig
 from modern_llm.pretrained.settings import ModelFromRun, PretrainedModel
-from modern_llm.tasks.base import Paths, RunFolder, require_pretrained
-from modern_llm.tasks.language_modeling import Samples
-from modern_llm.tasks.pretrained import require_metric, require_positive
+from modern_llm.tasks.pretraining import Samples
 from modern_llm.training.loggers import FilesOnly, Logger
 from modern_llm.training.settings import Hardware, TrainerSettings
 
@@ -65,10 +65,9 @@ class SFT:
 
         from modern_llm.data.batches import LengthBatches, PackedBatches
         from modern_llm.data.chat import ChatWriter
-        from modern_llm.data.instructions import ConversationBatch, read_instructions
+        from modern_llm.data.instructions.read import ConversationBatch, read_instructions
         from modern_llm.evaluation.answering import mean_loss
-        from modern_llm.objectives.language_modeling import LanguageModeling
-        from modern_llm.tasks.pretrained import (
+        from modern_llm.experiment.training import (
             SelectionLoss,
             chat_samples,
             fit,
@@ -77,6 +76,7 @@ class SFT:
             room_in,
             tell_skipped,
         )
+        from modern_llm.objectives.language_modeling import LanguageModeling
 
         torch.manual_seed(self.seed)
         runtime, loaded = prepare_chat_model(self, train=True)

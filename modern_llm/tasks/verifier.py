@@ -7,14 +7,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from modern_llm.checks import require
-from modern_llm.data.solution_settings import SolutionData, SolutionText
-from modern_llm.data.tokenizers import BPETokenizer, TokenizerChoice
+from modern_llm.data.solutions.settings import SolutionData, SolutionText
+from modern_llm.data.text.tokenizers import BPETokenizer, TokenizerChoice
+from modern_llm.experiment.contract import Paths, RunFolder
+from modern_llm.experiment.problems import SampledSolutions
+from modern_llm.experiment.training import require_metric, require_positive
 from modern_llm.models.config import ModernLLMConfig
 from modern_llm.models.verifier_config import VerifierConfig
 from modern_llm.pretrained.settings import ModelFromRun, PretrainedModel
-from modern_llm.tasks.base import Paths, RunFolder
-from modern_llm.tasks.pretrained import require_metric, require_positive
-from modern_llm.tasks.solving import SampledSolutions
 from modern_llm.training.loggers import FilesOnly, Logger
 from modern_llm.training.settings import Hardware, TrainerSettings
 
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
     from modern_llm.data.batches import Encoded
     from modern_llm.data.rows import Part
-    from modern_llm.data.solutions import Solution, Solutions, SolutionWriter
+    from modern_llm.data.solutions.read import Solution, Solutions, SolutionWriter
     from modern_llm.evaluation.verifier import AnswerVerifier
     from modern_llm.pretrained.loading import LoadedModel
     from modern_llm.training.runtime import Runtime
@@ -85,9 +85,9 @@ class Verifier:
 
         from modern_llm.data.batches import ClassificationBatch, LengthBatches
         from modern_llm.data.rows import content_fingerprint
-        from modern_llm.data.solutions import PARTS, SolutionWriter, read_solutions
+        from modern_llm.data.solutions.read import PARTS, SolutionWriter, read_solutions
+        from modern_llm.experiment.training import SelectionLoss, fit, report, room_in, tell_model, tell_skipped
         from modern_llm.objectives.classification import Classification
-        from modern_llm.tasks.pretrained import SelectionLoss, fit, report, room_in, tell_model, tell_skipped
         from modern_llm.training.runtime import Runtime
 
         runtime, rows, mirror = Runtime(self.hardware), self.hardware.eval_rows, self.paths.mirror
@@ -132,10 +132,10 @@ class Verifier:
         return metrics
 
     def _load(self, runtime: Runtime, train: Solutions) -> LoadedModel:
-        from modern_llm.data.solutions import LABELS, SolutionTexts
+        from modern_llm.data.solutions.read import LABELS, SolutionTexts
+        from modern_llm.experiment.loading import load_model
         from modern_llm.models.verifier import VerifierModel
         from modern_llm.pretrained.loading import own_verifier
-        from modern_llm.tasks.models import load_model
 
         assert not isinstance(self.model, ModernLLMConfig)
         if not isinstance(self.model, VerifierConfig):
@@ -157,9 +157,9 @@ class Verifier:
         """The trained model with calibration and threshold, both fitted on the selection part, of which `items` are."""
         import numpy as np
 
-        from modern_llm.evaluation.calibration import choose_threshold, fit_calibration
+        from modern_llm.evaluation.metrics.calibration import choose_threshold, fit_calibration
         from modern_llm.evaluation.verifier import AnswerVerifier, log_odds
-        from modern_llm.tasks.answering import progress_of
+        from modern_llm.experiment.examples import progress_of
 
         model: Any = loaded.model
         texts = [item.input_ids for item in items]
@@ -188,11 +188,11 @@ def measure_answers(
     """
     import numpy as np
 
-    from modern_llm.evaluation.calibration import Calibration, reliability
-    from modern_llm.evaluation.verification import measure_uncalibrated, measure_verifier
+    from modern_llm.evaluation.metrics.calibration import Calibration, reliability
+    from modern_llm.evaluation.metrics.verification import measure_uncalibrated, measure_verifier
     from modern_llm.evaluation.verifier import log_odds
+    from modern_llm.experiment.examples import progress_of
     from modern_llm.reporting.curves import draw_reliability
-    from modern_llm.tasks.answering import progress_of
 
     texts, threshold = [item.input_ids for item in items], verifier.threshold
     scores = log_odds(verifier.model, texts, batch_size, verifier.runtime, progress_of("evaluating"))
@@ -257,11 +257,11 @@ def load_verifier(path: str, runtime: Runtime, mirror: str | None = None) -> Ans
     Raises:
         ValueError: the folder is of no such run, or of one that has not finished.
     """
-    from modern_llm.data.solutions import LABELS, SolutionWriter
-    from modern_llm.evaluation.calibration import Calibration
+    from modern_llm.data.solutions.read import LABELS, SolutionWriter
+    from modern_llm.evaluation.metrics.calibration import Calibration
     from modern_llm.evaluation.verifier import AnswerVerifier
-    from modern_llm.tasks.models import load_model
-    from modern_llm.tasks.pretrained import tell_model
+    from modern_llm.experiment.loading import load_model
+    from modern_llm.experiment.training import tell_model
 
     facts = _facts(path)
     choice = ModelFromRun(str(Path(path).expanduser().resolve() / facts["checkpoint"]))

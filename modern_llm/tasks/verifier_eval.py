@@ -7,18 +7,18 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from modern_llm.checks import require
-from modern_llm.data.solution_settings import SolutionData, problem_id
-from modern_llm.tasks.base import Paths, RunFolder, require_finished
+from modern_llm.data.solutions.settings import SolutionData, problem_id
+from modern_llm.experiment.contract import Paths, RunFolder, require_finished
+from modern_llm.experiment.problems import SAMPLES_FILE
+from modern_llm.experiment.training import require_positive
 from modern_llm.tasks.best_of_n import CURVE, PICTURE, choices
-from modern_llm.tasks.pretrained import require_positive
-from modern_llm.tasks.solving import SAMPLES_FILE
 from modern_llm.tasks.verifier import HEADLINE, VERIFIER_FILE
 from modern_llm.training.settings import Hardware
 
 if TYPE_CHECKING:
-    from modern_llm.data.problems import Problem
+    from modern_llm.data.solutions.problems import Problem
     from modern_llm.evaluation.reranking import Reranked
-    from modern_llm.evaluation.solving import Attempts
+    from modern_llm.evaluation.rollouts import Attempts
     from modern_llm.evaluation.verifier import AnswerVerifier
 
 _PROBLEMS_FILE = "predictions.jsonl"
@@ -63,10 +63,10 @@ class VerifierEval:
 
     def run(self, folder: RunFolder) -> dict[str, float]:
         """Read, judge, choose and report. Returns the final metrics."""
-        from modern_llm.data.solutions import read_solutions
+        from modern_llm.data.solutions.read import read_solutions
+        from modern_llm.experiment.contract import say
+        from modern_llm.experiment.training import report, tell_skipped
         from modern_llm.pretrained.loading import weights_fingerprint
-        from modern_llm.tasks.base import say
-        from modern_llm.tasks.pretrained import report, tell_skipped
         from modern_llm.tasks.verifier import described, how_measured, known_problems, load_verifier, measure_answers
         from modern_llm.training.runtime import Runtime
 
@@ -130,10 +130,10 @@ class DrawnSamples:
         Raises:
             ValueError: the record is damaged, or the verifier knows all problems.
         """
-        from modern_llm.data.problems import Problem
-        from modern_llm.evaluation.solving import read_attempts
+        from modern_llm.data.solutions.problems import Problem
+        from modern_llm.evaluation.rollouts import read_attempts
+        from modern_llm.experiment.problems import without_known
         from modern_llm.reporting.record import RunRecord, read_rows
-        from modern_llm.tasks.solving import without_known
 
         folder = Path(path).expanduser()
         run = RunRecord.read(folder)
@@ -154,8 +154,8 @@ class DrawnSamples:
     def choose(self, verifier: AnswerVerifier, batch_size: int, seed: int, folder: RunFolder) -> Reranked:
         """Choose in every way, the verifier's too, and write the choices and the picture of the curve."""
         from modern_llm.evaluation.reranking import rerank
+        from modern_llm.experiment.problems import scored
         from modern_llm.reporting.curves import draw_solved
-        from modern_llm.tasks.solving import scored
 
         scores = scored(verifier, self.problems, self.attempts, batch_size)
         references = [problem.solution for problem in self.problems]

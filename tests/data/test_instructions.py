@@ -12,10 +12,10 @@ import torch
 from modern_llm.data.arithmetic import Arithmetic
 from modern_llm.data.batches import PackedBatches
 from modern_llm.data.chat import DEFAULT_TEMPLATE, ChatWriter, EncodedConversation, with_chat
-from modern_llm.data.instruction_settings import InstructionData
-from modern_llm.data.instructions import ConversationBatch, read_instructions
+from modern_llm.data.instructions.read import ConversationBatch, read_instructions
+from modern_llm.data.instructions.settings import InstructionData
 from modern_llm.data.rows import FileRows, choose_rows
-from modern_llm.data.tokenizers import ByteTokenizer, Tokenizer
+from modern_llm.data.text.tokenizers import ByteTokenizer, Tokenizer
 from modern_llm.models.fused_loss import IGNORE_INDEX
 
 DROPS_TURNS = "{% for m in messages[-2:] %}<{{ m.role }}>{{ m.content }}{% endfor %}"

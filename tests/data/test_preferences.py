@@ -10,10 +10,10 @@ from typing import Any
 import pytest
 
 from modern_llm.data.chat import DEFAULT_TEMPLATE, ChatWriter
-from modern_llm.data.preference_settings import PreferenceData
-from modern_llm.data.preferences import EncodedPair, dialogue_turns, pair_of, read_preferences
+from modern_llm.data.preferences.read import EncodedPair, dialogue_turns, pair_of, read_preferences
+from modern_llm.data.preferences.settings import PreferenceData
 from modern_llm.data.rows import FileRows, HubRows
-from modern_llm.data.tokenizers import ByteTokenizer
+from modern_llm.data.text.tokenizers import ByteTokenizer
 from modern_llm.hub import find_dataset
 
 DIALOGUE = "\n\nHuman: one?\n\nAssistant: eins\n\nHuman: two?\n\nAssistant:"

@@ -7,16 +7,16 @@ from pathlib import Path
 import pytest
 from hydra import compose, initialize_config_dir
 
-from modern_llm.data.supervised import SupervisedData
-from modern_llm.evaluation.answers import reference_answer
-from modern_llm.instantiate import build
+from modern_llm.config.instantiate import build
+from modern_llm.data.labelled import SupervisedData
+from modern_llm.evaluation.metrics.numbers import reference_answer
 
 CONFIG = Path(__file__).resolve().parents[2] / "conf"
 
 
 def dataset(name: str) -> SupervisedData:
     with initialize_config_dir(str(CONFIG), version_base="1.3"):
-        return build(compose("config", overrides=["task=prompting", f"task/dataset={name}"]).task.dataset)
+        return build(compose("config", overrides=["task=prompting", f"task/data={name}"]).task.data)
 
 
 @pytest.mark.parametrize("name", ["sst2", "samsum", "dialogsum", "gsm8k"])

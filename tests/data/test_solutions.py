@@ -9,11 +9,11 @@ from typing import Any
 import pytest
 
 from modern_llm.data.arithmetic import Arithmetic
-from modern_llm.data.problems import prompts_of, read_problems
 from modern_llm.data.rows import FileRows, HubRows
-from modern_llm.data.solution_settings import ProblemData, SolutionData, SolutionText, problem_id
-from modern_llm.data.solutions import PARTS, Solutions, SolutionWriter, read_solutions
-from modern_llm.data.tokenizers import ByteTokenizer, Tokenizer
+from modern_llm.data.solutions.problems import prompts_of, read_problems
+from modern_llm.data.solutions.read import PARTS, Solutions, SolutionWriter, read_solutions
+from modern_llm.data.solutions.settings import ProblemData, SolutionData, SolutionText, problem_id
+from modern_llm.data.text.tokenizers import ByteTokenizer, Tokenizer
 
 TOKENIZER: Tokenizer = ByteTokenizer().prepare(None, Path(), None)  # type: ignore[arg-type]
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from modern_llm.data.sources import HubText, PythonDocs, TextFiles
+from modern_llm.data.text.sources import HubText, PythonDocs, TextFiles
 
 
 def lines_data_set(root: Path, owner_name: str, splits: dict[str, list[str]], column: str = "text") -> None:

@@ -12,9 +12,9 @@ import torch
 
 from modern_llm.data.batches import CompletionBatch, Encoded, LengthBatches, Seq2SeqBatch, by_length, slots
 from modern_llm.data.forms import ClassificationForm, CompletionForm, Seq2SeqForm
+from modern_llm.data.labelled import Example, SupervisedData
 from modern_llm.data.shots import PromptWriter, draw_shots
-from modern_llm.data.supervised import Example, SupervisedData
-from modern_llm.data.tokenizers import ByteTokenizer, Tokenizer
+from modern_llm.data.text.tokenizers import ByteTokenizer, Tokenizer
 from modern_llm.models.fused_loss import IGNORE_INDEX
 
 

@@ -6,9 +6,9 @@ import random
 
 import pytest
 
-from modern_llm.data.sources import TextFiles
-from modern_llm.data.text_stream import TextStream
-from modern_llm.data.tokenizers import BPETokenizer, ByteTokenizer, Tokenizer
+from modern_llm.data.text.sources import TextFiles
+from modern_llm.data.text.stream import TextStream
+from modern_llm.data.text.tokenizers import BPETokenizer, ByteTokenizer, Tokenizer
 
 TEXTS = ["plain", "naïve café ✓", "👩‍👩‍👧 family 🎉🎉 日本語\n", "\x00 control \u202e", "é" * 30]
 

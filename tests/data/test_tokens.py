@@ -11,10 +11,10 @@ import pytest
 import torch
 
 from modern_llm.data import cache as cache_module
-from modern_llm.data.cache import TokenCorpus, tokenise
-from modern_llm.data.packing import PackedStream
-from modern_llm.data.sources import Split, TextFiles
-from modern_llm.data.tokenizers import BPETokenizer, ByteTokenizer, HubTokenizer, Tokenizer
+from modern_llm.data.text.packing import PackedStream
+from modern_llm.data.text.sources import Split, TextFiles
+from modern_llm.data.text.tokenizers import BPETokenizer, ByteTokenizer, HubTokenizer, Tokenizer
+from modern_llm.data.text.tokens import TokenCorpus, tokenise
 
 TEXT = "The quick brown fox — naïve, 日本語 and 🙂 — jumps.\n\n  Indented\ttabs.\n" * 20
 

@@ -52,7 +52,7 @@ def launch(folder: Path, mirror: Path, *words: str) -> tuple[int, str, str]:
 
 
 def test_a_killed_lora_run_resumes_exactly(tmp_path: Path, mirror: Path) -> None:
-    words = ["task=sst2", "model=gpt2", *QUICK, "task.dataset.held_out=8"]
+    words = ["task=sst2", "model=gpt2", *QUICK, "task.data.held_out=8"]
     words += ["trainer.max_steps=60", "trainer.save_every=5", "trainer.eval_every=30"]
     status, out, err = launch(tmp_path / "whole", mirror, *words)
     assert status == 0, err[-2000:]
@@ -71,8 +71,8 @@ def test_a_killed_lora_run_resumes_exactly(tmp_path: Path, mirror: Path) -> None
 
 
 def test_a_run_is_evaluated_again_and_merged(tmp_path: Path, mirror: Path) -> None:
-    words = ["task=gsm8k", "model=pretrained", "model.name=made/llama", *QUICK, "task.dataset.held_out=4"]
-    words += ["task.dataset.max_new_tokens=6"]
+    words = ["task=gsm8k", "model=pretrained", "model.name=made/llama", *QUICK, "task.data.held_out=4"]
+    words += ["task.data.max_new_tokens=6"]
     status, _, err = launch(tmp_path / "run", mirror, *words, "trainer.max_steps=4")
     assert status == 0, err[-2000:]
     again = [w for w in words if not w.startswith("model")]
@@ -103,7 +103,7 @@ def test_a_run_is_evaluated_again_and_merged(tmp_path: Path, mirror: Path) -> No
         (["task=sst2", "model=gpt2", "model.lora.rank=0"], "model.lora.rank=0: must be at least 1"),
         (["task=gsm8k", "model=gpt2", "task.form=classification"], "needs data with labels"),
         (["task=sst2", "model=from_run", "model.path=/nowhere"], "model.path='/nowhere': is no folder"),
-        (["task=prompting", "model=gpt2", "task/dataset=sst3"], "sst2"),
+        (["task=prompting", "model=gpt2", "task/data=sst3"], "sst2"),
     ],
 )
 def test_mistakes_are_refused_before_torch_is_imported(

@@ -116,7 +116,7 @@ def test_killed_in_every_stage_it_gives_the_table_of_an_undisturbed_run(tmp_path
 
 PARTS = {
     "sft": ["task/data=arithmetic_instructions", "task.max_tokens=160", "trainer.max_steps=4", "trainer.batch_size=2"],
-    "dpo": ["task/preferences=arithmetic", "task.max_tokens=160", "trainer.max_steps=4", "trainer.batch_size=4"],
+    "dpo": ["task/data=arithmetic_preferences", "task.max_tokens=160", "trainer.max_steps=4", "trainer.batch_size=4"],
 }
 
 

@@ -13,7 +13,7 @@ from commands import ROOT
 from hydra import initialize_config_dir
 from records import composed, language_model, read_page, training_rows, write_run
 
-from modern_llm.instantiate import ConfigError, build
+from modern_llm.config.instantiate import ConfigError, build
 
 
 def plan(folder: Path, steps: dict[str, object], *more: str, name: str = "tried") -> subprocess.CompletedProcess[str]:

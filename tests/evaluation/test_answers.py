@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from modern_llm.evaluation.answers import (
+from modern_llm.evaluation.metrics.numbers import (
     failure_kind,
     flexible_answer,
     reference_answer,

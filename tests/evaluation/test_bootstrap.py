@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from modern_llm.evaluation import bootstrap
-from modern_llm.evaluation.bootstrap import bootstrap_interval, estimate, mean
+from modern_llm.evaluation.metrics.bootstrap import bootstrap_interval, estimate, mean
 
 
 def binomial_quantile(n: int, p: float, level: float) -> int:

@@ -13,7 +13,7 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "pretrained"))
 from made_models import CHAT, byte_tokenizer, make_model
 
 from modern_llm.data.chat import with_chat
-from modern_llm.data.tokenizers import Tokenizer
+from modern_llm.data.text.tokenizers import Tokenizer
 from modern_llm.evaluation.conversation import ContextFullError, Conversation
 from modern_llm.models import ModernDecoderLM, ModernLLMConfig
 from modern_llm.models.sampling import GREEDY, Sampling

@@ -13,8 +13,8 @@ import torch
 from rouge_score.rouge_scorer import RougeScorer
 from sklearn.metrics import accuracy_score, f1_score
 
-from modern_llm.evaluation.answers import same_number
-from modern_llm.evaluation.metrics import Accuracy, ExactMatch, ExampleMetric, MacroF1, Rouge, measure
+from modern_llm.evaluation.metrics.library import Accuracy, ExactMatch, ExampleMetric, MacroF1, Rouge, measure
+from modern_llm.evaluation.metrics.numbers import same_number
 
 ROOT = Path(__file__).resolve().parents[2]
 ROUGE = ("rouge1", "rouge2", "rougeL", "rougeLsum")
@@ -291,7 +291,7 @@ try:
 except NetworkError:
     asked.clear()
 
-from modern_llm.evaluation.metrics import Accuracy, ExactMatch, MacroF1, Rouge, measure
+from modern_llm.evaluation.metrics.library import Accuracy, ExactMatch, MacroF1, Rouge, measure
 
 for metric in (Accuracy(), MacroF1()):
     print(metric.compute(predictions=[1, 0], references=[1, 1]), measure(metric, [1, 0], [1, 1], seed=0))

@@ -11,9 +11,9 @@ import numpy as np
 import pytest
 import torch
 
-from modern_llm.data.preferences import EncodedPair
+from modern_llm.data.preferences.read import EncodedPair
 from modern_llm.evaluation import preferences
-from modern_llm.evaluation.preferences import pair_log_probs, score_pairs, with_reference
+from modern_llm.evaluation.pairs import pair_log_probs, score_pairs, with_reference
 from modern_llm.models.config import ModernLLMConfig
 from modern_llm.models.transformer import ModernDecoderLM
 from modern_llm.objectives.preference_losses import SigmoidDPO, SimPO

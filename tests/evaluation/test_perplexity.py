@@ -9,7 +9,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from modern_llm.data.cache import CorpusCounts, TokenCorpus
+from modern_llm.data.text.tokens import CorpusCounts, TokenCorpus
 from modern_llm.evaluation.perplexity import perplexity, windows
 from modern_llm.models import ModernDecoderLM, ModernLLMConfig
 

@@ -11,7 +11,7 @@ import pytest
 
 from modern_llm.evaluation import reranking
 from modern_llm.evaluation.reranking import Combine, curve_points, pass_at_k, reference_number, rerank, vote
-from modern_llm.evaluation.solving import Attempts
+from modern_llm.evaluation.rollouts import Attempts
 from modern_llm.models.generation import Continuation
 
 

@@ -7,10 +7,10 @@ import pytest
 from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import brier_score_loss, roc_auc_score
 
-from modern_llm.evaluation.bootstrap import bootstrap_interval
-from modern_llm.evaluation.calibration import choose_threshold, fit_calibration, reliability
-from modern_llm.evaluation.metrics import measure
-from modern_llm.evaluation.verification import Brier, CalibrationError, RocAuc, measure_verifier
+from modern_llm.evaluation.metrics.bootstrap import bootstrap_interval
+from modern_llm.evaluation.metrics.calibration import choose_threshold, fit_calibration, reliability
+from modern_llm.evaluation.metrics.library import measure
+from modern_llm.evaluation.metrics.verification import Brier, CalibrationError, RocAuc, measure_verifier
 
 
 def scored(n: int, seed: int, digits: int = 6) -> tuple[np.ndarray, np.ndarray]:

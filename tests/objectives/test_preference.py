@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from modern_llm.data.preferences import EncodedPair, PairBatch
+from modern_llm.data.preferences.read import EncodedPair, PairBatch
 from modern_llm.models.config import GQAConfig, ModernLLMConfig
 from modern_llm.models.sinks import LearnableSinks, StreamingSinks
 from modern_llm.models.transformer import ModernDecoderLM

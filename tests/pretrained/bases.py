@@ -6,8 +6,8 @@ from pathlib import Path
 
 import torch
 
-from modern_llm.data.tokenizers import Tokenizer
-from modern_llm.instantiate import describe
+from modern_llm.config.instantiate import describe
+from modern_llm.data.text.tokenizers import Tokenizer
 from modern_llm.models.config import ModernLLMConfig
 from modern_llm.models.transformer import ModernDecoderLM
 from modern_llm.training.checkpoint import Checkpoints

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from modern_llm.data.tokenizers import ByteTokenizer, Tokenizer
+from modern_llm.data.text.tokenizers import ByteTokenizer, Tokenizer
 
 CHAT = (
     "{% for m in messages %}<|{{ m.role }}|>{{ m.content }}{{ eos_token }}{% endfor %}"

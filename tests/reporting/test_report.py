@@ -18,11 +18,11 @@ from typing import Any
 import pytest
 from records import Page, composed, language_model, markdown_rows, read_page, training_rows, write_run
 
+from modern_llm.experiment.contract import RunFolder
+from modern_llm.reporting.comparison.intervals import Mean, differ, t_quantile
 from modern_llm.reporting.curves import thin
-from modern_llm.reporting.intervals import Mean, differ, t_quantile
-from modern_llm.reporting.page import write_run_report
+from modern_llm.reporting.pages.run import write_run_report
 from modern_llm.reporting.record import RunRecord, find_runs, shell_quoted
-from modern_llm.tasks.base import RunFolder
 from modern_llm.tasks.report import Report
 
 SMALL = ["model.d_model=32", "model.n_layers=1"]

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from records import composed, language_model, read_page, training_rows, write_run
 
-from modern_llm.reporting.page import write_run_report
+from modern_llm.reporting.pages.run import write_run_report
 from modern_llm.reporting.sweep_report import write_sweep_report
 from modern_llm.reporting.tables import shown
 

@@ -12,9 +12,9 @@ from browser import Browser, find_browser
 from made_models import byte_tokenizer
 
 from modern_llm.evaluation.attention_maps import attention_maps
+from modern_llm.experiment.contract import Paths, RunFolder
 from modern_llm.pretrained.settings import ModelFromRun
 from modern_llm.tasks.attention_maps import AttentionMapsOfText
-from modern_llm.tasks.base import Paths, RunFolder
 from modern_llm.training.settings import Hardware
 
 TEXT = "a </script><b>x"
@@ -33,7 +33,7 @@ def test_a_token_that_is_pointed_at_tells_what_it_attends_to(tmp_path: Path) -> 
     program = find_browser()
     if program is None:
         pytest.skip("no Chromium or Chrome on the path")
-    from modern_llm.tasks.models import load_model
+    from modern_llm.experiment.loading import load_model
     from modern_llm.training.runtime import Runtime
 
     loaded = load_model(ModelFromRun(str(run)), Runtime(task.hardware), None, [], train=False)

@@ -13,8 +13,8 @@ from commands import ROOT
 from hydra import initialize_config_dir
 from made_models import problems, write_split
 
+from modern_llm.experiment.contract import Paths
 from modern_llm.hub import found_offline
-from modern_llm.tasks.base import Paths
 from modern_llm.tasks.doctor import choice, default_run, packages, writable
 
 
@@ -61,7 +61,7 @@ def test_a_task_with_a_model_of_its_own_kind_and_one_that_runs_others(mirror: Pa
 @pytest.mark.parametrize(
     ("group", "name", "detail"),
     [("task", "text", "task.data.train=[]: names no file"), ("model", "from_run", "model.path: is missing"),
-     ("task", "finetuning", "You must specify 'task/dataset'")],
+     ("task", "finetuning", "You must specify 'task/data'")],
 )  # fmt: skip
 def test_a_choice_that_asks_for_something_says_what(group: str, name: str, detail: str) -> None:
     found = choice(group, name, None)

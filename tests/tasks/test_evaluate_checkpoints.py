@@ -13,9 +13,9 @@ from commands import Workplace
 from made_models import NAMES, make_mirror
 from records import read_page
 
-from modern_llm.data.sources import TextFiles
+from modern_llm.data.text.sources import TextFiles
+from modern_llm.experiment.contract import Paths, RunFolder
 from modern_llm.pretrained.settings import LoRA, PretrainedModel
-from modern_llm.tasks.base import Paths, RunFolder
 from modern_llm.tasks.evaluate_checkpoints import EvaluateCheckpoints
 from modern_llm.training.settings import Hardware
 
@@ -81,7 +81,7 @@ def test_what_is_measured_is_not_measured_again(place: Workplace, tmp_path: Path
 
 
 def test_a_finetuned_hugging_face_model_is_measured(place: Workplace, tmp_path: Path) -> None:
-    from modern_llm.tasks.models import describe_model, load_model
+    from modern_llm.experiment.loading import describe_model, load_model
     from modern_llm.training.checkpoint import Checkpoints
     from modern_llm.training.runtime import Runtime
 

@@ -11,10 +11,10 @@ from bases import trained_from_scratch
 from made_models import NAMES, byte_tokenizer, make_mirror
 from records import read_page
 
+from modern_llm.experiment.contract import Paths, RunFolder
 from modern_llm.models.config import ModernLLMConfig
 from modern_llm.pretrained.loading import load_hugging_face
 from modern_llm.pretrained.settings import PretrainedModel
-from modern_llm.tasks.base import Paths, RunFolder
 from modern_llm.tasks.generate import Generate, read_prompts
 from modern_llm.training.settings import Hardware
 

@@ -11,7 +11,7 @@ import pytest
 import torch
 from hydra import compose, initialize_config_dir
 
-from modern_llm.instantiate import build
+from modern_llm.config.instantiate import build
 from modern_llm.models import ModernDecoderLM, ModernLLMConfig, MoEConfig
 from modern_llm.models.config import GQAConfig
 from modern_llm.training.memory_plan import activation_bytes_per_token, check_memory, plan_memory

@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 import torch
 
-from modern_llm.data.cache import TokenCorpus
-from modern_llm.data.packing import PackedStream
+from modern_llm.data.text.packing import PackedStream
+from modern_llm.data.text.tokens import TokenCorpus
 from modern_llm.models import ModernDecoderLM, ModernLLMConfig, MoEConfig
 from modern_llm.objectives.language_modeling import LanguageModeling
 from modern_llm.training.callbacks import Callback

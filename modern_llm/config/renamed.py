@@ -1,0 +1,55 @@
+"""Names of before: records that carry them are still read, and a person who types one is told the new one."""
+
+from __future__ import annotations
+
+from typing import Any
+
+# Modules that configurations and checkpoints name in `_target_`.
+_MODULES = {
+    "modern_llm.orchestration.pipeline": "modern_llm.runs.pipeline",
+    "modern_llm.orchestration.plan": "modern_llm.runs.plan",
+    "modern_llm.data.sources": "modern_llm.data.text.sources",
+    "modern_llm.data.tokenizers": "modern_llm.data.text.tokenizers",
+    "modern_llm.data.supervised": "modern_llm.data.labelled",
+    "modern_llm.data.instruction_settings": "modern_llm.data.instructions.settings",
+    "modern_llm.data.preference_settings": "modern_llm.data.preferences.settings",
+    "modern_llm.data.solution_settings": "modern_llm.data.solutions.settings",
+    "modern_llm.tasks.base": "modern_llm.experiment.contract",
+    "modern_llm.tasks.solving": "modern_llm.experiment.problems",
+    "modern_llm.tasks.alignment": "modern_llm.runs.policies",
+    "modern_llm.tasks.language_modeling": "modern_llm.tasks.pretraining",
+}
+_CLASSES = {"modern_llm.tasks.pretraining.LanguageModeling": "modern_llm.tasks.pretraining.Pretraining"}
+# Groups and keys of the command line.
+KEYS = {
+    "task/source": "task/data",
+    "task/dataset": "task/data",
+    "task/preferences": "task/data",
+    "task/problems": "task/data",
+    "task.dataset": "task.data",
+    "task.preferences": "task.data",
+    "task.problems": "task.data",
+}
+_TASK_KEYS = tuple(old.partition(".")[2] for old in KEYS if "." in old)
+
+
+def target_now(path: str) -> str:
+    """What a `_target_` of before is called now; others stay."""
+    module, _, name = path.rpartition(".")
+    path = f"{_MODULES.get(module, module)}.{name}"
+    return _CLASSES.get(path, path)
+
+
+def record_now(record: Any) -> Any:
+    """A plain record (of a run or a checkpoint) with the names of now, at every depth."""
+    if isinstance(record, list):
+        return [record_now(item) for item in record]
+    if not isinstance(record, dict):
+        return record
+    now = {key: record_now(value) for key, value in record.items()}
+    if isinstance(now.get("_target_"), str):
+        now["_target_"] = target_now(now["_target_"])
+    task = now.get("task")
+    if isinstance(task, dict):
+        now["task"] = {"data" if key in _TASK_KEYS else key: value for key, value in task.items()}
+    return now

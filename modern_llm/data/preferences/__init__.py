@@ -1,0 +1,1 @@
+"""Prompts with a chosen and a rejected answer."""

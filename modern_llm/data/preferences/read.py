@@ -1,0 +1,210 @@
+"""Pairs of answers to one prompt, of which one is preferred: as rows of three texts, as Anthropic's dialogues, or as
+lists of turns; through the chat template, the prompt once for both."""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+
+from modern_llm.data.batches import Batch, padded
+from modern_llm.data.chat import ChatWriter, Message, messages_of, with_system
+from modern_llm.data.preferences.settings import PreferenceData
+from modern_llm.data.rows import Part, Row, content_fingerprint, require_columns
+from modern_llm.models.fused_loss import IGNORE_INDEX
+
+_SPEAKER = re.compile(r"\n\n(Human|Assistant):")
+
+
+@dataclass(frozen=True, slots=True)
+class EncodedPair:
+    """Ids of one pair.
+
+    Attributes:
+        index: of the row in its split.
+        prompt_ids: what both answers continue; not empty.
+        chosen_ids, rejected_ids: the answers, end of text included; not empty.
+        reference: log-probabilities of the chosen and of the rejected answer under the reference, in nats; None
+            where they are not known.
+    """
+
+    index: int
+    prompt_ids: list[int]
+    chosen_ids: list[int]
+    rejected_ids: list[int]
+    reference: tuple[float, float] | None = None
+
+    @property
+    def length(self) -> int:
+        """Tokens that are computed: the prompt once, and of each answer all but the last."""
+        return len(self.prompt_ids) + len(self.chosen_ids) + len(self.rejected_ids) - 2
+
+    @property
+    def context(self) -> int:
+        """Tokens of the longer of the two texts that the model reads."""
+        return len(self.prompt_ids) + max(len(self.chosen_ids), len(self.rejected_ids)) - 1
+
+
+class Preferences(NamedTuple):
+    """A part of the data as ids.
+
+    Attributes:
+        pairs: prompt and answers.
+        skipped: reason -> how many were left out.
+        split: where they are from.
+        fingerprint: of rows, template and tokenizer.
+    """
+
+    pairs: list[EncodedPair]
+    skipped: dict[str, int]
+    split: str
+    fingerprint: str
+
+
+def dialogue_turns(text: str) -> list[Message]:
+    """Turns of a dialogue as in Anthropic's HH data (Bai et al. 2022, arXiv 2204.05862), each behind "Human:" or
+    "Assistant:" and an empty line. Turns in a row of one speaker are one turn: most chat templates know no others."""
+    pieces = _SPEAKER.split(text if text.startswith("\n\n") else f"\n\n{text}")
+    turns: list[Message] = []
+    for speaker, said in zip(pieces[1::2], pieces[2::2], strict=True):
+        role = "user" if speaker == "Human" else "assistant"
+        if turns and turns[-1]["role"] == role:
+            turns[-1]["content"] = f"{turns[-1]['content']}\n\n{said.strip()}".strip()
+        else:
+            turns.append({"role": role, "content": said.strip()})
+    return turns
+
+
+def pair_of(data: PreferenceData, row: Row, index: int) -> tuple[list[Message], list[Message]] | str:
+    """Both conversations of a row, alike up to the assistant's last turn; or why they cannot be learned from.
+
+    Raises:
+        ValueError: as in `messages_of`.
+    """
+    answers = row[data.chosen_column], row[data.rejected_column]
+    if data.form == "texts":
+        prompt = str(row[data.prompt_column] or "").strip()
+        turns = [{"role": "user", "content": prompt}] if prompt else []
+        chosen, rejected = ([*turns, {"role": "assistant", "content": str(a or "").strip()}] for a in answers)
+    elif data.form == "dialogues":
+        chosen, rejected = (dialogue_turns(str(answer or "")) for answer in answers)
+    else:
+        chosen, rejected = (messages_of(answer, index) for answer in answers)
+    if any(not turns or turns[-1]["role"] != "assistant" or not turns[-1]["content"] for turns in (chosen, rejected)):
+        return "an empty answer"
+    if chosen[:-1] != rejected[:-1]:
+        return "answers to different prompts"
+    if not any(turn["role"] == "user" and turn["content"] for turn in chosen):
+        return "no prompt"
+    if chosen[-1]["content"] == rejected[-1]["content"]:
+        return "chosen and rejected the same"
+    return with_system(data.system, chosen), with_system(data.system, rejected)
+
+
+def read_preferences(
+    data: PreferenceData,
+    writer: ChatWriter,
+    part: Part,
+    max_tokens: int,
+    mirror: str | None,
+    limit: int | None = None,
+    seed: int = 0,
+) -> Preferences:
+    """Pairs of a part as ids. What cannot be learned from is left out, and counted by its reason.
+
+    Args:
+        data: where they are, and how they are read.
+        writer: of the model's chat template.
+        part, mirror, limit, seed: as in `RowSource.rows`.
+        max_tokens: longest prompt with an answer.
+
+    Raises:
+        ValueError: a template that drops turns; nothing is left.
+    """
+    rows = data.source.rows(part, mirror, limit, seed)
+    require_columns(data.source.name, rows, data.columns)
+    skipped: Counter[str] = Counter()
+    kept = []
+    for index, row in zip(rows.indices, rows.rows, strict=True):
+        read = pair_of(data, row, index)
+        if isinstance(read, str):
+            skipped[read] += 1
+        else:
+            kept.append((index, *read))
+    indices = [index for index, _, _ in kept]
+    written = writer.encode([c for _, c, _ in kept] + [r for _, _, r in kept], indices + indices)
+    pairs = []
+    for chosen, rejected in zip(written[: len(kept)], written[len(kept) :], strict=True):
+        start = chosen.answer_start
+        pair = EncodedPair(chosen.index, chosen.ids[:start], chosen.ids[start:], rejected.ids[rejected.answer_start :])
+        if len(pair.prompt_ids) >= max_tokens:
+            skipped[f"a prompt that fills the {max_tokens} tokens"] += 1
+        elif pair.context > max_tokens:
+            skipped[f"longer than {max_tokens} tokens"] += 1
+        elif pair.chosen_ids == pair.rejected_ids:
+            skipped["chosen and rejected the same"] += 1
+        else:
+            pairs.append(pair)
+    if not pairs:
+        raise ValueError(
+            f"{data.source.name}, split {rows.split!r}: none of {len(rows.rows)} pairs can be learned from "
+            f"({dict(skipped)}). Raise task.max_tokens, or check task.data."
+        )
+    settings = [rows.fingerprint, repr(data), writer.template, writer.tokenizer.fingerprint, max_tokens]
+    return Preferences(pairs, dict(skipped), rows.split, content_fingerprint(settings))
+
+
+class PairBatch:
+    """Prompt, chosen and rejected answer of a pair in one row, the answers as branches behind their shared prompt.
+
+    Padding stands on the right; every padding token is a branch of its own, so that it is seen by nobody and stands
+    right behind the prompt, inside the context.
+
+    Args:
+        fill_id: at padding.
+
+    Returns (when called):
+        `input_ids`, `branch_ids` (B, T), 0 in the prompt, 1 in the chosen and 2 in the rejected answer;
+        `target_positions`, `labels` (B, 2, K); `lengths`, `sequence_ids` (B,); where they are known,
+        `reference_log_probs` (B, 2) in float64.
+    """
+
+    def __init__(self, fill_id: int) -> None:
+        self.fill_id = fill_id
+
+    def __call__(self, items: Sequence[EncodedPair]) -> Batch:
+        rows = [[*p.prompt_ids, *p.chosen_ids[:-1], *p.rejected_ids[:-1]] for p in items]
+        input_ids = padded(rows, self.fill_id)
+        B, T = input_ids.shape
+        K = max(max(len(p.chosen_ids), len(p.rejected_ids)) for p in items)
+        branch_ids = torch.arange(T).expand(B, T) + 3
+        branch_ids = branch_ids.clone()
+        positions = torch.zeros(B, 2, K, dtype=torch.long)
+        labels = torch.full((B, 2, K), IGNORE_INDEX)
+        for row, pair in enumerate(items):
+            start = len(pair.prompt_ids)
+            branch_ids[row, :start] = 0
+            for branch, answer in enumerate((pair.chosen_ids, pair.rejected_ids)):
+                n = len(answer)
+                labels[row, branch, :n] = torch.tensor(answer)
+                # The first token of either answer is predicted at the end of the prompt.
+                positions[row, branch, 0] = len(pair.prompt_ids) - 1
+                positions[row, branch, 1:n] = torch.arange(start, start + n - 1)
+                branch_ids[row, start : start + n - 1] = branch + 1
+                start += n - 1
+        batch = {
+            "input_ids": input_ids,
+            "branch_ids": branch_ids,
+            "target_positions": positions,
+            "labels": labels,
+            "lengths": torch.tensor([pair.length for pair in items]),
+            "sequence_ids": torch.tensor([pair.index for pair in items]),
+        }
+        known = [pair.reference for pair in items if pair.reference is not None]
+        if len(known) == len(items):
+            batch["reference_log_probs"] = torch.tensor(known, dtype=torch.float64)
+        return batch

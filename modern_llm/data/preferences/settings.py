@@ -1,0 +1,42 @@
+"""Which preferences are learned, and how their rows are read. Imports no torch."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from modern_llm.checks import require
+from modern_llm.data.rows import RowSource
+
+
+@dataclass(frozen=True)
+class PreferenceData:
+    """Pairs of answers to one prompt, of which one is preferred.
+
+    Args:
+        source: where the rows are from.
+        form: `texts`: prompt, chosen and rejected answer, each a text in a column; `dialogues`: two whole dialogues
+            as text, turns behind "Human:" and "Assistant:" (Bai et al. 2022, arXiv 2204.05862), split at the
+            assistant's last one; `chat`: two lists of turns, each with `role` and `content`, or `from` and `value`,
+            split likewise.
+        prompt_column: of the form texts.
+        chosen_column, rejected_column: of all forms.
+        system: what a system turn in front of every conversation says; empty: none.
+    """
+
+    source: RowSource
+    form: Literal["texts", "dialogues", "chat"] = "texts"
+    prompt_column: str = "prompt"
+    chosen_column: str = "chosen"
+    rejected_column: str = "rejected"
+    system: str = ""
+
+    def __post_init__(self) -> None:
+        for key in self.columns:
+            require(bool(key.strip()), "task.data", key, "a column has no name", "Name it")
+
+    @property
+    def columns(self) -> list[str]:
+        """Columns that every row must have."""
+        answers = [self.chosen_column, self.rejected_column]
+        return [self.prompt_column, *answers] if self.form == "texts" else answers

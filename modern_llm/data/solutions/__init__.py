@@ -1,0 +1,1 @@
+"""Problems, and answers to them that are marked right or wrong."""

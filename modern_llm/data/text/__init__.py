@@ -1,0 +1,1 @@
+"""Running text: where it is from, tokenizers, the token cache, packing."""

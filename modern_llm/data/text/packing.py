@@ -1,0 +1,91 @@
+"""A tokenised corpus as an endless stream of packed batches: no padding, and a position that is saved in O(1)."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from modern_llm.data.text.tokens import TokenCorpus
+
+Batch = dict[str, Tensor]
+
+
+class PackedStream:
+    """Endless batches of consecutive tokens, in an order that depends on the seed alone.
+
+    An epoch cuts the corpus into blocks of `seq_len`, from an offset of its own so that borders move, and visits
+    them in a random order. Its state is two numbers: resuming replays nothing.
+
+    Args:
+        corpus: the ids.
+        seq_len: tokens per sequence T.
+        batch_size: sequences per batch B.
+        seed: of order and offsets.
+        document_ids: add the document of each token, so that attention stays inside documents.
+
+    Yields:
+        `input_ids`, `labels` (B, T), shifted by one against each other; `sequence_ids` (B,), where in the corpus each
+        sequence starts; with `document_ids`, `document_ids` (B, T).
+
+    Raises:
+        ValueError: the corpus is shorter than one sequence.
+    """
+
+    def __init__(
+        self, corpus: TokenCorpus, seq_len: int, batch_size: int, seed: int, document_ids: bool = False
+    ) -> None:
+        self.corpus, self.seq_len, self.batch_size, self.seed = corpus, seq_len, batch_size, seed
+        self.document_ids = document_ids
+        if len(corpus.ids) <= seq_len:
+            raise ValueError(
+                f"task.seq_len={seq_len}: the corpus has only {len(corpus.ids) - 1} tokens to predict. "
+                "Use a shorter task.seq_len or more text."
+            )
+        self.epoch, self.position = 0, 0
+        self._starts = self._plan(0)
+
+    def _plan(self, epoch: int) -> np.ndarray:
+        """Start of every sequence of an epoch, in the order of visiting."""
+        random = np.random.Generator(np.random.Philox(key=[self.seed, epoch]))
+        targets = len(self.corpus.ids) - 1
+        offset = int(random.integers(self.seq_len)) if targets >= 2 * self.seq_len else 0
+        return offset + random.permutation((targets - offset) // self.seq_len) * self.seq_len
+
+    def __iter__(self) -> PackedStream:
+        return self
+
+    def __next__(self) -> Batch:
+        starts: list[int] = []
+        while len(starts) < self.batch_size:
+            if self.position == len(self._starts):
+                self.epoch, self.position = self.epoch + 1, 0
+                self._starts = self._plan(self.epoch)
+            starts.append(int(self._starts[self.position]))
+            self.position += 1
+        rows = np.stack([self.corpus.ids[s : s + self.seq_len + 1] for s in starts]).astype(np.int64)
+        ids = torch.from_numpy(rows)  # (B, T + 1)
+        batch = {"input_ids": ids[:, :-1], "labels": ids[:, 1:], "sequence_ids": torch.tensor(starts)}
+        if self.document_ids:
+            batch["document_ids"] = (batch["input_ids"] == self.corpus.eos_id).cumsum(1)
+        return batch
+
+    def state_dict(self) -> dict[str, Any]:
+        """Where the stream stands."""
+        return {"epoch": self.epoch, "position": self.position, "corpus": self.corpus.fingerprint}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Continue where a stream with the same settings stood.
+
+        Raises:
+            ValueError: the corpus is another one.
+        """
+        if state["corpus"] != self.corpus.fingerprint:
+            raise ValueError(
+                "the text or the tokenizer has changed since the checkpoint was written, so the run cannot be resumed "
+                "exactly. Restore them, or start a new run."
+            )
+        self.epoch, self.position = state["epoch"], state["position"]
+        self._starts = self._plan(self.epoch)

@@ -1,0 +1,130 @@
+"""A corpus tokenised once, in a memory-mapped file that is known by its content."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import numpy as np
+
+from modern_llm.data.text.sources import Source, Split
+from modern_llm.data.text.tokenizers import Tokenizer
+
+_FORMAT = 1  # raise when the layout below changes: older caches are then made anew
+_BATCH_BYTES = 2**23  # text that is tokenised at a time
+
+
+@dataclass(frozen=True)
+class CorpusCounts:
+    """What perplexities are divided by.
+
+    Args:
+        tokens: ids of the text, without the separators.
+        documents: documents.
+        words: whitespace-separated words, plus one per line where the source counts line ends as words.
+        bytes: UTF-8 bytes of the text.
+    """
+
+    tokens: int
+    documents: int
+    words: int
+    bytes: int
+
+
+@dataclass(frozen=True)
+class TokenCorpus:
+    """One split as ids: the separator, document, separator, document, …, separator.
+
+    Attributes:
+        ids: (N,) memory-mapped, uint16 or uint32.
+        eos_id: the separator.
+        counts: of the text.
+        fingerprint: of source, split and tokenizer.
+    """
+
+    ids: np.ndarray
+    eos_id: int
+    counts: CorpusCounts
+    fingerprint: str
+
+
+def _text_batches(documents: Iterator[str]) -> Iterator[list[str]]:
+    batch, held = list[str](), 0
+    for document in documents:
+        batch.append(document)
+        held += len(document)
+        if held > _BATCH_BYTES:
+            yield batch
+            batch, held = [], 0
+    if batch:
+        yield batch
+
+
+def tokenise(
+    source: Source,
+    split: Split,
+    tokenizer: Tokenizer,
+    cache: Path,
+    mirror: str | None = None,
+    report: Callable[[str], None] = lambda message: None,
+) -> TokenCorpus:
+    """The ids of a split, from the cache where they are there already.
+
+    Args:
+        source, split: the text.
+        tokenizer: what makes ids of it.
+        cache: folder of caches; the file's name is a hash of content and tokenizer.
+        mirror: root of the local mirror of the hub, or None.
+        report: told how far a new cache has come.
+
+    Raises:
+        ValueError: the split has no text.
+    """
+    key = json.dumps([_FORMAT, source.fingerprint(split, mirror), source.newlines_are_words, tokenizer.fingerprint])
+    fingerprint = hashlib.sha256(key.encode()).hexdigest()
+    ids_path = cache / "tokens" / f"{fingerprint[:24]}.bin"
+    facts_path = ids_path.with_suffix(".json")
+    dtype = np.dtype("<u2" if tokenizer.vocab_size <= 2**16 else "<u4")
+    if not facts_path.is_file():
+        ids_path.parent.mkdir(parents=True, exist_ok=True)
+        aside = ids_path.with_suffix(f".{os.getpid()}.part")
+        try:
+            counts = _write_ids(source, split, tokenizer, mirror, dtype, aside, report)
+            if counts.tokens == 0:
+                raise ValueError(f"the {split} split has no text. Check the source {source!r}.")
+            aside.replace(ids_path)
+        finally:
+            aside.unlink(missing_ok=True)
+        # The facts come last: where they are, the ids are whole.
+        aside.write_text(json.dumps(asdict(counts)))
+        aside.replace(facts_path)
+    counts = CorpusCounts(**json.loads(facts_path.read_text()))
+    return TokenCorpus(np.memmap(ids_path, dtype=dtype, mode="r"), tokenizer.eos_id, counts, fingerprint)
+
+
+def _write_ids(
+    source: Source,
+    split: Split,
+    tokenizer: Tokenizer,
+    mirror: str | None,
+    dtype: np.dtype,
+    path: Path,
+    report: Callable[[str], None],
+) -> CorpusCounts:
+    tokens = documents = words = size = 0
+    separator = np.array([tokenizer.eos_id], dtype=dtype)
+    with path.open("wb") as file:
+        file.write(separator.tobytes())
+        for batch in _text_batches(source.documents(split, mirror)):
+            for text, ids in zip(batch, tokenizer.encode_batch(batch), strict=True):
+                file.write(np.array(ids, dtype=dtype).tobytes() + separator.tobytes())
+                tokens += len(ids)
+                words += len(text.split()) + (text.count("\n") if source.newlines_are_words else 0)
+                size += len(text.encode())
+            documents += len(batch)
+            report(f"tokenising {split}: {tokens:,} tokens of {documents:,} documents")
+    return CorpusCounts(tokens, documents, words, size)

@@ -1,0 +1,145 @@
+"""Log-probabilities of preferred and rejected answers: of a reference, computed once and kept; of a policy, scored."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from modern_llm.data.batches import by_length
+from modern_llm.data.preferences.read import EncodedPair, PairBatch
+from modern_llm.evaluation.metrics.bootstrap import bootstrap_interval
+from modern_llm.objectives.preference import BranchingLM, answer_log_probs, measures
+from modern_llm.objectives.preference_losses import PairLogProbs, PreferenceLoss
+
+Progress = Callable[[int, int], None]  # called with how many are done, of how many
+_SECONDS_BETWEEN_SAVES = 30.0
+
+
+@torch.no_grad()
+def pair_log_probs(
+    model: BranchingLM,
+    pairs: Sequence[EncodedPair],
+    batch_size: int,
+    device: torch.device,
+    progress: Progress = lambda done, of: None,
+    known: np.ndarray | None = None,
+    keep: Callable[[np.ndarray], None] = lambda found: None,
+) -> np.ndarray:
+    """Log-probabilities of both answers of every pair, in nats, summed over their tokens.
+
+    Args:
+        model: in evaluation mode.
+        pairs: N of them.
+        batch_size: pairs per forward pass, like lengths together.
+        device: of the model.
+        known: (N, 2) what was computed before, NaN where nothing was.
+        keep: called now and then with what is known so far.
+
+    Returns:
+        (N, 2) float64, chosen and rejected.
+    """
+    found = np.full((len(pairs), 2), np.nan) if known is None else known
+    collate, saved = PairBatch(0), time.monotonic()
+    for places in by_length(pairs, batch_size):
+        if np.isnan(found[places]).any():
+            batch = {name: t.to(device) for name, t in collate([pairs[i] for i in places]).items()}
+            found[places] = answer_log_probs(model, batch)[0].double().cpu().numpy()
+            progress(int((~np.isnan(found[:, 0])).sum()), len(pairs))
+        if time.monotonic() - saved > _SECONDS_BETWEEN_SAVES:
+            keep(found)
+            saved = time.monotonic()
+    return found
+
+
+def pairs_fingerprint(pairs: Sequence[EncodedPair]) -> str:
+    """Changes when a token of a prompt or an answer does."""
+    digest = hashlib.sha256()
+    for pair in pairs:
+        for ids in (pair.prompt_ids, pair.chosen_ids, pair.rejected_ids):
+            digest.update(np.array([len(ids), *ids], dtype="<i8").tobytes())
+    return digest.hexdigest()
+
+
+def with_reference(
+    pairs: Sequence[EncodedPair],
+    model: BranchingLM,
+    weights: str,
+    precision: str,
+    batch_size: int,
+    device: torch.device,
+    cache: Path,
+    progress: Progress = lambda done, of: None,
+) -> list[EncodedPair]:
+    """The pairs with the log-probabilities of their answers under the reference: computed once and kept on disk by
+    content, so that no second model is in memory, now or on a resume.
+
+    Args:
+        pairs: N of them.
+        model: the reference, in evaluation mode.
+        weights: hash of all its weights.
+        precision: that it computes in.
+        batch_size, device: as in `pair_log_probs`.
+        cache: folder; another reference, other pairs or another precision have a file of their own in it. A pass that
+            was interrupted is taken up where it stood.
+    """
+    key = hashlib.sha256(f"{weights} {pairs_fingerprint(pairs)} {precision}".encode()).hexdigest()[:32]
+    path = cache / "reference_log_probs" / f"{key}.npy"
+    path.parent.mkdir(parents=True, exist_ok=True)
+
+    def keep(found: np.ndarray) -> None:
+        aside = path.with_name(f"{path.name}.{os.getpid()}")
+        with aside.open("wb") as file:
+            np.save(file, found)
+        aside.replace(path)
+
+    known = _read(path, len(pairs))
+    if known is None or np.isnan(known).any():
+        known = pair_log_probs(model, pairs, batch_size, device, progress, known, keep)
+        keep(known)
+    return [replace(pair, reference=(float(c), float(r))) for pair, (c, r) in zip(pairs, known, strict=True)]
+
+
+def _read(path: Path, count: int) -> np.ndarray | None:
+    """What an earlier pass left, or None where that is nothing that can be read."""
+    try:
+        found = np.load(path, allow_pickle=False)
+    except (OSError, ValueError, EOFError):
+        return None
+    return found if found.shape == (count, 2) and found.dtype == np.float64 else None
+
+
+def score_pairs(
+    loss: PreferenceLoss, pairs: Sequence[EncodedPair], log_probs: np.ndarray, seed: int
+) -> tuple[dict[str, float], np.ndarray]:
+    """What a policy makes of held-out pairs.
+
+    Args:
+        loss: its rewards and its value.
+        pairs: N, with the reference's log-probabilities where the loss needs them.
+        log_probs: (N, 2) of the policy.
+        seed: of the intervals.
+
+    Returns:
+        Means over the pairs: `loss` and what `PreferenceOptimisation` logs, `preference_accuracy` and `reward_margin`
+        with the bounds of their 95 % bootstrap intervals; `log_prob_accuracy`, how often the chosen answer is the more
+        likely one, whatever a reference says. And (N,) the margins.
+    """
+    answers = torch.tensor([[len(p.chosen_ids), len(p.rejected_ids)] for p in pairs])
+    reference = torch.tensor([p.reference or (0.0, 0.0) for p in pairs], dtype=torch.float64)
+    policy = torch.from_numpy(log_probs)
+    given = PairLogProbs(*policy.unbind(1), *answers.unbind(1), *reference.unbind(1))
+    values = {"loss": loss(given), **measures(loss, given)}
+    values["log_prob_accuracy"] = ((policy[:, 0] - policy[:, 1]).sign() + 1) / 2
+    metrics: dict[str, float] = {}
+    for name, each in values.items():
+        metrics[name] = float(each.mean())
+        if name in ("preference_accuracy", "reward_margin"):
+            metrics[f"{name}_low"], metrics[f"{name}_high"] = bootstrap_interval(each.numpy(), seed=seed)
+    return metrics, values["reward_margin"].numpy()

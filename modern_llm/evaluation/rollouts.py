@@ -1,0 +1,198 @@
+"""Many answers to each problem: its prompt is computed once, and what was sampled is never sampled again."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from modern_llm.checks import require
+from modern_llm.data.solutions.settings import MOST_SAMPLES
+from modern_llm.models.generation import Cache, CausalLM, Continuation, TextCodec, continue_ids
+from modern_llm.models.sampling import GREEDY, Sampling
+
+GREEDY_SAMPLE = -1  # stands for the greedy answer among the numbers of samples
+
+
+@dataclass(frozen=True, slots=True)
+class Attempts:
+    """What a model wrote for one problem.
+
+    Attributes:
+        greedy: its most likely answer, or None where none was asked for.
+        samples: n answers drawn.
+    """
+
+    greedy: Continuation | None
+    samples: list[Continuation]
+
+
+class AttemptFile:
+    """Answers as they come, one JSON object a line, from which an interrupted run goes on.
+
+    Args:
+        path: of the file; a last line that was not written to its end is dropped.
+        settings: all that decides what is sampled, for a run that goes on with others is refused.
+
+    Raises:
+        ValueError: a line is no answer, or was sampled with other settings.
+    """
+
+    def __init__(self, path: Path, settings: Any) -> None:
+        self.path = path
+        self.key = hashlib.sha256(repr(settings).encode()).hexdigest()[:12]
+        self.found: dict[tuple[int, int], Continuation] = {}
+        whole = 0
+        content = path.read_bytes() if path.is_file() else b""
+        for number, line in enumerate(content.splitlines(keepends=True), 1):
+            if not line.endswith(b"\n"):
+                break
+            whole += len(line)
+            place, written, key = _answer(path, number, line)
+            if key != self.key:
+                raise ValueError(
+                    f"{path}: was sampled from another model or with other settings. Move it away, or start a new run."
+                )
+            self.found[place] = written
+        if whole < len(content):
+            with path.open("r+b") as file:
+                file.truncate(whole)
+
+    def add(self, rows: Sequence[dict[str, Any]]) -> None:
+        """Append answers: `problem`, `sample`, `text`, `ended`, and whatever else is worth reading."""
+        with self.path.open("a", encoding="utf-8") as file:
+            for row in rows:
+                file.write(json.dumps({**row, "settings": self.key}) + "\n")
+        for row in rows:
+            self.found[row["problem"], row["sample"]] = Continuation(row["text"], row["ended"])
+
+    def missing(self, problem: int, n: int, greedy: bool) -> list[int]:
+        """Numbers of the samples of a problem that are still to be drawn."""
+        wanted = [*([GREEDY_SAMPLE] if greedy else []), *range(n)]
+        return [sample for sample in wanted if (problem, sample) not in self.found]
+
+    def attempts(self, problem: int, n: int, greedy: bool) -> Attempts:
+        """All that was written for a problem."""
+        first = self.found[problem, GREEDY_SAMPLE] if greedy else None
+        return Attempts(first, [self.found[problem, sample] for sample in range(n)])
+
+
+def read_attempts(path: Path, numbers: Sequence[int], n: int) -> list[Attempts]:
+    """The greedy answer and n samples of each numbered problem, from the file of a run that has finished.
+
+    Raises:
+        ValueError: a line is no answer, or an answer is missing.
+    """
+    found = dict(_answer(path, i, line)[:2] for i, line in enumerate(path.read_bytes().splitlines(), 1))
+    places = [(number, sample) for number in numbers for sample in (GREEDY_SAMPLE, *range(n))]
+    missing = [place for place in places if place not in found]
+    if missing:
+        raise ValueError(
+            f"{path}: {len(missing)} of {len(places)} answers are missing, the first of them to problem "
+            f"{missing[0][0]}. Run task=best_of_n again."
+        )
+    rows = [[found[number, sample] for sample in (GREEDY_SAMPLE, *range(n))] for number in numbers]
+    return [Attempts(greedy, samples) for greedy, *samples in rows]
+
+
+def _answer(path: Path, number: int, line: bytes) -> tuple[tuple[int, int], Continuation, str]:
+    """A line of such a file: problem and sample, the answer, and the key of the settings."""
+    try:
+        row = json.loads(line)
+        return (row["problem"], row["sample"]), Continuation(row["text"], row["ended"]), row["settings"]
+    except (ValueError, KeyError, TypeError) as cause:
+        raise ValueError(f"{path}, line {number}: is no answer ({cause}). Remove the line.") from cause
+
+
+@torch.no_grad()
+def solve(
+    model: CausalLM,
+    tokenizer: TextCodec,
+    prompts: Sequence[Sequence[int]],
+    n: int,
+    *,
+    max_new_tokens: int,
+    sampling: Sampling,
+    stop: Sequence[str] = (),
+    greedy: bool = True,
+    batch_size: int,
+    seed: int = 0,
+    numbers: Sequence[int] | None = None,
+    file: AttemptFile,
+    describe: Callable[[int, str], dict[str, Any]] = lambda place, text: {},
+    progress: Callable[[int, int], None] = lambda done, of: None,
+) -> list[Attempts]:
+    """Answer each prompt greedily and n times at random.
+
+    The prompt of a problem is computed once, and all its answers continue it. An answer depends on the seed, on the
+    number of its problem and on its own number, and, but for rounding, on nothing that is computed beside it.
+
+    Args:
+        model: any decoder, in evaluation mode.
+        tokenizer: of the model.
+        prompts: ids of each, not empty.
+        n: answers that are drawn of each.
+        max_new_tokens, sampling, stop: as in `continue_ids`.
+        greedy: write the most likely answer too.
+        batch_size: answers of a problem that are written side by side.
+        seed: of the draws.
+        numbers: of the problems in their split; None: 0, 1, 2 and so on.
+        file: where answers go as they come. What it holds is not sampled again.
+        describe: what else its lines say of an answer: called with the place of the prompt, and the text.
+        progress: called with how many problems are done, of how many.
+
+    Returns:
+        In the order of the prompts.
+    """
+    numbers = list(range(len(prompts))) if numbers is None else numbers
+    require(1 <= n <= MOST_SAMPLES, "n", n, f"must lie between 1 and {MOST_SAMPLES}", "Change it")
+    for place, (number, prompt) in enumerate(zip(numbers, prompts, strict=True)):
+        missing = file.missing(number, n, greedy)
+        # The penalty counts the tokens of the prompt, which a cache does not tell.
+        shared = len(prompt) - 1 if sampling.repetition_penalty == 1 and len(missing) > 1 else 0
+        prefix = _prefill(model, prompt[:shared]) if shared else None
+        for chunk in _chunks(missing, batch_size):
+            is_greedy = chunk[0] == GREEDY_SAMPLE
+            written = continue_ids(
+                model,
+                tokenizer,
+                [prompt[shared:]] * len(chunk),
+                max_new_tokens=max_new_tokens,
+                sampling=GREEDY if is_greedy else sampling,
+                stop=stop,
+                seed=((seed * 2**31 + number) * MOST_SAMPLES + max(chunk[0], 0)) % 2**63,
+                prefix=prefix,
+            )
+            file.add(
+                [
+                    {"problem": number, "sample": sample, **describe(place, c.text), "text": c.text, "ended": c.ended}
+                    for sample, c in zip(chunk, written, strict=True)
+                ]
+            )
+        progress(place + 1, len(prompts))
+    return [file.attempts(number, n, greedy) for number in numbers]
+
+
+def _prefill(model: CausalLM, ids: Sequence[int]) -> Cache:
+    """Cache of one text."""
+    cache = model.new_cache(1, len(ids))
+    model.hidden_states(torch.tensor([list(ids)], device=model.head_weight.device), cache=cache)
+    return cache
+
+
+def _chunks(missing: Sequence[int], batch_size: int) -> list[list[int]]:
+    """Samples that are written side by side: the greedy one alone, the others in runs of following numbers, because
+    the rows of a batch have following seeds."""
+    chunks: list[list[int]] = []
+    for sample in missing:
+        last = chunks[-1] if chunks else [GREEDY_SAMPLE]
+        if last[-1] == sample - 1 and last[0] != GREEDY_SAMPLE and len(last) < batch_size:
+            last.append(sample)
+        else:
+            chunks.append([sample])
+    return chunks

@@ -1,0 +1,134 @@
+"""From the model that a configuration names to a model in memory, and what a checkpoint says of it."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import torch
+from omegaconf import OmegaConf
+
+from modern_llm.config.instantiate import build, describe
+from modern_llm.data.text.tokenizers import Tokenizer
+from modern_llm.models.config import ModernLLMConfig
+from modern_llm.models.transformer import ModernDecoderLM
+from modern_llm.models.verifier import VerifierModel
+from modern_llm.models.verifier_config import VerifierConfig
+from modern_llm.pretrained.loading import (
+    LoadedModel,
+    hugging_face_config,
+    load_hugging_face,
+    own_decoder,
+    own_verifier,
+    weights_fingerprint,
+    with_classification_head,
+)
+from modern_llm.pretrained.settings import LoRA, ModelFromRun, PretrainedChoice, PretrainedModel
+from modern_llm.training.checkpoint import load_model_tensors
+from modern_llm.training.runtime import Runtime
+
+
+def load_model(
+    choice: PretrainedChoice, runtime: Runtime, mirror: str | None, labels: list[str], train: bool
+) -> LoadedModel:
+    """Load what `model` names.
+
+    Args:
+        choice: a Hugging Face model, or one of an earlier run.
+        runtime: the machine it is for.
+        mirror: root of the mirror.
+        labels: give it a classification head for these; empty: it writes.
+        train: put on the adapters that `choice` asks for.
+
+    Raises:
+        FileNotFoundError: it is nowhere.
+        ValueError: it cannot do what is asked; the message says why.
+    """
+    # Frozen weights are only read, so they may have the precision that is computed in.
+    frozen = isinstance(choice.lora, LoRA) or not train
+    dtype = torch.bfloat16 if runtime.precision == "bf16" and frozen else torch.float32
+    loaded = _load(choice, mirror, labels, train, dtype)
+    loaded.model.to(runtime.device)
+    return loaded
+
+
+def _load(
+    choice: PretrainedChoice, mirror: str | None, labels: list[str], train: bool, dtype: torch.dtype
+) -> LoadedModel:
+    if isinstance(choice, PretrainedModel):
+        loaded = load_hugging_face(choice, mirror, labels, dtype)
+    else:
+        loaded = _from_checkpoint(choice, mirror, labels, train, dtype)
+    return loaded.with_lora(choice.lora) if train and isinstance(choice.lora, LoRA) else loaded
+
+
+def is_encoder_decoder(choice: PretrainedChoice, mirror: str | None) -> bool:
+    """Whether an encoder reads the input, found without loading weights."""
+    if isinstance(choice, ModelFromRun):
+        inner = build(OmegaConf.load(choice.checkpoint() / "config.yaml").model, "model")
+        return not isinstance(inner, ModernLLMConfig | VerifierConfig) and is_encoder_decoder(inner, mirror)
+    return hugging_face_config(choice, mirror).is_encoder_decoder
+
+
+def classifier_labels(choice: PretrainedChoice) -> list[str]:
+    """Classes of the classifier that an earlier run trained; empty for a language model."""
+    if isinstance(choice, PretrainedModel):
+        return []
+    return list(OmegaConf.select(OmegaConf.load(choice.checkpoint() / "config.yaml"), "labels") or [])
+
+
+def _from_checkpoint(
+    choice: ModelFromRun, mirror: str | None, labels: list[str], train: bool, dtype: torch.dtype
+) -> LoadedModel:
+    folder = choice.checkpoint()
+    record = OmegaConf.load(folder / "config.yaml")
+    had = list(OmegaConf.select(record, "labels") or [])
+    if had and not labels:
+        raise ValueError(
+            f"model.path={choice.path}: is a classifier ({', '.join(had)}) and writes no text. "
+            "Use task.form=classification on data with these labels, or choose a language model."
+        )
+    if had and had != labels:
+        raise ValueError(
+            f"model.path={choice.path}: classifies {', '.join(had)}, and the data have {', '.join(labels)}. "
+            "Choose the data it was trained on, or a language model."
+        )
+    inner = build(record.model, "model")
+    if isinstance(inner, ModernLLMConfig):
+        tokenizer = Tokenizer.load(folder / "tokenizer")
+        loaded = own_decoder(ModernDecoderLM(inner), tokenizer, str(folder), had)
+    elif isinstance(inner, VerifierConfig):
+        loaded = own_verifier(VerifierModel(inner, had), Tokenizer.load(folder / "tokenizer"), str(folder))
+    else:
+        merges = train or (labels and not had)
+        loaded = _load(inner, mirror, had, True, torch.float32 if merges else dtype)
+        if loaded.fingerprint != record.base_fingerprint:
+            raise ValueError(
+                f"model.path={choice.path}: was trained on another {loaded.name} than the one that is found now. "
+                "Put the former into the mirror, or train anew."
+            )
+        tokenizer = Tokenizer.load(folder / "tokenizer")
+        if tokenizer.fingerprint != loaded.tokenizer.fingerprint:
+            raise ValueError(
+                f"model.path={choice.path}: was trained with another tokenizer than {loaded.name} has now, so its "
+                "weights mean other tokens. Put the former into the mirror, or train anew."
+            )
+        loaded = replace(loaded, tokenizer=tokenizer)  # with the chat template of the training
+    load_model_tensors(loaded.model, folder)
+    if isinstance(inner, ModernLLMConfig | VerifierConfig):  # built with random weights
+        loaded = replace(loaded, fingerprint=weights_fingerprint(loaded.base))
+    if train or (labels and not had):
+        loaded = loaded.merged()
+        if not loaded.is_own:
+            loaded.base.to(dtype)  # only now: adapters are merged at full precision
+    return with_classification_head(loaded, labels) if labels and not had else loaded
+
+
+def describe_model(choice: PretrainedChoice, loaded: LoadedModel) -> str:
+    """What `config.yaml` of a checkpoint says, from which `load_model` makes the model again."""
+    # A whole model of our own is in the checkpoint; everything else builds upon what `choice` names.
+    whole = loaded.is_own and loaded.adapter is None
+    model: Any = loaded.base.config if whole else choice
+    if isinstance(model, ModelFromRun):  # the best checkpoint of a run may be another one later
+        model = replace(model, path=str(model.checkpoint()))
+    return describe({"model": model, "labels": loaded.labels, "base_fingerprint": loaded.fingerprint})

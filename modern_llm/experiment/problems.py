@@ -1,0 +1,235 @@
+"""Problems put to a model: what sampling a verifier's data and best-of-n share."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from modern_llm.checks import require
+from modern_llm.data.rows import FileRows
+from modern_llm.data.solutions.settings import MOST_SAMPLES, ProblemData, Reading, SolutionData
+from modern_llm.experiment.contract import RunFolder, say
+from modern_llm.models.sampling import Sampling
+from modern_llm.pretrained.settings import ModelFromRun, PretrainedChoice, PretrainedModel
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from pathlib import Path
+
+    from modern_llm.data.solutions.problems import Problem
+    from modern_llm.evaluation.rollouts import Attempts
+    from modern_llm.evaluation.verifier import AnswerVerifier
+    from modern_llm.pretrained.loading import LoadedModel
+    from modern_llm.training.runtime import Runtime
+
+SAMPLES_FILE = "samples.jsonl"
+
+
+@dataclass(frozen=True)
+class Asking:
+    """How a model is asked, and how its answers are read.
+
+    Args:
+        sampling: how a token is chosen.
+        max_new_tokens: longest answer.
+        chat: through the model's chat template; else the plain prompt is continued.
+        reading: `flexible`: the last number of an answer counts; `strict`: the one behind `####`.
+    """
+
+    sampling: Sampling = field(default_factory=lambda: Sampling(temperature=0.7))
+    max_new_tokens: int = 256
+    chat: bool = False
+    reading: Reading = "flexible"
+
+    def __post_init__(self) -> None:
+        require(self.max_new_tokens >= 1, "task.asking.max_new_tokens", self.max_new_tokens, "must be at least 1",
+                "Raise it")  # fmt: skip
+
+    def require_variety(self, key: str, samples: int) -> None:
+        """Refuse numbers of samples that mean nothing."""
+        require(1 <= samples <= MOST_SAMPLES, key, samples, f"must lie between 1 and {MOST_SAMPLES}", "Change it")
+        temperature = self.sampling.temperature
+        require(samples == 1 or temperature > 0, "task.asking.sampling.temperature", temperature,
+                f"makes all of {key}={samples} answers the same", f"Raise it, or use {key}=1")  # fmt: skip
+
+
+def load_solver(choice: PretrainedChoice, runtime: Runtime, mirror: str | None) -> LoadedModel:
+    """A decoder that answers.
+
+    Raises:
+        ValueError: an encoder-decoder, or a classifier.
+    """
+    from modern_llm.experiment.loading import is_encoder_decoder, load_model
+    from modern_llm.experiment.training import tell_model
+
+    if is_encoder_decoder(choice, mirror):
+        raise ValueError("model: an encoder-decoder shares no prompt among its answers. Choose a decoder.")
+    loaded = load_model(choice, runtime, mirror, [], train=False)
+    loaded.model.eval()
+    tell_model(loaded, runtime, train=False)
+    return loaded
+
+
+def ask(
+    loaded: LoadedModel,
+    runtime: Runtime,
+    data: ProblemData,
+    problems: Sequence[Problem],
+    n: int,
+    asking: Asking,
+    *,
+    path: Path,
+    batch_size: int,
+    seed: int,
+    greedy: bool = True,
+) -> tuple[list[Problem], list[Attempts]]:
+    """Let a model answer problems; what stands in the file at `path` already is not sampled again.
+
+    Problems that do not fit into the model's context beside an answer are left out, and told of.
+
+    Args:
+        loaded: a decoder.
+        runtime: the machine.
+        data: how the problems are asked.
+        n: answers that are drawn of each.
+        asking: how the model is asked.
+        path: JSON-lines file that the answers go to as they come.
+        batch_size: answers of a problem that are written side by side.
+        seed: of the draws.
+        greedy: write the most likely answer too.
+
+    Returns:
+        The problems that fit, and their answers.
+
+    Raises:
+        ValueError: no problem fits, or the file was sampled from another model or with other settings.
+    """
+    from modern_llm.data.chat import with_chat
+    from modern_llm.data.solutions.problems import prompts_of
+    from modern_llm.evaluation.metrics.numbers import same_number
+    from modern_llm.evaluation.reranking import READINGS, reference_number
+    from modern_llm.evaluation.rollouts import AttemptFile, solve
+    from modern_llm.experiment.examples import progress_of
+    from modern_llm.experiment.training import room_in
+    from modern_llm.pretrained.loading import weights_fingerprint
+
+    tokenizer = with_chat(loaded.tokenizer) if asking.chat else loaded.tokenizer
+    prompts = prompts_of(data, problems, tokenizer, loaded.start_ids, asking.chat)
+    room = room_in(loaded, None) - asking.max_new_tokens
+    fits = [len(prompt) <= room for prompt in prompts]
+    if not any(fits):
+        raise ValueError(
+            f"task.asking.max_new_tokens={asking.max_new_tokens}: no problem fits into the model's context of "
+            f"{loaded.context} tokens beside such an answer. Lower it, or choose a model with a longer context."
+        )
+    if not all(fits):
+        say(f"{fits.count(False)} problems are left out, because they do not fit into {room} tokens")
+    problems = [problem for problem, fit in zip(problems, fits, strict=True) if fit]
+    prompts = [prompt for prompt, fit in zip(prompts, fits, strict=True) if fit]
+    references = [reference_number(problem.solution) for problem in problems]
+    read = READINGS[asking.reading]
+
+    def describe(place: int, text: str) -> dict[str, Any]:
+        answer = read(text)
+        correct = same_number(answer, references[place])
+        return {"question": problems[place].question, "answer": answer, "correct": correct}
+
+    settings = [weights_fingerprint(loaded.model), tokenizer.fingerprint, tokenizer.chat_template, data, asking, seed]
+    with runtime.autocast():
+        attempts = solve(
+            loaded.model,  # type: ignore[arg-type]
+            tokenizer,
+            prompts,
+            n,
+            max_new_tokens=asking.max_new_tokens,
+            sampling=asking.sampling,
+            stop=[] if asking.chat else data.stop,  # a turn has an end of its own
+            greedy=greedy,
+            batch_size=batch_size,
+            seed=seed,
+            numbers=[problem.index for problem in problems],
+            file=AttemptFile(path, settings),
+            describe=describe,
+            progress=progress_of("sampling, problems"),
+        )
+    return problems, attempts
+
+
+def scored(
+    verifier: AnswerVerifier, problems: Sequence[Problem], attempts: Sequence[Attempts], batch_size: int
+) -> list[list[float]]:
+    """(P, n) probabilities that the samples of P problems are right, as `rerank` takes them."""
+    from modern_llm.experiment.examples import progress_of
+
+    pairs = [
+        (problem.question, sample.text) for problem, a in zip(problems, attempts, strict=True) for sample in a.samples
+    ]
+    questions, answers = ([pair[i] for pair in pairs] for i in (0, 1))
+    scores = verifier.score(questions, answers, batch_size, progress_of("verifying"))
+    if verifier.writer.truncated:
+        say(f"{verifier.writer.truncated} answers are read without the beginning of their problem, to fit")
+    return scores.reshape(len(problems), -1).tolist()
+
+
+@dataclass(frozen=True)
+class SampledSolutions:
+    """Answers that a model at hand draws to problems of the training split, marked by the number they come to.
+
+    They are kept in the run folder, in a file that `task/data=solution_files` reads as well.
+
+    Args:
+        generator: which model.
+        problems: the problems.
+        samples: answers drawn of each.
+        asking: how the model is asked.
+        max_problems: a sample drawn by the seed; null: all.
+        held_out: problems on which the best checkpoint is chosen, and as many again that are reported on.
+    """
+
+    generator: PretrainedModel | ModelFromRun
+    problems: ProblemData
+    samples: int = 4
+    asking: Asking = field(default_factory=Asking)
+    max_problems: int | None = None
+    held_out: int = 50
+
+    def __post_init__(self) -> None:
+        self.asking.require_variety("task.data.samples", self.samples)
+        require(self.held_out >= 1, "task.data.held_out", self.held_out, "must be at least 1", "Use 50")
+        enough = self.max_problems is None or self.max_problems > 2 * self.held_out
+        require(enough, "task.data.max_problems", self.max_problems,
+                f"must exceed twice task.data.held_out={self.held_out}", "Raise it, or use null")  # fmt: skip
+
+    def drawn(
+        self, folder: RunFolder, runtime: Runtime, batch_size: int, mirror: str | None, seed: int
+    ) -> SolutionData:
+        """Draw what is still missing, and say where it stands; arguments as in `ask`."""
+        from modern_llm.data.solutions.problems import read_problems
+
+        problems, _ = read_problems(self.problems, "train", mirror, self.max_problems, seed)
+        path = folder.path / SAMPLES_FILE
+        loaded = load_solver(self.generator, runtime, mirror)
+        ask(loaded, runtime, self.problems, problems, self.samples, self.asking, path=path, batch_size=batch_size,
+            seed=seed, greedy=False)  # fmt: skip
+        return SolutionData(FileRows(str(path), None, self.held_out), answer_column="text")
+
+
+def without_known(
+    problems: Sequence[Problem],
+    known: frozenset[str],
+    remedy: str = "Choose other problems (task.data), or task.verifier=null",
+) -> list[Problem]:
+    """Problems that a verifier was not trained or calibrated on.
+
+    Raises:
+        ValueError: it knows them all; with the remedy.
+    """
+    left = [problem for problem in problems if problem.identity not in known]
+    if not left:
+        raise ValueError(
+            f"task.verifier: it was trained on all of the {len(problems)} problems, so that its choice would flatter. "
+            f"{remedy}."
+        )
+    if len(left) < len(problems):
+        say(f"{len(problems) - len(left)} of {len(problems)} problems are left out: the verifier was trained on them")
+    return left

@@ -1,1 +1,0 @@
-"""Around a task: run folders and their record, resuming, sweeps, messages. With `tasks`, what knows Hydra."""

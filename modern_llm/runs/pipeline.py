@@ -1,0 +1,290 @@
+"""Base → SFT → DPO → verifier → best of n with one command: each stage a run of its own, in a folder of its own."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+from hydra import compose
+from omegaconf import DictConfig, OmegaConf
+
+from modern_llm.checks import require
+from modern_llm.config.instantiate import ConfigError, build
+from modern_llm.config.overrides import as_overrides, chosen, group_of, laid_over, override
+from modern_llm.experiment.contract import Paths, RunFolder, say, tell_paths
+from modern_llm.models.config import ModernLLMConfig
+from modern_llm.pretrained.settings import ModelFromRun, PretrainedModel
+from modern_llm.reporting.record import RunRecord, job_status
+from modern_llm.runs.policies import Measures, StageSettings, measure_policies
+from modern_llm.runs.sweep import run_in_process, set_aside
+from modern_llm.training.loggers import FilesOnly, Logger
+from modern_llm.training.settings import Hardware
+
+StageName = Literal["base", "sft", "dpo", "verifier", "best_of_n"]
+STAGES: tuple[StageName, ...] = ("base", "sft", "dpo", "verifier", "best_of_n")
+_NEEDS: dict[StageName, tuple[StageName, ...]] = {"sft": ("base",), "dpo": ("sft",), "best_of_n": ("verifier",)}
+_SHARED = ("hardware", "logger", "paths", "seed")
+_STATE = "pipeline.json"
+# What a sweep optimises when the pipeline ends with this stage.
+_OBJECTIVES: dict[StageName, str] = {
+    "base": "base_perplexity",
+    "sft": "sft_conversation_loss",
+    "dpo": "dpo_reward_accuracy",
+    "verifier": "verifier_roc_auc",
+    "best_of_n": "best_of_n_verifier_em",
+}
+
+
+class StageFailedError(RuntimeError):
+    """A stage ended without a result; the message says why and how to go on."""
+
+
+@dataclass(frozen=True)
+class Pipeline:
+    """Run stages that are not done, each in a process and a folder of its own; then measure the policy after each stage
+    on the same data, and write one table and one page.
+
+    A stage is an ordinary run: `task=<its task>` with the model of the stage before it, the machine, logger, paths and
+    seed of this command, and the overrides that are given for it here.
+
+    Args:
+        model: the base: a decoder to be trained from scratch, or a model that is trained already.
+        hardware, logger, paths, seed: of the same names in the configuration; handed to every stage.
+        stages: those to run; what they need must be among them, or have run in this folder.
+        base: overrides of the pretraining of a decoder from scratch; `task=` in it also says on which text every
+            policy's perplexity is measured.
+        sft, dpo, verifier, best_of_n: overrides of these stages, such as [task/data=p3, trainer.max_steps=200].
+        measures: what is measured of every policy at the end.
+        objective_metric: final metric that a sweep optimises; empty: what the last stage is for.
+
+    Raises:
+        ValueError: stages in a wrong order, twice or none.
+    """
+
+    model: PretrainedModel | ModelFromRun | ModernLLMConfig
+    hardware: Hardware
+    logger: Logger = field(default_factory=FilesOnly)
+    paths: Paths = field(default_factory=Paths)
+    seed: int = 0
+    stages: list[StageName] = field(default_factory=lambda: list(STAGES))
+    base: list[str] = field(default_factory=list)
+    sft: list[str] = field(default_factory=list)
+    dpo: list[str] = field(default_factory=list)
+    verifier: list[str] = field(default_factory=list)
+    best_of_n: list[str] = field(default_factory=list)
+    measures: Measures = field(default_factory=Measures)
+    objective_metric: str = ""
+
+    def __post_init__(self) -> None:
+        require(bool(self.stages), "task.stages", self.stages, "names none", f"Choose among {', '.join(STAGES)}")
+        ordered = [stage for stage in STAGES if stage in self.stages]
+        require(self.stages == ordered, "task.stages", self.stages, "must be in their order, each once",
+                f"Write task.stages=[{','.join(ordered)}]")  # fmt: skip
+        if not self.objective_metric:
+            object.__setattr__(self, "objective_metric", _OBJECTIVES[self.stages[-1]])
+
+    @property
+    def given(self) -> dict[str, list[str]]:
+        """Overrides of each stage, as they were given."""
+        return {
+            "base": self.base,
+            "sft": self.sft,
+            "dpo": self.dpo,
+            "verifier": self.verifier,
+            "best_of_n": self.best_of_n,
+        }
+
+    @property
+    def trains_base(self) -> bool:
+        """Whether the base is trained here."""
+        return isinstance(self.model, ModernLLMConfig)
+
+    def further_work(self, folder: Path) -> bool:
+        """Whether a finished pipeline has stages to run that it has not run."""
+        return any(job_status(folder / stage) != "finished" for stage in self._runs(self.stages))
+
+    def run(self, folder: RunFolder) -> dict[str, float]:
+        """Run, measure and report, from where the folder stands. Returns the final metrics.
+
+        Raises:
+            ConfigError: a stage that is needed is missing, or a stage's overrides are wrong; before anything runs.
+            StageFailedError: a stage failed; those before it stay.
+            SweepInterrupted: a signal came.
+        """
+        self._require_stages(folder.path)
+        plan = self._plan(folder)
+        settings = self._settings(folder.path, plan)
+        for number, stage in enumerate(runs := self._runs(self.stages), 1):
+            self._run_stage(folder, stage, plan[stage], f"stage {number} of {len(runs)}: {stage}")
+        done = [stage for stage in STAGES if job_status(folder.path / stage) == "finished"]
+        policies = self._policies(folder.path, done)
+        say(f"measuring: {', '.join(policies)}")
+        measured = measure_policies(folder.path / "measures", policies, settings, self.measures, self.hardware,
+                                    self.paths, self.seed)  # fmt: skip
+        return self._report(folder, done, measured)
+
+    # -- what runs --------------------------------------------------------------------------------------------------
+
+    def _runs(self, stages: Sequence[StageName]) -> list[StageName]:
+        """Of these stages, those that are runs: a base that is trained already is only measured."""
+        return [stage for stage in stages if stage != "base" or self.trains_base]
+
+    def _require_stages(self, folder: Path) -> None:
+        for stage in self.stages:
+            for needed in self._runs(_NEEDS.get(stage, ())):
+                if needed not in self.stages and job_status(folder / needed) != "finished":
+                    wanted = [s for s in STAGES if s in (*self.stages, needed)]
+                    raise ConfigError(
+                        f"task.stages={self.stages}: {stage} needs {needed}, which has not run in {folder}. Add it "
+                        f"(task.stages=[{','.join(wanted)}]), or go on in the folder of a pipeline that ran it "
+                        "(its command with resume=<folder> and these stages)."
+                    )
+
+    def _plan(self, folder: RunFolder) -> dict[str, list[str]]:
+        """Overrides of every stage."""
+        path, config = folder.path, OmegaConf.create(folder.record)
+        if (path / _STATE).is_file():
+            base = json.loads((path / _STATE).read_text(encoding="utf-8"))["base"]
+        else:  # only the first command says which groups were chosen
+            base = as_overrides(config, ["model"], chosen("model"))
+            folder.write_json(_STATE, {"base": base, "stages": {}})
+        shared = as_overrides(config, [group for group in _SHARED if group in config])
+        # A decoder from scratch is small: all of its weights are trained on.
+        kind = ["model/lora=off"] if self.trains_base else []
+
+        def model_of(stage: str) -> list[str]:
+            if stage == "base" and not self.trains_base:
+                return base
+            return ["model=from_run", override("model.path", str(path / stage)), *kind]
+
+        there = [stage for stage in STAGES if stage in self.stages or job_status(path / stage) == "finished"]
+        last = next((stage for stage in ("dpo", "sft") if stage in there), "base")
+        own = {
+            "base": base if self.trains_base else [],
+            "sft": ["task=sft", *model_of("base")],
+            "dpo": ["task=dpo", *model_of("sft")],
+            "verifier": ["task=verifier", "model=verifier"],
+            "best_of_n": ["task=best_of_n", *model_of(last), override("task.verifier", str(path / "verifier"))],
+        }
+        return {stage: laid_over(shared, own[stage], self.given[stage]) for stage in STAGES}
+
+    def _settings(self, folder: Path, plan: dict[str, list[str]]) -> StageSettings:
+        """The stages' own settings: of all that will run, built and their data looked up before the first one runs."""
+        built: dict[str, Any] = {}
+        for stage in STAGES:
+            done, asked = job_status(folder / stage) == "finished", stage in self.stages
+            if stage != "base" and not (done or asked):
+                continue
+            try:
+                config = compose("config", plan[stage])
+                if stage == "base":
+                    built |= {key: build(config.task[key], f"task.{key}") for key in ("data", "evaluation")}
+                    if self.trains_base:
+                        build(config.task)
+                else:
+                    built[stage] = build(_with_stand_ins(config).task)
+                    if not done:
+                        _look_up(built[stage], self.paths.mirror)
+            except Exception as cause:
+                raise ConfigError(f"task.{stage}={self.given[stage]}: {cause.__cause__ or cause}") from cause
+        return StageSettings(built["data"], built["evaluation"], built.get("sft"), built.get("dpo"))
+
+    def _run_stage(self, folder: RunFolder, stage: StageName, overrides: list[str], title: str) -> None:
+        path, before = folder.path / stage, self._noted(folder).get(stage)
+        if before is not None and path.is_dir() and _essential(before["overrides"]) != _essential(overrides):
+            # Another policy stands before it now, say; what was made stays beside.
+            say(f"{title}: was run with other settings before; that run is kept as {set_aside(path).name}")
+        if job_status(path) == "finished":
+            say(f"{title}: finished before")
+            return
+        say(title)
+        started = time.strftime("%Y-%m-%dT%H:%M:%S%z")
+        self._note(folder, stage, {"overrides": overrides, "status": "running", "started": started})
+        start = time.monotonic()
+        status = run_in_process(overrides, path)
+        ended = job_status(path)
+        self._note(folder, stage, {"status": ended, "seconds": round(time.monotonic() - start, 1)})
+        if status != 0 or ended != "finished":
+            raise StageFailedError(
+                f"stage {stage} did not finish ({ended}). Its record is in {path}. When the cause is mended, go on "
+                "with the same command and resume=auto; stages that are done are not done again."
+            )
+
+    def _noted(self, folder: RunFolder) -> dict[str, Any]:
+        return json.loads((folder.path / _STATE).read_text(encoding="utf-8"))["stages"]
+
+    def _note(self, folder: RunFolder, stage: str, what: dict[str, Any]) -> None:
+        state = json.loads((folder.path / _STATE).read_text(encoding="utf-8"))
+        state["stages"][stage] = state["stages"].get(stage, {}) | what
+        folder.write_json(_STATE, state)
+
+    def _policies(self, folder: Path, done: Sequence[str]) -> dict[str, Any]:
+        """Stage -> the model after it; the base first."""
+        base = {} if self.trains_base else {"base": self.model}
+        return base | {s: ModelFromRun(str(folder / s)) for s in ("base", "sft", "dpo") if s in done}
+
+    # -- what came of it --------------------------------------------------------------------------------------------
+
+    def _report(
+        self, folder: RunFolder, done: Sequence[StageName], measured: dict[str, dict[str, Any]]
+    ) -> dict[str, float]:
+        from modern_llm.reporting.pages.pipeline import StageOutcome, write_pipeline_report
+
+        outcomes = [
+            StageOutcome(stage, RunRecord.read(folder.path / stage), measured.get(stage, {}))
+            for stage in STAGES
+            if stage in done or stage in measured
+        ]
+        metrics: dict[str, float] = {}
+        for outcome in outcomes:
+            metrics |= outcome.metrics()
+        if self.objective_metric not in metrics:
+            raise ConfigError(
+                f"task.objective_metric={self.objective_metric!r}: is not measured. Choose among {', '.join(metrics)}."
+            )
+        folder.write_result(
+            self.objective_metric,
+            metrics,
+            [name for name in _OBJECTIVES.values() if name in metrics],
+            stages=list(done),
+            samples=[sample for outcome in outcomes for sample in outcome.samples()],
+        )
+        written = write_pipeline_report(folder.path, outcomes)
+        print(written["table"].read_text(encoding="utf-8"))
+        tell_paths({"result": folder.path / "result.json", **written})
+        return metrics
+
+
+def _essential(overrides: Sequence[str]) -> list[str]:
+    """Overrides that decide what a stage is, and not on which machine it runs and where it is kept."""
+    return [text for text in overrides if group_of(text) not in ("hardware", "logger", "paths")]
+
+
+def _look_up(stage: Any, mirror: str | None) -> None:
+    """Find a stage's data, so that a missing set is told before hours of the stages before it.
+
+    Raises:
+        FileNotFoundError, ValueError: as in `RowSource.rows`.
+    """
+    for key in ("data",):
+        source = getattr(getattr(stage, key, None), "source", None)
+        if source is not None:
+            source.rows("evaluation", mirror, 1)
+
+
+def _with_stand_ins(config: DictConfig) -> DictConfig:
+    """The configuration of a stage with a model that can be named before there is one."""
+    config = config.copy()
+    OmegaConf.set_struct(config, False)
+    if "path" in config.model:
+        lora = config.model.lora
+        config.model = {"_target_": f"{PretrainedModel.__module__}.PretrainedModel", "name": "base", "lora": lora}
+    if "verifier" in config.task and isinstance(config.task.verifier, str):
+        config.task.verifier = None
+        if str(config.task.get("objective_metric", "")) in ("verifier_em", "weighted_em"):
+            config.task.objective_metric = "majority_em"
+    return config

@@ -1,0 +1,209 @@
+"""From YAML to objects: what is refused, how, and before what."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+from dataclasses import fields, is_dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hydra import compose, initialize_config_dir
+from omegaconf import OmegaConf
+from records import write_run
+
+from modern_llm.config.instantiate import ConfigError, build, describe, find_target
+from modern_llm.models import ModernLLMConfig, MoEConfig
+from modern_llm.models.rope import YarnRope
+from modern_llm.models.sinks import StreamingSinks
+
+ROOT = Path(__file__).resolve().parents[2]
+CONF = ROOT / "conf"
+GROUPS = sorted({f.parent.relative_to(CONF).as_posix() for f in CONF.rglob("*.yaml")} - {".", "experiment"})
+CHOICES = [
+    (group, f.stem) for group in GROUPS if not group.startswith("hydra") for f in sorted((CONF / group).glob("*.yaml"))
+]
+
+
+def composed(*overrides: str) -> Any:
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        return compose("config", overrides=["name=x", *overrides])
+
+
+def nodes(tree: Any) -> list[dict[str, Any]]:
+    """Every node with a target."""
+    below = tree.values() if isinstance(tree, dict) else tree if isinstance(tree, list) else []
+    own = [tree] if isinstance(tree, dict) and "_target_" in tree else []
+    return own + [node for branch in below for node in nodes(branch)]
+
+
+def with_a_pretrained_model(group: str, choice: str, folder: Path | None = None) -> list[str]:
+    """What else a choice needs that is about pretrained models."""
+    if group == "model" and "_target_: modern_llm.models" not in (CONF / "model" / f"{choice}.yaml").read_text():
+        named = {"pretrained": ["model.name=x"], "from_run": [f"model.path={folder}"]}.get(choice)
+        if choice == "from_run" and folder is not None:
+            (folder / "model.safetensors").touch()
+            (folder / "config.yaml").touch()
+        scratch = "decoder" in (CONF / "model" / f"{choice}.yaml").read_text()
+        return [] if scratch else ["task=prompting", *(named or [])]
+    if group == "task/data":
+        return data_overrides(choice, folder)
+    if group == "model/lora":
+        return ["model=gpt2", "task=prompting"]
+    if group == "task/asking":
+        return ["model=gpt2", "task=best_of_n"]
+    if (group, choice) == ("model", "verifier"):
+        return ["task=verifier"]
+    if group == "task/loss":
+        return ["model=gpt2", "task=dpo"]
+    if (group, choice) == ("task", "evaluate_checkpoints") and folder is not None:
+        (folder / "step_00000001").mkdir()
+        return [f"task.path={folder}"]
+    if (group, choice) == ("task", "error_analysis") and folder is not None:
+        (folder / "predictions.jsonl").touch()
+        return [f"task.path={folder}"]
+    if (group, choice) == ("task", "verifier_eval") and folder is not None:
+        for name in ("result.json", "verifier.json"):
+            (folder / name).write_text('{"status": "finished"}')
+        return [f"task.verifier={folder}"]
+    if (group, choice) == ("task", "plan"):
+        return ['task.steps={one: {overrides: ["task=report"]}}']
+    if group == "task" and choice in PRETRAINED_TASKS:
+        return ["model=gpt2", *(["task/data=sst2"] if choice == "finetuning" else [])]
+    return []
+
+
+PRETRAINED_TASKS = (
+    "finetuning",
+    "sst2",
+    "samsum",
+    "dialogsum",
+    "gsm8k",
+    "prompting",
+    "merge",
+    "sft",
+    "dpo",
+    "verifier",
+    "best_of_n",
+    "generate",
+    "chat",
+    "long_context",
+    "attention_maps",
+)
+# Which task reads a form of data, told by what a choice of `task/data` builds.
+READERS = {
+    "HubText": "text",
+    "PythonDocs": "text",
+    "TextFiles": "text",
+    "SupervisedData": "prompting",
+    "InstructionData": "sft",
+    "PreferenceData": "dpo",
+    "SolutionData": "verifier",
+    "SampledSolutions": "verifier",
+    "ProblemData": "best_of_n",
+}
+
+
+def data_overrides(choice: str, folder: Path | None) -> list[str]:
+    """A task that reads a choice of `task/data`, and what the choice leaves to be named."""
+    node = composed("model=gpt2", "task=prompting", f"task/data={choice}").task.data
+    task = READERS[node._target_.rpartition(".")[2]]
+    own = ["task.data.name=x", "task.data.prompt='{x}'", "task.data.target='{y}'", "task.data.scoring=numbers"]
+    if task == "text":
+        return [f"task={task}", *([f"task.data.train=[{folder}/a.txt]"] if choice == "text_files" else [])]
+    files = [f"task.data.source.train={folder}/a.txt"] if choice.endswith("_files") else []
+    return ["model=gpt2", f"task={task}", *files, *(own if choice == "labelled" else [])]
+
+
+@pytest.mark.parametrize(("group", "choice"), CHOICES)
+def test_every_choice_builds_and_its_yaml_names_every_key(group: str, choice: str, tmp_path: Path) -> None:
+    (tmp_path / "a.txt").write_text("a")
+    extra = [f"task.data.train=[{tmp_path}/a.txt]"] if choice == "text" else []
+    if (group, choice) == ("task", "pretraining"):
+        extra = ["task.data={_target_: modern_llm.data.text.sources.PythonDocs, validation_percent: 8}"]
+    if choice == "report":
+        write_run(tmp_path / "run", {"name": "x"})
+        extra = [f"task.runs=[{tmp_path}]"]
+    if group == "model" and choice == "max_rtx3060":
+        extra = ["hardware=rtx3060"]
+    config = composed(f"{group}={choice}", *extra, *with_a_pretrained_model(group, choice, tmp_path))
+    build(config.task)
+    for node in nodes(OmegaConf.to_container(config, resolve=True)):
+        target = find_target(node["_target_"], "")
+        if is_dataclass(target) and node["_target_"] not in (
+            "modern_llm.training.schedules.Constant",  # its final fraction can only be 1
+        ):
+            assert {f.name for f in fields(target)} == node.keys() - {"_target_"}, node["_target_"]
+
+
+def test_every_setting_is_read_somewhere() -> None:
+    code = "\n".join(p.read_text() for p in (ROOT / "modern_llm").rglob("*.py")) + (CONF / "config.yaml").read_text()
+    code += "\n".join(i for p in CONF.rglob("*.yaml") for i in re.findall(r"\$\{[^}]*\}", p.read_text()))
+    settings = {node["_target_"] for g, c in CHOICES if c not in ("text", "pretraining")
+                for node in nodes(OmegaConf.to_container(composed(f"{g}={c}", *with_a_pretrained_model(g, c)),
+                                                         resolve=True))}  # fmt: skip
+    for path in settings:
+        for field in fields(find_target(path, "")):
+            assert re.search(rf"\.{field.name}\b", code), f"nothing reads {path}.{field.name}"
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["+trainer.max_stepz=5"], r"trainer\.max_stepz=5: TrainerSettings has no such key\. Did you mean 'max_steps'"),
+        (["trainer.max_steps=abc"], r"trainer\.max_steps='abc': must be a whole number"),
+        (["trainer.max_steps=1.5"], r"trainer\.max_steps=1\.5: must be a whole number"),
+        (["trainer.grad_clip=x"], r"trainer\.grad_clip='x': must be a number or null"),
+        (["model.use_attention_sinks=3"], r"model\.use_attention_sinks=3: must be true or false"),
+        (["task.samples.prompts=text"], r"task\.samples\.prompts='text': must be a list of a text"),
+        (["hardware.device=tpu"], r"hardware\.device='tpu': must be one of auto, cpu, cuda, mps"),
+        (["model.rope.theta=0.5"], r"model\.rope\.theta=0\.5: must be above 1"),
+        (["model.n_heads=5"], r"model\.n_heads=5: must divide model\.d_model=128"),
+        (["task.data=null"], r"task\.data=None: must be a Source"),
+        (["task=pretraining"], r"task\.data.*(is missing|Missing)"),
+        (
+            ["trainer.optimizer._target_=modern_llm.training.schedules.Cosine"],
+            r"Cosine has no such key|must be a AdamW",
+        ),
+        (["model._target_=os.system"], r"only parts of modern_llm may be instantiated"),
+        (["model._target_=modern_llm.checks.require"], r"is no class"),
+        (["model._target_=modern_llm.models.config.Nope"], r"there is no such class"),
+    ],
+)
+def test_mistakes_are_named(overrides: list[str], message: str) -> None:
+    with pytest.raises(Exception, match=message) as failure:
+        build(composed(*overrides).task)
+    assert isinstance(failure.value, ConfigError) or "Missing" in type(failure.value).__name__
+
+
+def test_a_swapped_part_of_the_wrong_kind_is_refused() -> None:
+    with pytest.raises(ConfigError, match=r"trainer\.schedule=.*must be a Schedule"):
+        build(composed("trainer.schedule={_target_: modern_llm.models.rope.NoRope}").task)
+
+
+def test_checking_a_configuration_imports_nothing_heavy() -> None:
+    code = (
+        "import sys; from hydra import compose, initialize_config_dir\n"
+        "from modern_llm.config.instantiate import build\n"
+        f"with initialize_config_dir({str(CONF)!r}, version_base='1.3'):\n"
+        "    build(compose('config', overrides=['name=x']).task)\n"
+        "heavy = {'torch', 'transformers', 'datasets', 'matplotlib', 'tokenizers', 'numpy'} & set(sys.modules)\n"
+        "assert not heavy, heavy"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, cwd=ROOT)
+
+
+def test_description_rebuilds_equal_objects() -> None:
+    config = ModernLLMConfig(
+        vocab_size=9, moe=MoEConfig(4, 1), rope=YarnRope(factor=3.0), sinks=StreamingSinks(num_sinks=2)
+    )
+    assert build(OmegaConf.create(describe({"model": config})).model, "model") == config
+
+
+def test_links_in_a_description_are_not_followed_outside_the_project(tmp_path: Path) -> None:
+    """A checkpoint's configuration may come from anyone."""
+    text = "model:\n  _target_: subprocess.Popen\n  args: [touch, here]\n"
+    with pytest.raises(ConfigError, match="only parts of modern_llm"):
+        build(OmegaConf.create(text).model, "model")

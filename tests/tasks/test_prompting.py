@@ -1,0 +1,120 @@
+"""Prompting: from rows to metrics, with shots, calibration and conversations."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from modern_llm.data.labelled import SupervisedData
+from modern_llm.experiment.contract import Paths, RunFolder
+from modern_llm.pretrained.loading import load_hugging_face
+from modern_llm.pretrained.settings import PretrainedModel
+from modern_llm.tasks.prompting import Prompting
+from modern_llm.training.settings import Hardware
+
+HARDWARE = Hardware(device="cpu", precision="fp32", eval_batch_size=5)
+SST2 = SupervisedData(
+    name="stanfordnlp/sst2", prompt="{sentence}. It is", source="sst2: {sentence}", scoring="classification",
+    labels=["bad", "good"], evaluation_split="validation", held_out=8,
+)  # fmt: skip
+GSM8K = SupervisedData(
+    name="openai/gsm8k", config="main", prompt="Question: {question}\nAnswer:", target="{answer}", scoring="numbers",
+    remove="<<[^>]*>>", stop=["\nQuestion:"], max_new_tokens=8, held_out=4,
+)  # fmt: skip
+
+
+def ask(hub: Path, folder: Path, name: str, data: SupervisedData, **settings: Any) -> tuple[dict[str, float], Any]:
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "config.yaml").write_text("{}")
+    task = Prompting(PretrainedModel(name), HARDWARE, data, Paths(mirror=str(hub)), **settings)
+    metrics = task.run(RunFolder(folder, {}))
+    return metrics, json.loads((folder / "result.json").read_text())
+
+
+def by_hand(hub: Path, prompts: list[str], answers: list[str], name: str = "made/llama") -> np.ndarray:
+    """Log-likelihoods by transformers alone, one forward pass for each prompt and answer."""
+    loaded = load_hugging_face(PretrainedModel(name), str(hub))
+    loaded.model.eval()
+    rows = []
+    for prompt in prompts:
+        start = loaded.tokenizer.encode(prompt)
+        row = []
+        for answer in answers:
+            ids = loaded.tokenizer.encode(answer)
+            logits = loaded.base(torch.tensor([start + ids])).logits[0, len(start) - 1 : -1].log_softmax(-1)
+            row.append(logits[range(len(ids)), ids].sum().item())
+        rows.append(row)
+    return np.array(rows)
+
+
+@pytest.mark.parametrize("num_shots", [0, 3])
+@pytest.mark.parametrize("calibrate", [False, True])
+def test_labels_are_ranked_as_by_hand(hub: Path, tmp_path: Path, num_shots: int, calibrate: bool) -> None:
+    ask(hub, tmp_path, "made/llama", SST2, num_shots=num_shots, calibrate=calibrate)
+    notes = json.loads((tmp_path / "result.json").read_text())["protocol"]
+    rows = [json.loads(line) for line in (tmp_path / "predictions.jsonl").read_text().splitlines()]
+    train = {e.index: e for e in SST2.examples("train", str(hub)).rows}
+    shots = "".join(f"{SST2.prompt_of(train[i])} {train[i].target}\n\n" for i in notes["shot_rows"])
+    assert len(notes["shot_rows"]) == num_shots
+    words = [" bad", " good"]
+    scores = by_hand(hub, [shots + row["input"] for row in rows], words)
+    if calibrate:  # divide by the mean probability behind inputs without content
+        empty = np.exp(by_hand(hub, [shots + SST2.prompt.format(sentence=s) for s in SST2.content_free], words))
+        scores -= np.log((empty / empty.sum(1, keepdims=True)).mean(0))
+    assert [SST2.labels[i] for i in scores.argmax(1)] == [row["prediction"] for row in rows]
+    chance = np.exp(scores - np.logaddexp.reduce(scores, 1, keepdims=True)).max(1)
+    shown = [float(row["detail"].split("= ")[1]) for row in rows]
+    assert shown == pytest.approx(chance, abs=2e-3)
+
+
+def test_generated_answers_and_their_record(hub: Path, tmp_path: Path) -> None:
+    metrics, result = ask(hub, tmp_path, "openai-community/gpt2", GSM8K, num_shots=2)
+    assert {"strict_match", "flexible_match", "cut_off_share"} <= metrics.keys()
+    assert result["protocol"]["first_prompt"].count("Question:") == 3
+    assert "<<" not in result["protocol"]["first_prompt"]
+    assert result["protocol"]["shots_kept"] == {"2": 8}
+
+
+@pytest.mark.parametrize("name", ["google-t5/t5-small", "google/flan-t5-small"])
+def test_t5_is_asked_through_its_encoder(hub: Path, tmp_path: Path, name: str) -> None:
+    _, result = ask(hub, tmp_path, name, SST2, num_shots=2)
+    assert result["protocol"]["first_prompt"].count("sst2: ") == 3
+
+
+def test_prompts_that_are_too_long_lose_shots_and_are_counted(
+    hub: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    _, result = ask(hub, tmp_path, "made/llama", SST2, num_shots=4, max_tokens=100)
+    kept = {int(n): count for n, count in result["protocol"]["shots_kept"].items()}
+    assert sum(kept.values()) == 16
+    assert max(kept) < 4
+    assert "have fewer than 4 shots" in capsys.readouterr().err
+    with pytest.raises(ValueError, match="no question fits into 12 tokens"):
+        ask(hub, tmp_path / "b", "made/llama", SST2, max_tokens=12)
+
+
+def test_a_conversation_goes_through_the_template(hub: Path, tmp_path: Path) -> None:
+    _, result = ask(hub, tmp_path, "made/llama", SST2, num_shots=1, chat=True)
+    assert result["protocol"]["first_prompt"].count("<|assistant|>") == 2
+    with pytest.raises(ValueError, match="no chat template"):
+        ask(hub, tmp_path / "b", "openai-community/gpt2", SST2, chat=True)
+    with pytest.raises(ValueError, match="reads no conversation"):
+        ask(hub, tmp_path / "c", "google-t5/t5-small", SST2, chat=True)
+
+
+def test_impossible_settings(hub: Path) -> None:
+    model = PretrainedModel("made/llama")
+    with pytest.raises(ValueError, match="needs data with labels"):
+        Prompting(model, HARDWARE, GSM8K, calibrate=True)
+    with pytest.raises(ValueError, match="content_free"):
+        Prompting(model, HARDWARE, replace(SST2, content_free=[]), calibrate=True)
+    with pytest.raises(ValueError, match="num_shots=-1"):
+        Prompting(model, HARDWARE, SST2, num_shots=-1)
+    with pytest.raises(ValueError, match=r"objective_metric='rouge1': is not measured\. Choose among accuracy"):
+        Prompting(model, HARDWARE, SST2, objective_metric="rouge1")

@@ -1,0 +1,205 @@
+"""Instruction finetuning: packed rows against single ones, and runs of every kind of model."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from bases import trained_from_scratch
+from made_models import byte_tokenizer
+from safetensors.torch import load_file
+
+from modern_llm.data.arithmetic import Arithmetic
+from modern_llm.data.chat import DEFAULT_TEMPLATE, EncodedConversation
+from modern_llm.data.instructions.read import ConversationBatch
+from modern_llm.data.instructions.settings import InstructionData
+from modern_llm.data.text.tokenizers import Tokenizer
+from modern_llm.experiment.contract import Paths, RunFolder
+from modern_llm.models.config import ModernLLMConfig
+from modern_llm.objectives.language_modeling import LanguageModeling
+from modern_llm.pretrained.loading import LoadedModel
+from modern_llm.pretrained.settings import FullFinetuning, LoRA, ModelFromRun, PretrainedModel
+from modern_llm.tasks.pretraining import Samples
+from modern_llm.tasks.sft import SFT
+from modern_llm.training.optimizers import AdamW
+from modern_llm.training.settings import Hardware, TrainerSettings
+
+HARDWARE = Hardware(device="cpu", precision="fp32", eval_batch_size=4)
+LORA = LoRA(rank=4, alpha=8, dropout=0.1)
+DATA = InstructionData(Arithmetic("instructions", largest=5, held_out=4))
+
+
+def conversations(count: int) -> list[EncodedConversation]:
+    random = torch.Generator().manual_seed(0)
+    made = []
+    for i in range(count):
+        n = int(torch.randint(4, 30, (), generator=random))
+        ids = torch.randint(1, 257, (n,), generator=random).tolist()
+        made.append(EncodedConversation(i, ids, [j >= n // 2 for j in range(n)]))
+    return made
+
+
+def task(hub: Path, name: str, steps: int = 4, lora: Any = LORA, **changes: Any) -> SFT:
+    trainer = TrainerSettings(max_steps=steps, batch_size=2, optimizer=AdamW(lr=3e-3, weight_decay=0.0), log_every=1,
+                              eval_every=2, keep_checkpoints=9)  # fmt: skip
+    given: dict[str, Any] = {"max_tokens": 160, "paths": Paths(mirror=str(hub)), "samples": Samples(["Hi?"], 4)}
+    return SFT(PretrainedModel(name, lora), trainer, HARDWARE, DATA, **{**given, **changes})
+
+
+def run(made: Any, folder: Path) -> dict[str, float]:
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "config.yaml").write_text("{}")
+    return made.run(RunFolder(folder, {}))
+
+
+@pytest.mark.parametrize("kind", ["gpt2", "llama", "own"])
+def test_packed_rows_give_the_loss_and_gradients_of_single_ones(load: Callable[..., LoadedModel], kind: str) -> None:
+    """Three rows of several conversations against one conversation a row, padding included, to 1e-5."""
+    model, items, collate = load(kind).model, conversations(9), ConversationBatch(0)
+    objective = LanguageModeling()
+    results = []
+    for rows in ([items[:2], items[2:6], items[6:]], [[item] for item in items]):
+        batch = collate(rows)
+        count = objective.count(batch)
+        model.zero_grad()
+        loss = objective(model, batch).loss_sum / count  # type: ignore[arg-type]
+        loss.backward()
+        gradients = {n: p.grad.clone() for n, p in model.named_parameters() if p.grad is not None}
+        results.append((count, loss.detach(), gradients))
+    (packed_count, packed, packed_gradients), (count, single, gradients) = results
+    assert packed_count == count
+    torch.testing.assert_close(packed, single, atol=1e-5, rtol=1e-5)
+    assert packed_gradients.keys() == gradients.keys()
+    scale = max(float(g.abs().max()) for g in gradients.values())
+    for name, gradient in gradients.items():
+        assert float((packed_gradients[name] - gradient).abs().max()) <= 1e-5 * scale, name
+
+
+def test_a_changed_neighbour_changes_nothing(load: Callable[..., LoadedModel]) -> None:
+    model, items, collate = load("llama").model, conversations(3), ConversationBatch(0)
+    other = replace(items[0], ids=[(i + 5) % 257 for i in items[0].ids])
+    ours = model.hidden_states(**_inputs(collate([items])))  # type: ignore[operator]
+    theirs = model.hidden_states(**_inputs(collate([[other, *items[1:]]])))  # type: ignore[operator]
+    start = items[0].length
+    assert torch.equal(ours.hidden[:, start:], theirs.hidden[:, start:])
+
+
+def _inputs(batch: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    return {name: batch[name] for name in ("input_ids", "document_ids")}
+
+
+class TestRuns:
+    @pytest.mark.parametrize(
+        ("name", "lora", "packing"),
+        [("openai-community/gpt2", LORA, True), ("made/llama", FullFinetuning(), True), ("made/llama", LORA, False)],
+    )
+    def test_it_learns_is_resumed_exactly_and_is_trained_on(
+        self, hub: Path, tmp_path: Path, name: str, lora: Any, packing: bool
+    ) -> None:
+        made = task(hub, name, 8, lora, packing=packing)
+        metrics = run(made, tmp_path / "whole")
+        rows = [json.loads(line) for line in (tmp_path / "whole" / "metrics.jsonl").read_text().splitlines()]
+        losses = [row["validation_loss"] for row in rows if "validation_loss" in row]
+        assert losses[-1] < losses[0]
+        assert metrics["evaluation_loss"] > 0
+        result = json.loads((tmp_path / "whole" / "result.json").read_text())
+        assert result["headline"] == ["evaluation_loss", "evaluation_perplexity"]
+        assert result["samples"][0]["prompt"] == "Hi?"
+        shutil.copytree(tmp_path / "whole", tmp_path / "broken")
+        for step in (6, 8):
+            shutil.rmtree(tmp_path / "broken" / "checkpoints" / f"step_{step:08d}")
+        assert run(made, tmp_path / "broken")["evaluation_loss"] == metrics["evaluation_loss"]
+        one, two = (
+            load_file(tmp_path / f / "checkpoints/step_00000008/model.safetensors") for f in ("whole", "broken")
+        )
+        assert all(torch.equal(one[key], two[key]) for key in one)
+        further = replace(made, model=ModelFromRun(str(tmp_path / "whole"), LORA))
+        assert run(further, tmp_path / "further")["train_loss"] < metrics["train_loss"]
+
+    def test_the_template_goes_with_the_model(self, hub: Path, tmp_path: Path) -> None:
+        from modern_llm.experiment.training import prepare_chat_model
+
+        run(task(hub, "openai-community/gpt2", 2), tmp_path / "first")
+        for folder in ("adapter", "checkpoints/step_00000002/tokenizer"):
+            assert Tokenizer.load(tmp_path / "first" / folder).chat_template == DEFAULT_TEMPLATE
+        again = replace(task(hub, "x"), model=ModelFromRun(str(tmp_path / "first")))
+        assert prepare_chat_model(again, train=False)[1].tokenizer.chat_template == DEFAULT_TEMPLATE
+
+    def test_a_decoder_of_our_own(self, tmp_path: Path) -> None:
+        base = trained_from_scratch(tmp_path / "base", byte_tokenizer())
+        made = replace(task(tmp_path, "x", paths=Paths()), model=ModelFromRun(str(base), FullFinetuning()))
+        assert run(made, tmp_path / "sft")["steps"] == 4
+        assert ModelFromRun(str(tmp_path / "sft")).checkpoint().is_dir()
+
+    def test_adapters_on_a_decoder_of_our_own_are_found_again(self, tmp_path: Path) -> None:
+        from bases import trained_from_scratch
+
+        base = trained_from_scratch(tmp_path / "base", byte_tokenizer())
+        made = replace(task(tmp_path, "x", 2, paths=Paths()), model=ModelFromRun(str(base), LORA))
+        run(made, tmp_path / "sft")
+        assert run(replace(made, model=ModelFromRun(str(tmp_path / "sft"), LORA)), tmp_path / "further")["steps"] == 2
+
+
+class TestRefusals:
+    def test_a_model_that_nobody_has_trained(self) -> None:
+        with pytest.raises(ValueError, match="needs a trained model"):
+            SFT(ModernLLMConfig(), TrainerSettings(), HARDWARE, DATA)  # type: ignore[arg-type]
+
+    def test_an_encoder_decoder(self, hub: Path, tmp_path: Path) -> None:
+        with pytest.raises(ValueError, match="holds no conversation"):
+            run(task(hub, "google-t5/t5-small"), tmp_path)
+
+    def test_a_base_with_another_tokenizer_than_the_adapters(self, hub: Path, tmp_path: Path) -> None:
+        from modern_llm.experiment.training import prepare_chat_model
+
+        copied = tmp_path / "hub"
+        shutil.copytree(hub / "models" / "made", copied / "models" / "made")
+        run(task(copied, "made/llama", 2), tmp_path / "first")
+        path = copied / "models" / "made" / "llama" / "tokenizer.json"
+        text = json.loads(path.read_text())
+        vocabulary = text["model"]["vocab"]
+        vocabulary["a"], vocabulary["b"] = vocabulary["b"], vocabulary["a"]
+        path.write_text(json.dumps(text))
+        again = replace(task(copied, "x"), model=ModelFromRun(str(tmp_path / "first")))
+        with pytest.raises(ValueError, match="was trained with another tokenizer"):
+            prepare_chat_model(again, train=False)
+
+    @pytest.mark.parametrize(
+        ("changes", "message"),
+        [
+            ({"max_tokens": 3}, r"task\.max_tokens=3"),
+            ({"max_train_examples": 0}, r"task\.max_train_examples=0"),
+            ({"objective_metric": "rouge"}, r"task\.objective_metric='rouge': is not measured"),
+        ],
+    )
+    def test_impossible_settings(self, hub: Path, changes: dict[str, Any], message: str) -> None:
+        with pytest.raises(ValueError, match=message):
+            task(hub, "x", **changes)
+
+
+@pytest.mark.parametrize(
+    "data", ["alpaca", "arithmetic_instructions", "chat", "instruction_files", "p3", "self_instruct"]
+)
+def test_every_choice_of_data_composes_and_names_every_key(data: str, tmp_path: Path) -> None:
+    from dataclasses import fields
+
+    from hydra import compose, initialize_config_dir
+    from omegaconf import OmegaConf
+
+    from modern_llm.config.instantiate import build
+
+    (tmp_path / "a.jsonl").write_text("{}\n")
+    given = [f"task.data.source.train={tmp_path}/a.jsonl"] if data == "instruction_files" else []
+    with initialize_config_dir(str(Path(__file__).resolve().parents[2] / "conf"), version_base="1.3"):
+        config = compose("config", ["name=x", "task=sft", f"task/data={data}", "model=smollm2_135m", *given])
+    made = build(config.task)
+    written = OmegaConf.to_container(config.task, resolve=True)
+    assert isinstance(written, dict)
+    for built, node in ((made, written), (made.data, written["data"]), (made.data.source, written["data"]["source"])):
+        assert {f.name for f in fields(built)} == node.keys() - {"_target_"}

@@ -1,0 +1,112 @@
+"""Many answers from one prefill: the same as from whole prompts, and never sampled twice."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from modern_llm.data.solutions.settings import MOST_SAMPLES
+from modern_llm.evaluation.rollouts import AttemptFile, solve
+from modern_llm.models.generation import continue_ids
+from modern_llm.models.sampling import GREEDY, Sampling
+from modern_llm.pretrained.loading import LoadedModel
+
+PROMPTS = [[3, 50, 60, 70, 80], [9, 8], [40, 41, 42]]
+WARM = Sampling(temperature=1.5)
+
+
+def solved(loaded: LoadedModel, path: Path, n: int = 5, **changes: Any) -> Any:
+    given: dict[str, Any] = {"max_new_tokens": 6, "sampling": WARM, "batch_size": 3, "seed": 2} | changes
+    file = given.pop("file", None) or AttemptFile(path, "settings")
+    return solve(loaded.model, loaded.tokenizer, PROMPTS, n, file=file, **given)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("kind", ["own", "llama", "gpt2"])
+@pytest.mark.parametrize("sampling", [WARM, Sampling(temperature=1.5, repetition_penalty=1.3)])
+def test_a_shared_prompt_gives_the_answers_of_whole_prompts(
+    load: Callable[..., LoadedModel], tmp_path: Path, kind: str, sampling: Sampling
+) -> None:
+    loaded = load(kind)
+    found = solved(loaded, tmp_path / "a.jsonl", sampling=sampling)
+    for number, (prompt, attempts) in enumerate(zip(PROMPTS, found, strict=True)):
+        model: Any = loaded.model
+        options: dict[str, Any] = {"max_new_tokens": 6}
+        (greedy,) = continue_ids(model, loaded.tokenizer, [prompt], sampling=GREEDY, **options)
+        assert attempts.greedy == greedy
+        for j, sample in enumerate(attempts.samples):
+            seed = (2 * 2**31 + number) * MOST_SAMPLES + j
+            (alone,) = continue_ids(model, loaded.tokenizer, [prompt], sampling=sampling, seed=seed, **options)
+            assert sample == alone
+
+
+@pytest.mark.parametrize("kind", ["llama", "gpt2", "t5"])
+def test_ended_answers_change_nothing_for_the_others(load: Callable[..., LoadedModel], kind: str) -> None:
+    """Stop strings that end rows at different times, padding included: each row as by itself."""
+    from modern_llm.evaluation.answering import write_answers
+
+    loaded, prompts = load(kind), [[3, 50, 60, 70], [9, 8], [40, 41, 42], [77, 78, 79, 80, 81]]
+    model: Any = loaded.model
+    options: dict[str, Any] = {"max_new_tokens": 24}
+    whole = write_answers(model, loaded.tokenizer, prompts, batch_size=4, **options)
+    options["stop"] = [whole[0].text[4], whole[1].text[9]]
+    together = write_answers(model, loaded.tokenizer, prompts, batch_size=4, **options)
+    alone = [write_answers(model, loaded.tokenizer, [prompt], batch_size=1, **options)[0] for prompt in prompts]
+    assert together == alone
+    assert len({len(answer.text) for answer in together}) > 1
+
+
+def test_what_was_sampled_is_not_sampled_again(
+    load: Callable[..., LoadedModel], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from modern_llm.evaluation import solving
+
+    loaded, path = load("llama"), tmp_path / "a.jsonl"
+    whole = solved(loaded, path)
+    lines = path.read_bytes().splitlines(keepends=True)
+    assert len(lines) == 3 * 6
+    path.write_bytes(b"".join(lines[:8]) + lines[8][:10])  # a line that was not written to its end
+    written = 0
+
+    def counted(*args: Any, **options: Any) -> Any:
+        nonlocal written
+        answers = continue_ids(*args, **options)
+        written += len(answers)
+        return answers
+
+    monkeypatch.setattr(solving, "continue_ids", counted)
+    assert solved(loaded, path) == whole
+    assert written == 18 - 8
+    assert path.read_bytes() == b"".join(lines)
+    assert solved(loaded, path) == whole
+    assert written == 18 - 8
+
+
+def test_answers_stand_in_the_file_with_what_is_said_of_them(load: Callable[..., LoadedModel], tmp_path: Path) -> None:
+    found = solved(load("llama"), tmp_path / "a.jsonl", greedy=False, numbers=[7, 3, 5],
+                   describe=lambda place, text: {"letters": len(text), "place": place})  # fmt: skip
+    rows = [json.loads(line) for line in (tmp_path / "a.jsonl").read_text().splitlines()]
+    assert [row["problem"] for row in rows] == [7] * 5 + [3] * 5 + [5] * 5
+    assert all(row["letters"] == len(row["text"]) for row in rows)
+    assert found[1].greedy is None
+    assert [s.text for s in found[1].samples] == [row["text"] for row in rows if row["place"] == 1]
+
+
+class TestRefusals:
+    def test_other_settings(self, tmp_path: Path) -> None:
+        AttemptFile(tmp_path / "a", "one").add([{"problem": 0, "sample": 0, "text": "x", "ended": True}])
+        with pytest.raises(ValueError, match="with other settings"):
+            AttemptFile(tmp_path / "a", "other")
+
+    def test_a_damaged_line(self, tmp_path: Path) -> None:
+        (tmp_path / "a").write_text('{"problem": 0}\n{}\n')
+        with pytest.raises(ValueError, match="line 1: is no answer"):
+            AttemptFile(tmp_path / "a", "")
+
+    @pytest.mark.parametrize("n", [0, MOST_SAMPLES + 1])
+    def test_no_or_too_many_samples(self, load: Callable[..., LoadedModel], tmp_path: Path, n: int) -> None:
+        with pytest.raises(ValueError, match=f"n={n}: must lie between"):
+            solved(load("llama"), tmp_path / "a", n)
