@@ -9,7 +9,7 @@ import torch
 from hydra import compose, initialize_config_dir
 
 from modern_llm.config.instantiate import build
-from modern_llm.data.labelled import SupervisedData
+from modern_llm.data.labelled import LabelledData
 from modern_llm.pretrained.loading import LoadedModel, load_hugging_face
 from modern_llm.pretrained.settings import FullFinetuning, PretrainedModel
 
@@ -27,16 +27,16 @@ def loaded_model(name: str | None) -> LoadedModel:
     return loaded
 
 
-def _dataset(name: str) -> SupervisedData:
+def _dataset(name: str) -> LabelledData:
     with initialize_config_dir(str(CONFIG), version_base="1.3"):
         return build(compose("config", overrides=["task=prompting", f"task/data={name}"]).task.data)
 
 
-def sst2() -> SupervisedData:
+def sst2() -> LabelledData:
     """SST-2 as `task/data=sst2` has it."""
     return _dataset("sst2")
 
 
-def gsm8k() -> SupervisedData:
+def gsm8k() -> LabelledData:
     """GSM8K as `task/data=gsm8k` has it."""
     return _dataset("gsm8k")

@@ -8,10 +8,18 @@ from pathlib import Path
 # Tests run side by side, one process a core; a process with more threads would wait for the others' cores.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
+from collections.abc import Callable
+
 import numpy as np
 import pytest
+import torch
+from made_models import NAMES, byte_tokenizer, make_mirror
 
 from modern_llm.data.text.tokens import CorpusCounts, TokenCorpus
+from modern_llm.models.config import GQAConfig, ModernLLMConfig
+from modern_llm.models.transformer import ModernDecoderLM
+from modern_llm.pretrained.loading import LoadedModel, load_hugging_face, own_decoder
+from modern_llm.pretrained.settings import FullFinetuning, LoRA, PretrainedModel
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -39,3 +47,34 @@ def random_corpus(tokens: int, vocab_size: int, seed: int) -> TokenCorpus:
     text = int((ids != 0).sum())
     counts = CorpusCounts(tokens=text, documents=int((ids == 0).sum()) - 1, words=text // 2, bytes=text * 3)
     return TokenCorpus(ids, eos_id=0, counts=counts, fingerprint=f"random {tokens} {vocab_size} {seed}")
+
+
+@pytest.fixture(scope="session")
+def hub(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A mirror."""
+    return make_mirror(tmp_path_factory.mktemp("hub"))
+
+
+@pytest.fixture(scope="session")
+def load(hub: Path) -> Callable[..., LoadedModel]:
+    """Loads a small model by kind: gpt2, llama, t5, flan, or own."""
+
+    def load_kind(kind: str, labels: list[str] | None = None, lora: LoRA | None = None) -> LoadedModel:
+        torch.manual_seed(3)
+        if kind == "own":
+            config = ModernLLMConfig(
+                vocab_size=257, d_model=32, n_layers=2, n_heads=4, max_seq_len=256, gqa=GQAConfig(2)
+            )
+            loaded = own_decoder(ModernDecoderLM(config), byte_tokenizer(), "own", labels)
+            for parameter in loaded.model.parameters():
+                if parameter.dim() > 1:
+                    parameter.data.mul_(3)
+        else:
+            settings = PretrainedModel(NAMES[kind], lora or FullFinetuning())
+            loaded = load_hugging_face(settings, str(hub), labels)
+        if lora is not None:
+            loaded = loaded.with_lora(lora)
+        loaded.model.eval()
+        return loaded
+
+    return load_kind

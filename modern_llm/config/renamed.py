@@ -19,7 +19,11 @@ _MODULES = {
     "modern_llm.tasks.alignment": "modern_llm.runs.policies",
     "modern_llm.tasks.language_modeling": "modern_llm.tasks.pretraining",
 }
-_CLASSES = {"modern_llm.tasks.pretraining.LanguageModeling": "modern_llm.tasks.pretraining.Pretraining"}
+_CLASSES = {
+    "modern_llm.tasks.pretraining.LanguageModeling": "modern_llm.tasks.pretraining.Pretraining",
+    "modern_llm.tasks.pretraining.Samples": "modern_llm.experiment.samples.Samples",
+    "modern_llm.data.labelled.SupervisedData": "modern_llm.data.labelled.LabelledData",
+}
 # Groups and keys of the command line.
 KEYS = {
     "task/source": "task/data",

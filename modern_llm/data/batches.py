@@ -180,6 +180,10 @@ class LengthBatches:
         """Passes over the examples so far."""
         return self.epoch + self.position / len(self._batches)
 
+    def facts(self) -> dict[str, float]:
+        """Passes over the examples so far, and the share of padding."""
+        return {"epochs": self.epochs, "padding_share": self.padding_share}
+
     def __iter__(self) -> Iterator[Batch]:
         return self
 

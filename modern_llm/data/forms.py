@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from modern_llm.data.batches import ClassificationBatch, Collate, CompletionBatch, Encoded, Seq2SeqBatch
-from modern_llm.data.labelled import Example, SupervisedData
+from modern_llm.data.labelled import Example, LabelledData
 from modern_llm.data.text.tokenizers import Tokenizer
 
 
@@ -26,7 +26,7 @@ class Form(ABC):
         skipped: examples so far whose answer alone is too long.
     """
 
-    data: SupervisedData
+    data: LabelledData
     tokenizer: Tokenizer
     max_tokens: int
     start_ids: list[int] = field(default_factory=list)
@@ -138,7 +138,7 @@ class Seq2SeqForm(Form):
         return Seq2SeqBatch(self.tokenizer.eos_id, self.start_id)
 
     def input_of(self, example: Example) -> str:
-        return self.data.source_of(example)
+        return self.data.encoder_text_of(example)
 
     def written(self, answer: str) -> str:
         return answer

@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import csv
 import hashlib
 import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Protocol, TextIO
 
 from modern_llm.checks import require
 
+if TYPE_CHECKING:
+    from datasets import Dataset
+
 Part = Literal["train", "selection", "evaluation"]
+PARTS: tuple[Part, ...] = ("train", "selection", "evaluation")
 Row = dict[str, Any]
 _HELD_OUT_SEED = 20  # fixed: the same rows are held out whatever the run's seed is, so that runs compare
 
@@ -78,8 +83,13 @@ def choose_rows(
 
     kept = held_out * (2 if evaluation_inside else 1)
     if part != "evaluation" or evaluation_inside:
-        require(kept < count, "held_out", held_out, f"leaves nothing of the {count} rows of {source} to train on",
-                "Lower it")  # fmt: skip
+        require(
+            kept < count,
+            "task.data.source.held_out",
+            held_out,
+            f"leaves nothing of the {count} rows of {source} to train on",
+            "Lower it",
+        )
         order = np.random.Generator(np.random.Philox(_HELD_OUT_SEED)).permutation(count)
         parts = {"selection": order[:held_out], "evaluation": order[held_out:kept], "train": np.sort(order[kept:])}
         chosen = parts[part]
@@ -125,14 +135,35 @@ def require_columns(source: str, rows: Rows, columns: list[str]) -> None:
         )
 
 
+class ReadsRows(Protocol):
+    """Settings of data: a source, and the columns of it that are read."""
+
+    @property
+    def source(self) -> RowSource: ...
+
+    @property
+    def columns(self) -> list[str]: ...
+
+
+def look_at(data: ReadsRows, mirror: str | None) -> None:
+    """Read one row of every part, so that data that are missing or have other columns are told of before a model is
+    loaded.
+
+    Raises:
+        FileNotFoundError, ValueError: as in `RowSource.rows` and `require_columns`.
+    """
+    for part in PARTS:
+        require_columns(data.source.name, data.source.rows(part, mirror, 1), data.columns)
+
+
 @dataclass(frozen=True)
 class HubRows:
     """A data set of the hub or the mirror.
 
     Args:
         name, config: of the data set.
-        evaluation_split: what is reported on; where the data has none, as many rows as `held_out` of the training
-            split, which are not trained on.
+        evaluation_split: what is reported on. Where the data has no test split, validation is taken; where it has none
+            either, as many rows as `held_out` of the training split, which are not trained on.
         held_out: rows kept from the training split, on which the best checkpoint is chosen.
     """
 
@@ -146,24 +177,34 @@ class HubRows:
 
     def rows(self, part: Part, mirror: str | None, limit: int | None = None, seed: int = 0) -> Rows:
         """As in `RowSource`."""
+        from modern_llm.hub import find_dataset
+
+        reported = self._reported(mirror)
+        if part == "evaluation" and reported is not None:
+            split, found = reported
+        else:
+            split, found = "train", find_dataset(self.name, self.config, "train", mirror)
+        inside = reported is None
+        indices = choose_rows(self.name, len(found), part, self.held_out, inside, limit, seed)
+        chosen = found.select(indices) if len(indices) < len(found) else found
+        rows = [dict(row) for row in chosen]
+        return Rows(rows, indices, split, content_fingerprint(rows))
+
+    def _reported(self, mirror: str | None) -> tuple[str, Dataset] | None:
+        """The split that is reported on, and its name; None where the data has none."""
         from modern_llm.hub import MissingSplitError, find_dataset
 
-        train, inside = find_dataset(self.name, self.config, "train", mirror), False
-        split, found = "train", train
-        try:
-            other = find_dataset(self.name, self.config, self.evaluation_split, mirror)
-            if part == "evaluation":
-                split, found = self.evaluation_split, other
-        except MissingSplitError:
-            inside = True
-        indices = choose_rows(self.name, len(found), part, self.held_out, inside, limit, seed)
-        rows = [dict(row) for row in found.select(indices)]
-        return Rows(rows, indices, split, content_fingerprint(rows))
+        for split in ("test", "validation") if self.evaluation_split == "test" else ("validation",):
+            try:
+                return split, find_dataset(self.name, self.config, split, mirror)
+            except MissingSplitError:
+                continue
+        return None
 
 
 @dataclass(frozen=True)
 class FileRows:
-    """JSON-lines files of your own: one object a line.
+    """Files of your own: JSON lines, one object a line, or a table with a header (`.csv`, `.tsv`).
 
     Args:
         train: the file that is trained on.
@@ -179,7 +220,7 @@ class FileRows:
         for key in ("train", "evaluation"):
             path = getattr(self, key)
             require(path is None or Path(path).expanduser().is_file(), f"task.data.source.{key}", path, "is no file",
-                    "Give a JSON-lines file")  # fmt: skip
+                    "Give a file of JSON lines, or a .csv or .tsv file with a header")  # fmt: skip
         require(self.held_out >= 1, "task.data.source.held_out", self.held_out, "must be at least 1", "Use 100")
 
     @property
@@ -190,20 +231,60 @@ class FileRows:
         """As in `RowSource`.
 
         Raises:
-            ValueError: a line is no JSON object; the message names it.
+            ValueError: a line is no JSON object, or no row of the table; the message names it.
         """
         inside = self.evaluation is None
-        path = self.evaluation if part == "evaluation" and self.evaluation is not None else self.train
-        every: list[Row] = []
-        for number, line in enumerate(Path(path).expanduser().read_text(encoding="utf-8").splitlines(), 1):
-            if not line.strip():
-                continue
-            try:
-                row = json.loads(line)
-            except ValueError as cause:
-                raise ValueError(f"{path}, line {number}: is no JSON ({cause}). Mend it, or leave it out.") from cause
-            if not isinstance(row, dict):
-                raise ValueError(f"{path}, line {number}: is no JSON object. Mend it, or leave it out.")
-            every.append(row)
-        indices = choose_rows(path, len(every), part, self.held_out, inside, limit, seed)
-        return gather_rows(Path(path).name, every, indices)
+        path = Path(self.evaluation if part == "evaluation" and self.evaluation is not None else self.train)
+        every = read_file(path.expanduser())
+        indices = choose_rows(str(path), len(every), part, self.held_out, inside, limit, seed)
+        return gather_rows(path.name, every, indices)
+
+
+def read_file(path: Path) -> list[Row]:
+    """Rows of a file of JSON lines, or of a table with a header where the name ends in `.csv` or `.tsv`.
+
+    Raises:
+        ValueError: no UTF-8, or a line that is no row; the message names it.
+    """
+    try:
+        with path.open(encoding="utf-8-sig", newline="") as file:
+            if path.suffix.lower() in _DELIMITERS:
+                return _table_rows(path, file)
+            return _json_rows(path, file)
+    except UnicodeDecodeError as cause:
+        raise ValueError(f"{path}: is no UTF-8 text ({cause}). Save it as UTF-8.") from cause
+
+
+_DELIMITERS = {".csv": ",", ".tsv": "\t"}
+
+
+def _json_rows(path: Path, file: TextIO) -> list[Row]:
+    rows: list[Row] = []
+    # A file's lines end at line feeds alone; a JSON text may hold every other character that splits a text into lines.
+    for number, line in enumerate(file.read().split("\n"), 1):
+        if not line.strip():
+            continue
+        try:
+            row = json.loads(line)
+        except (ValueError, RecursionError) as cause:
+            raise ValueError(f"{path}, line {number}: is no JSON ({cause}). Mend it, or leave it out.") from cause
+        if not isinstance(row, dict):
+            raise ValueError(f"{path}, line {number}: is no JSON object. Mend it, or leave it out.")
+        rows.append(row)
+    return rows
+
+
+def _table_rows(path: Path, file: TextIO) -> list[Row]:
+    reader = csv.DictReader(file, delimiter=_DELIMITERS[path.suffix.lower()], strict=True)
+    rows: list[Row] = []
+    try:
+        for row in reader:
+            if None in row or None in row.values():
+                raise ValueError(
+                    f"{path}, line {reader.line_num}: has another number of cells than the header, which names "
+                    f"{', '.join(reader.fieldnames or [])}. Put cells that hold the delimiter between quotes."
+                )
+            rows.append(dict(row))
+    except csv.Error as cause:
+        raise ValueError(f"{path}, line {reader.line_num}: is no row of a table ({cause}). Mend it.") from cause
+    return rows

@@ -8,7 +8,7 @@ from typing import NamedTuple
 import numpy as np
 
 from modern_llm.data.chat import Message, render_chat
-from modern_llm.data.labelled import Example, SupervisedData
+from modern_llm.data.labelled import Example, LabelledData
 from modern_llm.data.text.tokenizers import Tokenizer
 
 
@@ -63,7 +63,7 @@ class PromptWriter:
 
     def __init__(
         self,
-        data: SupervisedData,
+        data: LabelledData,
         tokenizer: Tokenizer,
         start_ids: list[int],
         shots: Sequence[Example],
@@ -87,7 +87,7 @@ class PromptWriter:
 
     def text(self, example: Example, num_shots: int) -> str:
         """The prompt for an example behind the first `num_shots` shots."""
-        question = self.data.source_of if self.encoder else self.data.prompt_of
+        question = self.data.encoder_text_of if self.encoder else self.data.prompt_of
         shots = self.shots[:num_shots]
         if self.chat:
             return self._conversation(example, shots)

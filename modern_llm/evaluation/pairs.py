@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import sys
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -90,13 +91,13 @@ def with_reference(
             was interrupted is taken up where it stood.
     """
     key = hashlib.sha256(f"{weights} {pairs_fingerprint(pairs)} {precision}".encode()).hexdigest()[:32]
-    path = cache / "reference_log_probs" / f"{key}.npy"
+    path = cache / "reference_log_probs" / f"{key}.bin"
     path.parent.mkdir(parents=True, exist_ok=True)
 
     def keep(found: np.ndarray) -> None:
-        aside = path.with_name(f"{path.name}.{os.getpid()}")
-        with aside.open("wb") as file:
-            np.save(file, found)
+        content = found.astype("<f8").tobytes()
+        aside = path.with_name(f"{path.name}.{os.getpid()}.part")
+        aside.write_bytes(hashlib.sha256(content).digest() + content)
         aside.replace(path)
 
     known = _read(path, len(pairs))
@@ -109,10 +110,15 @@ def with_reference(
 def _read(path: Path, count: int) -> np.ndarray | None:
     """What an earlier pass left, or None where that is nothing that can be read."""
     try:
-        found = np.load(path, allow_pickle=False)
-    except (OSError, ValueError, EOFError):
+        held = path.read_bytes()
+    except OSError:
         return None
-    return found if found.shape == (count, 2) and found.dtype == np.float64 else None
+    size = hashlib.sha256().digest_size
+    digest, content = held[:size], held[size:]
+    if digest != hashlib.sha256(content).digest() or len(content) != count * 2 * 8:
+        print(f"the cache {path} is damaged; it is made anew", file=sys.stderr, flush=True)
+        return None
+    return np.frombuffer(content, "<f8").reshape(count, 2).copy()
 
 
 def score_pairs(

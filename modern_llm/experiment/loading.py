@@ -9,7 +9,10 @@ import torch
 from omegaconf import OmegaConf
 
 from modern_llm.config.instantiate import build, describe
+from modern_llm.data.batches import MULTIPLE
+from modern_llm.data.chat import with_chat
 from modern_llm.data.text.tokenizers import Tokenizer
+from modern_llm.experiment.contract import say
 from modern_llm.models.config import ModernLLMConfig
 from modern_llm.models.transformer import ModernDecoderLM
 from modern_llm.models.verifier import VerifierModel
@@ -26,6 +29,8 @@ from modern_llm.pretrained.loading import (
 from modern_llm.pretrained.settings import LoRA, ModelFromRun, PretrainedChoice, PretrainedModel
 from modern_llm.training.checkpoint import load_model_tensors
 from modern_llm.training.runtime import Runtime
+
+_ENDLESS = 2**31  # T5's relative positions know no last one
 
 
 def load_model(
@@ -124,7 +129,34 @@ def _from_checkpoint(
     return with_classification_head(loaded, labels) if labels and not had else loaded
 
 
-def describe_model(choice: PretrainedChoice, loaded: LoadedModel) -> str:
+def load_chat_model(choice: PretrainedChoice, runtime: Runtime, mirror: str | None, train: bool) -> LoadedModel:
+    """A language model with a chat template: its own, or the default one. Arguments as in `load_model`.
+
+    Raises:
+        ValueError: an encoder-decoder.
+    """
+    if is_encoder_decoder(choice, mirror):
+        raise ValueError("model: an encoder-decoder holds no conversation. Choose a decoder, such as model=gpt2.")
+    loaded = load_model(choice, runtime, mirror, [], train)
+    if loaded.tokenizer.chat_template is None:
+        say("the model's tokenizer has no chat template; the default one is used, and saved with it")
+    return replace(loaded, tokenizer=with_chat(loaded.tokenizer))
+
+
+def room_in(loaded: LoadedModel, max_tokens: int | None) -> int:
+    """Longest text: `max_tokens`, or what the model was made for, where batches are padded to a multiple."""
+    context = None if loaded.context is None else loaded.context // MULTIPLE * MULTIPLE
+    return min((limit for limit in (max_tokens, context) if limit is not None), default=_ENDLESS)
+
+
+def flops_per_token(loaded: LoadedModel, context: int) -> float:
+    """Operations of a training step per token of texts of `context` tokens; exact for a decoder of our own."""
+    if isinstance(loaded.base, ModernDecoderLM):
+        return loaded.base.config.flops_per_token(context)
+    return loaded.flops_per_token()
+
+
+def describe_model(choice: Any, loaded: LoadedModel) -> str:
     """What `config.yaml` of a checkpoint says, from which `load_model` makes the model again."""
     # A whole model of our own is in the checkpoint; everything else builds upon what `choice` names.
     whole = loaded.is_own and loaded.adapter is None

@@ -109,8 +109,8 @@ def ask(
     from modern_llm.evaluation.metrics.numbers import same_number
     from modern_llm.evaluation.reranking import READINGS, reference_number
     from modern_llm.evaluation.rollouts import AttemptFile, solve
-    from modern_llm.experiment.examples import progress_of
-    from modern_llm.experiment.training import room_in
+    from modern_llm.experiment.contract import progress_of
+    from modern_llm.experiment.loading import room_in
     from modern_llm.pretrained.loading import weights_fingerprint
 
     tokenizer = with_chat(loaded.tokenizer) if asking.chat else loaded.tokenizer
@@ -159,7 +159,7 @@ def scored(
     verifier: AnswerVerifier, problems: Sequence[Problem], attempts: Sequence[Attempts], batch_size: int
 ) -> list[list[float]]:
     """(P, n) probabilities that the samples of P problems are right, as `rerank` takes them."""
-    from modern_llm.experiment.examples import progress_of
+    from modern_llm.experiment.contract import progress_of
 
     pairs = [
         (problem.question, sample.text) for problem, a in zip(problems, attempts, strict=True) for sample in a.samples

@@ -1,32 +1,11 @@
-"""What the name of a metric tells: which way is better, which ones a person came for, which are another's bounds."""
+"""Which figures of a result a person came for, and which are another's bounds."""
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
-from typing import Any, Literal
+from typing import Any
 
-Direction = Literal["lower", "higher"]
-
-_LOWER = re.compile(r"(^|_)(loss|perplexity|bits_per_byte|nll|error|errors|error_rate|ece|brier)(_|$)")
-_HIGHER = re.compile(
-    r"(^|_)(accuracy|f1|precision|recall|exact_match|em|rouge\w*|bleu|reward|margin|win_rate|auc|auroc|mcc|"
-    r"pass_at_\d+|calibration_gain)(_|$)"
-)
-# Per token: comparable between runs with the same tokenizer only.
-_PER_TOKEN = re.compile(r"(^|_)(loss|token_perplexity|nll)$")
-
-
-def direction(name: str) -> Direction | None:
-    """Which way a metric is better; None where its name does not say, as for counts, times and training itself."""
-    if name.startswith("train"):
-        return None
-    return "lower" if _LOWER.search(name) else "higher" if _HIGHER.search(name) else None
-
-
-def per_token(name: str) -> bool:
-    """Whether the metric is an average over tokens, and so depends on the tokenizer."""
-    return bool(_PER_TOKEN.search(name))
+from modern_llm.evaluation.metrics.registry import direction
 
 
 def is_bound(name: str, metrics: Mapping[str, Any]) -> bool:

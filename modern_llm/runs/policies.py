@@ -14,10 +14,10 @@ from modern_llm.checks import require
 from modern_llm.data.text.sources import Source
 from modern_llm.evaluation.protocol import PerplexityProtocol
 from modern_llm.experiment.contract import Paths, progress_of, say
+from modern_llm.experiment.samples import Samples
 from modern_llm.models.sampling import Sampling
 from modern_llm.pretrained.settings import ModelFromRun, PretrainedModel
 from modern_llm.tasks.dpo import DPO
-from modern_llm.tasks.pretraining import Samples
 from modern_llm.tasks.sft import SFT
 from modern_llm.training.settings import Hardware
 
@@ -169,8 +169,6 @@ def _measure(
     """Everything of one policy that needs no other policy."""
     import torch
 
-    from modern_llm.experiment.training import chat_samples
-
     say(f"measuring {stage}")
     loaded = _load(choice, runtime, paths)
     with torch.no_grad(), runtime.autocast():
@@ -181,7 +179,7 @@ def _measure(
         if settings.dpo is not None:
             found |= _on_pairs(loaded, settings.dpo, measures, runtime, paths, seed)
     asked = Samples(measures.prompts, measures.max_new_tokens, Sampling(temperature=0.0))
-    found["samples"] = chat_samples(loaded, runtime, asked, seed)
+    found["samples"] = asked.answered(loaded, runtime, seed)
     return found
 
 
@@ -212,7 +210,7 @@ def _conversation_loss(
     from modern_llm.data.chat import ChatWriter
     from modern_llm.data.instructions.read import ConversationBatch, read_instructions
     from modern_llm.evaluation.answering import mean_loss
-    from modern_llm.experiment.training import room_in
+    from modern_llm.experiment.loading import room_in
     from modern_llm.objectives.language_modeling import LanguageModeling
 
     room, writer = room_in(loaded, sft.max_tokens), ChatWriter(loaded.tokenizer)
@@ -225,7 +223,7 @@ def _conversation_loss(
 def _held_out(loaded: LoadedModel, dpo: DPO, measures: Measures, paths: Paths, seed: int) -> list[EncodedPair]:
     from modern_llm.data.chat import ChatWriter
     from modern_llm.data.preferences.read import read_preferences
-    from modern_llm.experiment.training import room_in
+    from modern_llm.experiment.loading import room_in
 
     room, writer = room_in(loaded, dpo.max_tokens), ChatWriter(loaded.tokenizer)
     return read_preferences(dpo.data, writer, "evaluation", room, paths.mirror, measures.max_pairs, seed).pairs

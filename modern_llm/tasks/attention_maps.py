@@ -6,8 +6,7 @@ from dataclasses import dataclass, field
 from typing import ClassVar
 
 from modern_llm.checks import require
-from modern_llm.experiment.contract import Paths, RunFolder, require_pretrained, say, tell_paths
-from modern_llm.models.config import ModernLLMConfig
+from modern_llm.experiment.contract import Paths, RunFolder, say, tell_paths
 from modern_llm.pretrained.settings import ModelFromRun, PretrainedModel
 from modern_llm.training.settings import Hardware
 
@@ -25,7 +24,7 @@ class AttentionMapsOfText:
         ValueError: an empty text, or a model that is not trained.
     """
 
-    model: PretrainedModel | ModelFromRun | ModernLLMConfig
+    model: PretrainedModel | ModelFromRun
     hardware: Hardware
     paths: Paths = field(default_factory=Paths)
     text: str = "The cat sat on the mat because it was tired."
@@ -33,7 +32,6 @@ class AttentionMapsOfText:
     objective_metric: ClassVar[str] = "sink_mass"
 
     def __post_init__(self) -> None:
-        require_pretrained(self.model)
         require(bool(self.text), "task.text", self.text, "is empty", "Give a text")
         require(2 <= self.max_tokens <= 512, "task.max_tokens", self.max_tokens, "must lie between 2 and 512",
                 "A page of more tokens cannot be read")  # fmt: skip
@@ -47,7 +45,6 @@ class AttentionMapsOfText:
         from modern_llm.reporting.tables import write_csv
         from modern_llm.training.runtime import Runtime
 
-        assert not isinstance(self.model, ModernLLMConfig)
         runtime = Runtime(self.hardware)
         loaded = load_model(self.model, runtime, self.paths.mirror, [], train=False).merged()
         if loaded.is_seq2seq:

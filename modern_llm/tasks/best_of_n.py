@@ -7,10 +7,9 @@ from typing import TYPE_CHECKING, Any
 
 from modern_llm.checks import require
 from modern_llm.data.solutions.settings import ProblemData
-from modern_llm.experiment.contract import Paths, RunFolder, require_pretrained
+from modern_llm.experiment.contract import Paths, RunFolder
 from modern_llm.experiment.problems import SAMPLES_FILE, Asking
 from modern_llm.experiment.training import require_positive
-from modern_llm.models.config import ModernLLMConfig
 from modern_llm.pretrained.settings import ModelFromRun, PretrainedModel
 from modern_llm.tasks.verifier import require_verifier
 from modern_llm.training.settings import Hardware
@@ -42,7 +41,7 @@ class BestOfN:
         ValueError: an impossible combination.
     """
 
-    model: PretrainedModel | ModelFromRun | ModernLLMConfig
+    model: PretrainedModel | ModelFromRun
     hardware: Hardware
     data: ProblemData
     paths: Paths = field(default_factory=Paths)
@@ -54,7 +53,6 @@ class BestOfN:
     objective_metric: str = "majority_em"
 
     def __post_init__(self) -> None:
-        require_pretrained(self.model)
         require_positive(self, "max_problems")
         self.asking.require_variety("task.samples", self.samples)
         if self.verifier is not None:
@@ -78,7 +76,6 @@ class BestOfN:
         from modern_llm.tasks.verifier import known_problems, load_verifier
         from modern_llm.training.runtime import Runtime
 
-        assert not isinstance(self.model, ModernLLMConfig)
         torch.manual_seed(self.seed)
         runtime, mirror, rows = Runtime(self.hardware), self.paths.mirror, self.hardware.eval_rows
         every, source = read_problems(self.data, "evaluation", mirror)
@@ -114,7 +111,6 @@ class BestOfN:
             "evaluation_split": source.split,
             "problems": len(problems),
             "left_out_because_the_verifier_knows_them": left_out,
-            "data_fingerprint": source.fingerprint,
             "answers_per_problem": self.samples,
             "with_fewer_answers": "expectation over which of them",
             "ties": "the number that was sampled first",
@@ -135,7 +131,8 @@ class BestOfN:
         reranked: Reranked,
         scores: list[list[float]] | None,
     ) -> None:
-        from modern_llm.experiment.training import report
+        from modern_llm.data.rows import content_fingerprint
+        from modern_llm.experiment.record import Measured, conclude, evaluated_on
         from modern_llm.reporting.curves import draw_solved
 
         rows = choices(problems, attempts, references, reranked, scores)
@@ -149,8 +146,10 @@ class BestOfN:
             for p, a, r in zip(problems[:3], attempts, references, strict=False)
         ]
         shown = [{k: v for k, v in row.items() if k != "probabilities"} for row in wrong[:50]]
-        report(self, folder, runtime, metrics, headline, protocol, None, errors=shown, samples=samples,
-               tables={CURVE: reranked.curve}, pictures={"Problems solved": PICTURE})  # fmt: skip
+        more = {"errors": shown, "samples": samples, "tables": {CURVE: reranked.curve}}
+        more |= {"pictures": {"Problems solved": PICTURE}}
+        on = {"": evaluated_on(content_fingerprint([p.question for p in problems]), len(problems))}
+        conclude(folder, runtime, self.objective_metric, Measured(metrics, headline, on, protocol, more))
         print(f"{'picture:':<12}{picture}")
 
 

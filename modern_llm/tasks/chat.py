@@ -9,8 +9,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from modern_llm.checks import require
-from modern_llm.experiment.contract import Paths, RunFolder, require_pretrained, say
-from modern_llm.models.config import ModernLLMConfig
+from modern_llm.experiment.contract import Paths, RunFolder, say
 from modern_llm.models.sampling import Sampling
 from modern_llm.pretrained.settings import ModelFromRun, PretrainedModel
 from modern_llm.training.settings import Hardware
@@ -33,7 +32,7 @@ class Chat:
         sampling: how a token is chosen.
     """
 
-    model: PretrainedModel | ModelFromRun | ModernLLMConfig
+    model: PretrainedModel | ModelFromRun
     hardware: Hardware
     paths: Paths = field(default_factory=Paths)
     seed: int = 0
@@ -43,15 +42,18 @@ class Chat:
     objective_metric: ClassVar[str] = "answers"
 
     def __post_init__(self) -> None:
-        require_pretrained(self.model)
         require(self.max_new_tokens >= 1, "task.max_new_tokens", self.max_new_tokens, "must be at least 1", "Raise it")
 
     def run(self, folder: RunFolder) -> dict[str, float]:
         """Talk, and keep what was said. Returns how many answers there were and how fast they came."""
         from modern_llm.evaluation.conversation import Conversation
-        from modern_llm.experiment.training import prepare_chat_model
+        from modern_llm.experiment.loading import load_chat_model
+        from modern_llm.experiment.training import tell_model
+        from modern_llm.training.runtime import Runtime
 
-        runtime, loaded = prepare_chat_model(self, train=False)
+        runtime = Runtime(self.hardware)
+        loaded = load_chat_model(self.model, runtime, self.paths.mirror, train=False)
+        tell_model(loaded, runtime, train=False)
         bounded = getattr(getattr(loaded.base, "config", None), "attention_window", None) is not None
         with runtime.autocast():  # the cache has the precision that is computed in
             talk = Conversation(

@@ -22,7 +22,6 @@ from omegaconf.errors import OmegaConfBaseException
 
 from modern_llm.checks import require
 from modern_llm.config.instantiate import ConfigError, build, find_target
-from modern_llm.data.labelled import SupervisedData
 from modern_llm.data.rows import HubRows
 from modern_llm.data.text.sources import HubText
 from modern_llm.data.text.tokenizers import HubTokenizer
@@ -33,7 +32,7 @@ from modern_llm.pretrained.settings import PretrainedModel
 from modern_llm.training.settings import Hardware
 
 Verdict = Literal["ok", "warning", "problem"]
-_KINDS = {HubText: "datasets", HubRows: "datasets", SupervisedData: "datasets"} | {
+_KINDS = {HubText: "datasets", HubRows: "datasets"} | {
     PretrainedModel: "models",
     HubTokenizer: "models",
 }
@@ -137,9 +136,9 @@ class Doctor:
         """Disk, mirror and caches."""
         yield writable("outputs", Path(self.paths.outputs).expanduser(), self.minimum_free_gb)
         yield writable("cache", self.paths.cache_folder, self.minimum_free_gb)
-        for what, pattern in (("tokenised texts", "tokens/*.bin"), ("trained tokenizers", "tokenizers/*/*.json")):
+        for what, pattern in (("tokenised texts", "tokens/*/*"), ("trained tokenizers", "tokenizers/*/*")):
             files = list(self.paths.cache_folder.glob(pattern))
-            kept = len({file if file.suffix == ".bin" else file.parent for file in files})
+            kept = len({file.parent for file in files})
             size = sum(file.stat().st_size for file in files)
             yield Finding(what, "ok", f"{kept} in the cache, {size / 1e6:.1f} MB")
         root = self.paths.mirror or os.environ.get(MIRROR_VARIABLE)

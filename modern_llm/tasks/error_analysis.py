@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 from modern_llm.checks import require
+from modern_llm.evaluation.metrics.registry import METRICS
 from modern_llm.experiment.contract import RunFolder, tell_paths
 from modern_llm.reporting.record import RunRecord, read_rows
 
@@ -48,18 +49,18 @@ class ErrorAnalysis:
         run = RunRecord.read(source)
         notes = list(run.notes)
         every = read_rows(source / _ANSWERS, notes)
-        rows = [row for row in every if all(isinstance(row.get(key), kind) for key, kind in _FIELDS.items())]
+        rows = [row for row in every if all(isinstance(row.get(key), type_) for key, type_ in _FIELDS.items())]
         if len(rows) < len(every):
             notes.append(f"{len(every) - len(rows)} rows of {_ANSWERS} are no answers and were left out")
         require(bool(rows), "task.path", self.path, f"has no answer in {_ANSWERS}", "Run its task again")
-        scoring = _scoring(run.settings, rows)
+        kind = _kind(run.settings, rows)
         parts: dict[str, list[dict[str, Any]]] = {
             "By length of the input": analysis.by_length(rows, self.length_groups)
         }
-        if scoring == "classification":
+        if kind == "labels":
             parts["By right label"] = analysis.by_label(rows)
             parts["By confidence"] = analysis.by_confidence(rows)
-        elif scoring == "numbers":
+        elif kind == "numbers":
             parts["By kind of failure"] = analysis.by_kind(rows)
         wrong = sum(1 - float(row["score"]) for row in rows)
         metrics: dict[str, float] = {"examples": len(rows), "errors": wrong, "error_share": wrong / len(rows)}
@@ -76,7 +77,7 @@ class ErrorAnalysis:
                              folder.path / "groups.csv"),
             "worst": folder.write_lines("worst.jsonl", worst),
         }  # fmt: skip
-        matrix = analysis.confusion(rows) if scoring == "classification" else []
+        matrix = analysis.confusion(rows) if kind == "labels" else []
         sections = [
             blocks.cards({name: value for name, value in metrics.items() if not name.endswith(("_low", "_high"))}),
             blocks.notices(notes),
@@ -86,22 +87,27 @@ class ErrorAnalysis:
             blocks.section("Taken for", blocks.table(list(matrix[0]) if matrix else [], matrix)),
             blocks.section(f"The worst {len(worst)}", *(_shown(row) for row in worst)),
         ]  # fmt: skip
-        page = blocks.page(f"Errors of {source.name}", f"{len(rows)} answers, {scoring}", sections)
+        page = blocks.page(f"Errors of {source.name}", f"{len(rows)} answers, {kind}", sections)
         written["report"] = blocks.write_page(folder.path / "report.html", page)
-        headline, protocol = ("error_share", "errors", "examples"), {"run": str(source), "scoring": scoring}
+        headline, protocol = ("error_share", "errors", "examples"), {"run": str(source), "answers": kind}
         folder.write_result(self.objective_metric, metrics, headline, notes=notes, protocol=protocol)
         print(markdown(["by", "group", "examples", "errors", "share", "low", "high"], table))
         tell_paths(written)
         return metrics
 
 
-def _scoring(settings: dict[str, Any], rows: list[dict[str, Any]]) -> str:
-    """How the run's answers were scored: by its record, else by what they look like."""
+def _kind(settings: dict[str, Any], rows: list[dict[str, Any]]) -> Literal["labels", "numbers", "texts"]:
+    """What the answers are: by the run's record, else by what they look like."""
     task = settings.get("task")
-    dataset = task.get("data") if isinstance(task, dict) else None
-    if isinstance(dataset, dict) and isinstance(dataset.get("scoring"), str):
-        return dataset["scoring"]
-    return "numbers" if all(row["score"] in (0, 1) for row in rows) else "summaries"
+    data = task.get("data") if isinstance(task, dict) else None
+    if isinstance(data, dict) and isinstance(data.get("metrics"), list):
+        chosen = [METRICS[name] for name in data["metrics"] if name in METRICS]
+        if any(metric.answers == "labels" for metric in chosen):
+            return "labels"
+        return "numbers" if any(metric.scorer in ("StrictMatch", "FlexibleMatch") for metric in chosen) else "texts"
+    if any(str(row.get("detail", "")).startswith("p(") for row in rows):
+        return "labels"
+    return "numbers" if all(row["score"] in (0, 1) for row in rows) else "texts"
 
 
 def _shown(row: dict[str, Any]) -> str:

@@ -2,38 +2,30 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
-from modern_llm.checks import require
-from modern_llm.data.labelled import SupervisedData
-from modern_llm.experiment.contract import Paths, RunFolder, require_pretrained, say
+from modern_llm.data.labelled import LabelledData
+from modern_llm.data.rows import look_at
+from modern_llm.experiment.contract import say
 from modern_llm.experiment.examples import FormName, chosen_metric, require_form
-from modern_llm.experiment.training import require_positive
-from modern_llm.models.config import ModernLLMConfig
+from modern_llm.experiment.training import Parts, Selection, Session, TrainingTask, require_metric, require_positive
 from modern_llm.pretrained.settings import ModelFromRun, PretrainedModel
-from modern_llm.training.loggers import FilesOnly, Logger
-from modern_llm.training.settings import Hardware, TrainerSettings
 
 if TYPE_CHECKING:
-    from pathlib import Path
-
-    from modern_llm.data.forms import Form
+    from modern_llm.experiment.record import Measured
     from modern_llm.objectives.base import Objective
     from modern_llm.pretrained.loading import LoadedModel
     from modern_llm.training.runtime import Runtime
-    from modern_llm.training.trainer import TrainResult
-
-_MONITORS = ("validation_loss",)
 
 
-@dataclass(frozen=True)
-class Finetuning:
-    """Train on a data set of inputs and answers, choose the best checkpoint on held-out training examples, report on
-    another split.
+@dataclass(frozen=True, kw_only=True)
+class Finetuning(TrainingTask):
+    """Train on inputs and answers, choose the best checkpoint on held-out training examples, report on another split.
 
     Args:
-        model, trainer, hardware, logger, paths, seed: of the same names in the configuration.
+        model, trainer, hardware, logger, paths, seed, suggested_steps, objective_metric: as in `TrainingTask`; an empty
+            objective is the first of the data's metrics.
         data: the examples, and how they become text.
         form: `classification` (a head on the last real token), `label_words` (the label is written, and the most
             likely word counts), `answer` (free text is written); `auto`: classification for labelled data and
@@ -41,20 +33,13 @@ class Finetuning:
         train: false: measure the model as it is.
         max_tokens: longest text, answer included; longer inputs are shortened, and counted.
         max_train_examples, max_evaluation_examples: samples drawn by the seed; null: all.
-        suggested_steps: what `trainer.max_steps` is unless set.
-        objective_metric: final metric that a sweep optimises; empty: the first of the data's.
 
     Raises:
         ValueError: an impossible combination.
     """
 
-    model: PretrainedModel | ModelFromRun | ModernLLMConfig
-    trainer: TrainerSettings
-    hardware: Hardware
-    data: SupervisedData
-    logger: Logger = field(default_factory=FilesOnly)
-    paths: Paths = field(default_factory=Paths)
-    seed: int = 0
+    model: PretrainedModel | ModelFromRun
+    data: LabelledData
     form: FormName = "auto"
     train: bool = True
     max_tokens: int = 512
@@ -64,48 +49,33 @@ class Finetuning:
     objective_metric: str = ""
 
     def __post_init__(self) -> None:
-        require_pretrained(self.model)
+        super().__post_init__()
         require_form(self.form, self.data)
         object.__setattr__(self, "objective_metric", chosen_metric(self.objective_metric, self.data))
-        require_positive(self, "max_tokens", "max_train_examples", "max_evaluation_examples", "suggested_steps")
-        require(self.trainer.monitor in _MONITORS, "trainer.monitor", self.trainer.monitor,
-                "is not measured during training", f"Choose among {', '.join(_MONITORS)}")  # fmt: skip
+        require_positive(self, "max_tokens", "max_train_examples", "max_evaluation_examples")
+        require_metric(self, self.data.metrics, ("loss", *self.data.metrics))
 
-    def run(self, folder: RunFolder) -> dict[str, float]:
-        """Train from where the folder stands, then measure and report. Returns the final metrics."""
-        import torch
+    def trains(self) -> bool:
+        return self.train
 
-        from modern_llm.experiment.examples import answer_examples, finish, prepare_model
+    def machine(self) -> Runtime:
+        from modern_llm.experiment.examples import machine_for
 
-        torch.manual_seed(self.seed)
-        runtime, loaded, form = prepare_model(self, train=self.train)
-        metrics: dict[str, float] = {}
-        facts: dict[str, Any] = {"form": type(form).__name__, "base_fingerprint": loaded.fingerprint}
-        checkpoint: Path | None = None
-        if self.train:
-            result, measured = self._fit(folder, loaded, form, runtime)
-            metrics |= measured
-            checkpoint = result.best_checkpoint or result.last_checkpoint
-        loaded.model.eval()
-        examples = self.data.examples("evaluation", self.paths.mirror, self.max_evaluation_examples, self.seed)
-        shortened = form.truncated
-        with runtime.autocast():
-            scored = answer_examples(loaded, form, examples.rows, self.hardware.eval_rows, runtime.device, self.seed)
-        facts |= {
-            "evaluation_split": examples.split,
-            "evaluation_examples": len(examples.rows),
-            "shortened_inputs": form.truncated - shortened,
-            "data_fingerprint": examples.fingerprint,
-        }
-        return finish(self, folder, runtime, loaded, scored, metrics, facts, checkpoint)
+        return machine_for(self.model, self.hardware, self.paths.mirror)
 
-    def _fit(
-        self, folder: RunFolder, loaded: LoadedModel, form: Form, runtime: Runtime
-    ) -> tuple[TrainResult, dict[str, float]]:
+    def read(self, at: Session) -> None:
+        look_at(self.data, self.paths.mirror)
+
+    def load(self, at: Session) -> LoadedModel:
+        from modern_llm.experiment.examples import load_in_form
+
+        return load_in_form(self.model, self.data, self.form, at.runtime, self.paths.mirror, self.train)
+
+    def parts(self, at: Session) -> Parts:
         from modern_llm.data.batches import LengthBatches
-        from modern_llm.experiment.training import SelectionLoss, fit
+        from modern_llm.experiment.examples import form_of
 
-        mirror = self.paths.mirror
+        mirror, form = self.paths.mirror, form_of(at.loaded, self.data, self.max_tokens)
         train = self.data.examples("train", mirror, self.max_train_examples, self.seed)
         selection = self.data.examples("selection", mirror)
         items, held_out = form.encode(train.rows), form.encode(selection.rows)
@@ -114,20 +84,30 @@ class Finetuning:
             f"train: {len(items):,} examples ({left_out} left out, {form.truncated} shortened), "
             f"{len(held_out)} more are held out to choose the best checkpoint"
         )
+        identity = f"{train.fingerprint} {at.loaded.tokenizer.fingerprint}"
+        stream = LengthBatches(items, self.trainer.batch_size, self.seed, form.collate, identity)
+        objective = self._objective(at.loaded)
+        further = None
+        if self.trainer.monitor != "validation_loss":
 
-        data = LengthBatches(
-            items,
-            self.trainer.batch_size,
-            self.seed,
-            form.collate,
-            f"{train.fingerprint} {loaded.tokenizer.fingerprint}",
-        )
-        objective = self._objective(loaded)
-        evaluator = SelectionLoss(
-            objective, held_out, form.collate, self.hardware.eval_rows, runtime, metrics=_MONITORS
-        )
-        result, measured = fit(self, folder, runtime, loaded, data, objective, evaluator)
-        return result, measured | {"epochs": data.epochs, "padding_share": data.padding_share}
+            def scored() -> dict[str, float]:
+                from modern_llm.experiment.examples import answer_examples
+
+                device = at.runtime.device
+                return answer_examples(at.loaded, form, selection.rows, at.rows, device, self.seed).metrics
+
+            further = (self.data.metrics, scored)
+        return Parts(stream, objective, Selection(at, objective, held_out, form.collate, further=further))
+
+    def measure(self, at: Session) -> Measured:
+        from modern_llm.experiment.examples import answer_examples, form_of, measured_answers
+
+        form = form_of(at.loaded, self.data, self.max_tokens)
+        examples = self.data.examples("evaluation", self.paths.mirror, self.max_evaluation_examples, self.seed)
+        scored = answer_examples(at.loaded, form, examples.rows, at.rows, at.runtime.device, self.seed)
+        measured = measured_answers(at.folder, self.data, examples, examples.rows, scored)
+        measured.protocol |= {"form": type(form).__name__, "shortened_inputs": form.truncated}
+        return measured
 
     def _objective(self, loaded: LoadedModel) -> Objective:
         from modern_llm.objectives.classification import Classification

@@ -1,76 +1,59 @@
-"""Language modelling from scratch: text, tokenizer, decoder, training, perplexity, samples, report."""
+"""Pretraining: a decoder from scratch on a text, or a model that is there already on more of it; and its perplexity."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from modern_llm.checks import require
 from modern_llm.data.text.sources import PythonDocs, Source, Split
-from modern_llm.data.text.tokenizers import BPETokenizer, ByteTokenizer, Tokenizer, TokenizerChoice
+from modern_llm.data.text.tokenizers import BPETokenizer, ByteTokenizer, TokenizerChoice
+from modern_llm.evaluation.metrics.registry import directions
 from modern_llm.evaluation.protocol import PerplexityProtocol
-from modern_llm.experiment.contract import Paths, RunFolder, say
+from modern_llm.experiment.contract import say
+from modern_llm.experiment.samples import Samples
+from modern_llm.experiment.training import Parts, Session, TrainingTask, require_metric, require_positive
 from modern_llm.models.config import ModernLLMConfig
-from modern_llm.models.sampling import Sampling
-from modern_llm.training.loggers import FilesOnly, Logger
+from modern_llm.pretrained.settings import ModelFromRun, PretrainedModel
 from modern_llm.training.memory_plan import check_memory
-from modern_llm.training.settings import Hardware, TrainerSettings
 
 if TYPE_CHECKING:
     from modern_llm.data.text.tokens import TokenCorpus
     from modern_llm.evaluation.perplexity import Perplexity
-    from modern_llm.models.transformer import ModernDecoderLM
-    from modern_llm.training.runtime import Runtime
+    from modern_llm.experiment.record import Measured
+    from modern_llm.pretrained.loading import LoadedModel
+
+_LONGEST = 1024  # tokens of a sequence, unless asked for, where a model would take more
+_MONITORED = ("loss", "token_perplexity")
+_HEADLINE = ("token_perplexity", "word_perplexity", "bits_per_byte")
+_METRICS = (*_MONITORED, "word_perplexity", "byte_perplexity", "bits_per_byte")
 
 
-@dataclass(frozen=True)
-class Samples:
-    """Texts that the trained model writes for the report.
-
-    Args:
-        prompts: one sample each.
-        max_new_tokens: length of each.
-        sampling: how a token is chosen.
-    """
-
-    prompts: list[str] = field(default_factory=lambda: ["The"])
-    max_new_tokens: int = 100
-    sampling: Sampling = field(default_factory=Sampling)
-
-    def __post_init__(self) -> None:
-        require(self.max_new_tokens >= 1, "task.samples.max_new_tokens", self.max_new_tokens, "must be at least 1",
-                "Raise it, or use task.samples.prompts=[] for no samples")  # fmt: skip
-
-
-@dataclass(frozen=True)
-class Pretraining:
-    """Train a `ModernDecoderLM` on a text and measure its perplexity.
+@dataclass(frozen=True, kw_only=True)
+class Pretraining(TrainingTask):
+    """Train on a text by predicting its next token, and measure the perplexity.
 
     Args:
-        model, trainer, hardware, logger, paths, seed: of the same names in the configuration.
+        model, trainer, hardware, logger, paths, seed, suggested_steps, objective_metric: as in `TrainingTask`. A
+            `ModernLLMConfig` is trained from scratch; a model that is there already is trained further.
+        train: false: measure the model as it is.
         data: the text.
-        tokenizer: how text becomes ids.
-        seq_len: tokens per training sequence.
+        tokenizer: how text becomes ids for a model from scratch; any other brings its own.
+        seq_len: tokens per training sequence; null: what the model was made for, at most 1024.
         document_masking: attention stays inside documents, in training and evaluation.
         evaluation: how perplexity is measured.
         samples: texts for the report.
-        suggested_steps: what `trainer.max_steps` is unless set.
-        objective_metric: final metric that a sweep optimises.
 
     Raises:
         ValueError: an impossible combination, or a plan that exceeds `hardware.memory_limit_gb`.
     """
 
-    model: ModernLLMConfig
-    trainer: TrainerSettings
-    hardware: Hardware
-    logger: Logger = field(default_factory=FilesOnly)
-    paths: Paths = field(default_factory=Paths)
-    seed: int = 0
+    model: ModernLLMConfig | PretrainedModel | ModelFromRun
+    train: bool = True
     data: Source = field(default_factory=PythonDocs)
     tokenizer: TokenizerChoice = field(default_factory=BPETokenizer)
-    seq_len: int = 256
+    seq_len: int | None = None
     document_masking: bool = False
     evaluation: PerplexityProtocol = field(default_factory=PerplexityProtocol)
     samples: Samples = field(default_factory=Samples)
@@ -78,110 +61,122 @@ class Pretraining:
     objective_metric: str = "validation_loss"
 
     def __post_init__(self) -> None:
-        require(self.seed >= 0, "seed", self.seed, "must not be negative", "Use 0 or more")
-        require(1 <= self.seq_len <= self.model.max_seq_len, "task.seq_len", self.seq_len,
-                f"must lie between 1 and model.max_seq_len={self.model.max_seq_len}",
+        super().__post_init__()
+        require_positive(self, "seq_len")
+        require_metric(self, [f"{s}_{m}" for s in self.data.splits()[1:] for m in _METRICS], _MONITORED)
+        if not isinstance(self.model, ModernLLMConfig):
+            return
+        require(self.train, "task.train", self.train, "leaves a model from scratch untrained",
+                "Choose model=from_run with model.path=<run>, or a pretrained model")  # fmt: skip
+        longest = self.model.max_seq_len
+        require(self.seq_len is None or self.seq_len <= longest, "task.seq_len", self.seq_len,
+                f"must lie between 1 and model.max_seq_len={longest}",
                 "Shorten the sequences or raise model.max_seq_len")  # fmt: skip
-        require(
-            self.suggested_steps >= 1, "task.suggested_steps", self.suggested_steps, "must be at least 1", "Raise it"
-        )
-        names = [f"{s}_{m}" for s in self.data.splits()[1:] for m in _METRICS]
-        require(self.objective_metric in names, "task.objective_metric", self.objective_metric,
-                "is not measured", f"Choose among {', '.join(names)}")  # fmt: skip
-        monitors = [f"validation_{m}" for m in _TRAINING_METRICS]
-        require(self.trainer.monitor in monitors, "trainer.monitor", self.trainer.monitor,
-                "is not measured during training", f"Choose among {', '.join(monitors)}")  # fmt: skip
         sizes = {BPETokenizer: getattr(self.tokenizer, "vocab_size", None), ByteTokenizer: 257}
         vocab_size = sizes.get(type(self.tokenizer))
         if vocab_size is not None:
             self._check_memory(self.model.with_vocab_size(vocab_size))
 
     def _check_memory(self, model: ModernLLMConfig) -> None:
-        check_memory(model, self.seq_len, self.trainer, self.hardware)
+        check_memory(model, self.seq_len or model.max_seq_len, self.trainer, self.hardware)
 
-    def run(self, folder: RunFolder) -> dict[str, float]:
-        """Train from where the folder stands, then evaluate, sample and report. Returns the final metrics."""
+    def trains(self) -> bool:
+        return self.train
+
+    def read(self, at: Session) -> None:
+        require(next(iter(self.data.documents("train", self.paths.mirror)), None) is not None, "task.data", self.data,
+                "has no text", "Check the source")  # fmt: skip
+
+    def load(self, at: Session) -> LoadedModel:
+        from modern_llm.experiment.loading import is_encoder_decoder, load_model
+
+        mirror = self.paths.mirror
+        if isinstance(self.model, ModernLLMConfig):
+            loaded = self._from_scratch(self.model, at)
+        elif is_encoder_decoder(self.model, mirror):
+            raise ValueError("model: an encoder-decoder gives no text a perplexity. Choose a decoder, such as gpt2.")
+        else:
+            loaded = load_model(self.model, at.runtime, mirror, [], self.train)
+        require(self.seq_len is None or loaded.context is None or self.seq_len <= loaded.context, "task.seq_len",
+                self.seq_len, f"is longer than the model's context of {loaded.context} tokens",
+                "Shorten the sequences")  # fmt: skip
+        at.data = self._corpora(loaded)
+        return loaded
+
+    def _from_scratch(self, model: ModernLLMConfig, at: Session) -> LoadedModel:
         import torch
 
-        from modern_llm.data.text.packing import PackedStream
         from modern_llm.models.transformer import ModernDecoderLM
-        from modern_llm.objectives.language_modeling import LanguageModeling
-        from modern_llm.training.callbacks import Progress
-        from modern_llm.training.checkpoint import load_model_tensors
-        from modern_llm.training.runtime import Runtime
-        from modern_llm.training.trainer import Trainer
+        from modern_llm.pretrained.loading import own_decoder
 
-        runtime = Runtime(self.hardware)
-        cache, mirror = self.paths.cache_folder, self.paths.mirror
-        tokenizer = self.tokenizer.prepare(self.data, cache, mirror)
-        config = self.model.with_vocab_size(tokenizer.vocab_size)
+        tokenizer = self.tokenizer.prepare(self.data, self.paths.cache_folder, self.paths.mirror)
+        config = model.with_vocab_size(tokenizer.vocab_size)
         self._check_memory(config)
-        corpora = self._corpora(tokenizer)
+        torch.manual_seed(self.seed)  # whether or not the tokenizer had to be trained
+        return own_decoder(ModernDecoderLM(config).to(at.runtime.device), tokenizer, "decoder from scratch")
 
-        torch.manual_seed(self.seed)
-        model = ModernDecoderLM(config)
-        say(
-            f"model: {config.parameter_count() / 1e6:.1f}M parameters, vocabulary {config.vocab_size}; "
-            f"train: {corpora['train'].counts.tokens:,} tokens; {runtime.device}, {runtime.precision}"
-        )
+    def parts(self, at: Session) -> Parts:
+        from modern_llm.data.text.packing import PackedStream
+        from modern_llm.objectives.language_modeling import LanguageModeling
 
-        def save_extras(checkpoint: Path) -> None:
-            from modern_llm.config.instantiate import describe
+        train, length = at.data["train"], self._length(at.loaded)
+        say(f"train: {train.counts.tokens:,} tokens, vocabulary {at.loaded.tokenizer.vocab_size}")
+        stream = PackedStream(
+            train, length, self.trainer.batch_size, self.seed, document_ids=self.document_masking
+        )  # fmt: skip
+        limit = self.evaluation.tokens_in_training
 
-            checkpoint.joinpath("config.yaml").write_text(describe({"model": config}))
-            tokenizer.save(checkpoint / "tokenizer")
+        def measure() -> dict[str, float]:
+            return self._perplexity(at, at.data["validation"], limit).metrics("validation")
 
-        trainer = Trainer(
-            self.trainer,
-            runtime,
-            folder.path,
-            callbacks=[Progress(), *self.logger.callbacks(folder.path, folder.record)],
-            save_extras=save_extras,
-        )
-        data = PackedStream(
-            corpora["train"], self.seq_len, self.trainer.batch_size, self.seed, document_ids=self.document_masking
-        )
-        evaluator = _ValidationLoss(self, corpora["validation"], runtime)
-        result = trainer.fit(model, LanguageModeling(), data, evaluator, config.flops_per_token(self.seq_len))
+        return Parts(stream, LanguageModeling(), _ValidationLoss(measure))
 
-        chosen = result.best_checkpoint or result.last_checkpoint
-        if chosen is not None and chosen != result.last_checkpoint:
-            load_model_tensors(model, chosen)
-        model.eval()
+    def measure(self, at: Session) -> Measured:
+        from modern_llm.experiment.record import Measured, evaluated_on
+
+        splits = [split for split in at.data if split != "train"]
         metrics: dict[str, float] = {}
         protocol: dict[str, Any] = {}
-        for split in measured_splits(corpora):
-            say(f"evaluating: {corpora[split].counts.tokens:,} tokens of the {split} split")
-            measured = self._perplexity(model, corpora[split], runtime)
+        on = {}
+        for split in splits:
+            corpus = at.data[split]
+            say(f"evaluating: {corpus.counts.tokens:,} tokens of the {split} split")
+            measured = self._perplexity(at, corpus)
             metrics |= measured.metrics(split)
-            protocol[split] = {
-                "context": measured.context,
-                "stride": measured.stride,
-                "counts": vars(corpora[split].counts),
-            }
-        metrics |= {
-            "train_loss": result.train_loss,
-            "steps": result.step,
-            "tokens": result.tokens,
-            "seconds": result.seconds,
-            "tokens_per_second": result.tokens / result.seconds if result.seconds else 0.0,
-            "parameters": config.parameter_count(),
-            "skipped_steps": result.skipped_steps,
-            "peak_memory_gb": runtime.peak_memory_gb(),
+            protocol[split] = {"context": measured.context, "stride": measured.stride, "counts": vars(corpus.counts)}
+            text = self.data.fingerprint(split, self.paths.mirror)
+            on[split] = evaluated_on(text, corpus.counts.documents, at.loaded.tokenizer.fingerprint)
+        protocol |= {
+            "tokenizer": f"{self.tokenizer if isinstance(self.model, ModernLLMConfig) else at.loaded.name}",
+            "separators": "context, not scored",
+            "document_masking": self.document_masking,
         }
-        self._report(
-            folder, metrics, protocol, self._write_samples(model, tokenizer, runtime), chosen, runtime, corpora
-        )
-        return metrics
+        samples = self.samples.continued(at.loaded, at.runtime, self.seed)
+        headline = [f"{split}_{name}" for split in splits for name in _HEADLINE]
+        return Measured(metrics, headline, on, {}, {"samples": samples, "perplexity_protocol": protocol})
 
-    def _corpora(self, tokenizer: Tokenizer) -> dict[Split, TokenCorpus]:
+    def flops_per_token(self, at: Session) -> float:
+        from modern_llm.experiment.loading import flops_per_token
+
+        return flops_per_token(at.loaded, self._length(at.loaded))
+
+    def _length(self, loaded: LoadedModel) -> int:
+        """Tokens per training sequence."""
+        if self.seq_len is not None:
+            return self.seq_len
+        if isinstance(self.model, ModernLLMConfig):
+            return self.model.max_seq_len
+        return min(loaded.context or _LONGEST, _LONGEST)
+
+    def _corpora(self, loaded: LoadedModel) -> dict[Split, TokenCorpus]:
         from modern_llm.data.text.tokens import tokenise
         from modern_llm.hub import MissingSplitError
 
         corpora: dict[Split, TokenCorpus] = {}
-        for split in self.data.splits():
+        cache, mirror = self.paths.cache_folder, self.paths.mirror
+        for split in self.data.splits() if self.train else self.data.splits()[1:]:
             try:
-                corpora[split] = tokenise(self.data, split, tokenizer, self.paths.cache_folder, self.paths.mirror, say)
+                corpora[split] = tokenise(self.data, split, loaded.tokenizer, cache, mirror, say)
             except MissingSplitError as missing:
                 # A mirror may hold a part; what is needed to train and to choose a checkpoint may not be missing.
                 if split != "test" or self.objective_metric.startswith("test_"):
@@ -189,107 +184,35 @@ class Pretraining:
                 say(f"no test figures: {missing}")
         return corpora
 
-    def _perplexity(
-        self, model: ModernDecoderLM, corpus: TokenCorpus, runtime: Runtime, max_tokens: int | None = None
-    ) -> Perplexity:
+    def _perplexity(self, at: Session, corpus: TokenCorpus, max_tokens: int | None = None) -> Perplexity:
         from modern_llm.evaluation.perplexity import perplexity
 
-        context = self.evaluation.context or self.seq_len
-        hardware = self.hardware
-        with runtime.autocast():
+        context = self.evaluation.context or self._length(at.loaded)
+        hardware, model = self.hardware, at.loaded.model
+        with at.runtime.autocast():
             return perplexity(
-                model,
+                model,  # type: ignore[arg-type]
                 corpus,
                 context=context,
                 stride=min(self.evaluation.stride or context, context),
                 batch_size=hardware.eval_batch_size or hardware.micro_batch_size or self.trainer.batch_size,
-                device=runtime.device,
+                device=at.runtime.device,
                 max_tokens=max_tokens,
                 document_ids=self.document_masking,
             )
 
-    def _write_samples(self, model: ModernDecoderLM, tokenizer: Tokenizer, runtime: Runtime) -> list[dict[str, str]]:
-        from modern_llm.models.generation import generate_text
-
-        texts = []
-        for number, prompt in enumerate(self.samples.prompts):
-            with runtime.autocast():
-                (text,) = generate_text(
-                    model,
-                    tokenizer,
-                    prompt,
-                    max_new_tokens=self.samples.max_new_tokens,
-                    sampling=self.samples.sampling,
-                    seed=self.seed + number,
-                )
-            texts.append({"prompt": prompt, "text": text})
-        return texts
-
-    def _report(
-        self,
-        folder: RunFolder,
-        metrics: dict[str, float],
-        protocol: dict[str, Any],
-        samples: list[dict[str, str]],
-        checkpoint: Path | None,
-        runtime: Runtime,
-        corpora: dict[Split, TokenCorpus],
-    ) -> None:
-        from modern_llm.reporting.pages.run import write_run_report
-
-        folder.write_json(
-            "result.json",
-            {
-                "status": "finished",
-                "metrics": metrics,
-                "headline": [f"{split}_{name}" for split in measured_splits(corpora) for name in _HEADLINE],
-                "objective_metric": self.objective_metric,
-                "perplexity_protocol": {
-                    **protocol,
-                    "tokenizer": f"{self.tokenizer} {corpora['train'].fingerprint[:12]}",
-                    "separators": "context, not scored",
-                    "document_masking": self.document_masking,
-                },
-                "data_fingerprints": {split: corpus.fingerprint for split, corpus in corpora.items()},
-                "evaluated_checkpoint": checkpoint.relative_to(folder.path).as_posix() if checkpoint else None,
-                "runtime": runtime.describe(),
-                "samples": samples,
-            },
-        )
-        written = write_run_report(folder.path)
-        for sample in samples:
-            print(f"\n--- sample: {sample['prompt']!r}\n{sample['prompt']}{sample['text']}")
-        print()
-        for split in measured_splits(corpora):
-            print(
-                f"{split}: loss {metrics[f'{split}_loss']:.4f} nats per token; perplexity "
-                f"{metrics[f'{split}_token_perplexity']:.2f} per token, {metrics[f'{split}_word_perplexity']:.2f} per "
-                f"word, {metrics[f'{split}_byte_perplexity']:.3f} per byte "
-                f"({metrics[f'{split}_bits_per_byte']:.3f} bits per byte)"
-            )
-        for what, path in {"result": folder.path / "result.json", **written, "checkpoint": checkpoint}.items():
-            print(f"{what + ':':<12}{path}")
-
-
-_TRAINING_METRICS = ("loss", "token_perplexity")
-_HEADLINE = ("token_perplexity", "word_perplexity", "bits_per_byte")
-_METRICS = (*_TRAINING_METRICS, "word_perplexity", "byte_perplexity", "bits_per_byte")
-
 
 class _ValidationLoss:
-    """The quick evaluation during training: the beginning of the validation split."""
+    """The quick evaluation during training: the beginning of the validation split.
 
-    metrics = tuple(f"validation_{name}" for name in _TRAINING_METRICS)
+    Args:
+        measure: gives the figures of the model as it is.
+    """
 
-    def __init__(self, task: Pretraining, corpus: TokenCorpus, runtime: Runtime) -> None:
-        self.task, self.corpus, self.runtime = task, corpus, runtime
+    def __init__(self, measure: Callable[[], dict[str, float]]) -> None:
+        self.measure = measure
+        self.metrics = directions([f"validation_{name}" for name in _MONITORED])
 
-    def __call__(self, model: ModernDecoderLM) -> dict[str, float]:
-        limit = self.task.evaluation.tokens_in_training
-        measured = self.task._perplexity(model, self.corpus, self.runtime, max_tokens=limit).metrics("validation")
-        return {name: measured[name] for name in self.metrics}
-
-
-def measured_splits(corpora: dict[Split, TokenCorpus]) -> list[Split]:
-    """The splits that are not trained on."""
-    return [split for split in corpora if split != "train"]
+    def __call__(self, model: Any) -> dict[str, float]:
+        found = self.measure()
+        return {name: found[name] for name in self.metrics}

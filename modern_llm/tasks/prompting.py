@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections import Counter
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any
 
 from modern_llm.checks import require
-from modern_llm.data.labelled import Example, SupervisedData
-from modern_llm.experiment.contract import Paths, RunFolder, progress_of, require_pretrained, say
-from modern_llm.experiment.examples import FormName, chosen_metric
-from modern_llm.models.config import ModernLLMConfig
+from modern_llm.data.labelled import Example, LabelledData
+from modern_llm.data.rows import look_at
+from modern_llm.experiment.contract import Paths, RunFolder, progress_of, say
+from modern_llm.experiment.examples import chosen_metric, require_form
 from modern_llm.pretrained.settings import ModelFromRun, PretrainedModel
 from modern_llm.training.settings import Hardware
 
@@ -29,7 +29,7 @@ class Prompting:
 
     Args:
         model, hardware, paths, seed: of the same names in the configuration.
-        data: the examples, and how they become text.
+        data: what is asked, and how it becomes text.
         num_shots: examples in the prompt, drawn by the seed from the training split; as many of each label.
         calibrate: divide each label's likelihood by the one it has behind inputs without content (Zhao et al. 2021,
             arXiv 2102.09690, eq. 1 with a diagonal W).
@@ -43,9 +43,9 @@ class Prompting:
         ValueError: an impossible combination.
     """
 
-    model: PretrainedModel | ModelFromRun | ModernLLMConfig
+    model: PretrainedModel | ModelFromRun
     hardware: Hardware
-    data: SupervisedData
+    data: LabelledData
     paths: Paths = field(default_factory=Paths)
     seed: int = 0
     num_shots: int = 0
@@ -54,11 +54,10 @@ class Prompting:
     max_tokens: int | None = None
     max_evaluation_examples: int | None = None
     objective_metric: str = ""
-    form: ClassVar[FormName] = "label_words"
 
     def __post_init__(self) -> None:
         require(self.seed >= 0, "seed", self.seed, "must not be negative", "Use 0 or more")
-        require_pretrained(self.model)
+        require_form("auto", self.data)
         require(self.num_shots >= 0, "task.num_shots", self.num_shots, "must not be negative", "Use 0 for none")
         require(not self.calibrate or bool(self.data.labels), "task.calibrate", self.calibrate,
                 "needs data with labels", "Use task.calibrate=false")  # fmt: skip
@@ -77,12 +76,17 @@ class Prompting:
         import torch
 
         from modern_llm.data.shots import PromptWriter, draw_shots
-        from modern_llm.experiment.examples import finish, prepare_model
+        from modern_llm.experiment.examples import load_in_form, machine_for, measured_answers
+        from modern_llm.experiment.record import conclude
+        from modern_llm.experiment.training import tell_model
 
         torch.manual_seed(self.seed)
-        runtime, loaded, _ = prepare_model(self, train=False)
-        loaded.model.eval()
         mirror, data = self.paths.mirror, self.data
+        look_at(data, mirror)
+        runtime = machine_for(self.model, self.hardware, mirror)
+        loaded = load_in_form(self.model, data, "label_words", runtime, mirror, train=False)
+        loaded.model.eval()
+        tell_model(loaded, runtime, train=False)
         examples = data.examples("evaluation", mirror, self.max_evaluation_examples, self.seed)
         shots: list[Example] = []
         if self.num_shots:
@@ -96,19 +100,24 @@ class Prompting:
             scored = self._ask(writer, loaded, rows, prompts)
         seconds = time.perf_counter() - start
         kept = Counter(prompt.shots for prompt in prompts)
-        facts: dict[str, Any] = {
+        measured = measured_answers(folder, data, examples, rows, scored)
+        measured.protocol |= {
             "num_shots": self.num_shots,
             "shots_kept": {str(n): count for n, count in sorted(kept.items())},
             "shot_rows": [shot.index for shot in shots],
             "left_out_questions": len(examples.rows) - len(rows),
-            "evaluation_split": examples.split,
-            "evaluation_examples": len(rows),
-            "data_fingerprint": examples.fingerprint,
             "base_fingerprint": loaded.fingerprint,
             "first_prompt": loaded.tokenizer.decode(prompts[0].ids),
         }
-        metrics = {"num_shots": self.num_shots, "seconds": seconds, "questions_per_second": len(rows) / seconds}
-        return finish(self, folder, runtime, loaded, scored, metrics, facts)
+        measured.metrics |= {
+            "num_shots": self.num_shots,
+            "fewest_shots": min(kept),
+            "seconds": seconds,
+            "questions_per_second": len(rows) / seconds,
+            "parameters": loaded.parameter_counts()[0],
+            "peak_memory_gb": runtime.peak_memory_gb(),
+        }
+        return conclude(folder, runtime, self.objective_metric, measured)
 
     def _prompts(
         self, writer: PromptWriter, loaded: LoadedModel, examples: list[Example]
@@ -145,10 +154,10 @@ class Prompting:
         from modern_llm.evaluation.metrics.scoring import score_classes, score_texts
 
         data, model = self.data, loaded.model
-        inputs = [(data.source_of if loaded.is_seq2seq else data.prompt_of)(example) for example in examples]
+        inputs = [(data.encoder_text_of if loaded.is_seq2seq else data.prompt_of)(example) for example in examples]
         if data.labels:
             scores = self._rank(writer, model, prompts)
-            return score_classes(data.labels, scores, examples, inputs, self.seed)
+            return score_classes(data.metrics, data.labels, scores, examples, inputs, self.seed)
         written: list[Any] = [None] * len(prompts)
         for places in _by_shots(prompts):
             answers = write_answers(
@@ -162,7 +171,7 @@ class Prompting:
             )
             for place, answer in zip(places, answers, strict=True):
                 written[place] = answer
-        return score_texts(data.scoring, written, examples, inputs, self.seed)
+        return score_texts(data.metrics, written, examples, inputs, self.seed)
 
     def _rank(self, writer: PromptWriter, model: Any, prompts: list[Prompt]) -> np.ndarray:
         """(N, C) log-likelihoods of the labels, calibrated where that is asked for."""

@@ -4,19 +4,26 @@ from __future__ import annotations
 
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from modern_llm.checks import require
+from modern_llm.data.rows import PARTS, content_fingerprint
 from modern_llm.data.solutions.settings import SolutionData, SolutionText
 from modern_llm.data.text.tokenizers import BPETokenizer, TokenizerChoice
-from modern_llm.experiment.contract import Paths, RunFolder
+from modern_llm.experiment.contract import RunFolder, progress_of
 from modern_llm.experiment.problems import SampledSolutions
-from modern_llm.experiment.training import require_metric, require_positive
-from modern_llm.models.config import ModernLLMConfig
+from modern_llm.experiment.training import (
+    Parts,
+    Selection,
+    Session,
+    TrainingTask,
+    require_metric,
+    require_positive,
+    tell_model,
+    tell_skipped,
+)
 from modern_llm.models.verifier_config import VerifierConfig
 from modern_llm.pretrained.settings import ModelFromRun, PretrainedModel
-from modern_llm.training.loggers import FilesOnly, Logger
-from modern_llm.training.settings import Hardware, TrainerSettings
 
 if TYPE_CHECKING:
     import numpy as np
@@ -25,6 +32,7 @@ if TYPE_CHECKING:
     from modern_llm.data.rows import Part
     from modern_llm.data.solutions.read import Solution, Solutions, SolutionWriter
     from modern_llm.evaluation.verifier import AnswerVerifier
+    from modern_llm.experiment.record import Measured
     from modern_llm.pretrained.loading import LoadedModel
     from modern_llm.training.runtime import Runtime
 
@@ -33,33 +41,26 @@ _PICTURE = "calibration.png"
 HEADLINE = ("roc_auc", "accuracy", "brier", "ece", "base_rate", "picked_accuracy")
 
 
-@dataclass(frozen=True)
-class Verifier:
+@dataclass(frozen=True, kw_only=True)
+class Verifier(TrainingTask):
     """Train to tell right answers from wrong ones, choose checkpoint, calibration and threshold on the answers to
     held-out problems, report on those to others.
 
     Args:
-        model, trainer, hardware, logger, paths, seed: of the same names in the configuration. The model is an encoder
-            from scratch, or a pretrained body with a head on its last token.
+        model, trainer, hardware, logger, paths, seed, suggested_steps, objective_metric: as in `TrainingTask`. The
+            model is an encoder from scratch, or a pretrained body with a head on its last token.
         data: answers with marks, or how they are sampled.
         tokenizer: of an encoder from scratch; a pretrained model brings its own.
         text: how problem and answer become one text.
         max_tokens: longest text; longer ones are left out, and counted.
         max_train_problems, max_evaluation_problems: samples drawn by the seed; null: all.
-        suggested_steps: what `trainer.max_steps` is unless set.
-        objective_metric: final metric that a sweep optimises.
 
     Raises:
         ValueError: an impossible combination.
     """
 
-    model: VerifierConfig | PretrainedModel | ModelFromRun | ModernLLMConfig
-    trainer: TrainerSettings
-    hardware: Hardware
+    model: VerifierConfig | PretrainedModel | ModelFromRun
     data: SolutionData | SampledSolutions
-    logger: Logger = field(default_factory=FilesOnly)
-    paths: Paths = field(default_factory=Paths)
-    seed: int = 0
     tokenizer: TokenizerChoice = field(default_factory=BPETokenizer)
     text: SolutionText = field(default_factory=SolutionText)
     max_tokens: int = 512
@@ -69,106 +70,126 @@ class Verifier:
     objective_metric: str = "roc_auc"
 
     def __post_init__(self) -> None:
-        if isinstance(self.model, ModernLLMConfig):
-            raise ValueError(
-                "model: a decoder with random weights is no start for a verifier. "
-                "Choose model=verifier for an encoder from scratch, or a pretrained body: model=smollm2_135m, gpt2, …, "
-                "or model=from_run with model.path=<folder of a run>."
-            )
-        require_positive(self, "max_train_problems", "max_evaluation_problems", "suggested_steps")
+        super().__post_init__()
+        require_positive(self, "max_train_problems", "max_evaluation_problems")
         require(self.max_tokens >= 8, "task.max_tokens", self.max_tokens, "must be at least 8", "Raise it")
-        require_metric(self, (*HEADLINE, "train_loss"), ("validation_loss",))
+        require_metric(self, (*HEADLINE, "train_loss"), ("loss", "accuracy", "roc_auc"))
 
-    def run(self, folder: RunFolder) -> dict[str, float]:
-        """Train from where the folder stands, then calibrate, measure and report. Returns the final metrics."""
-        import torch
+    def read(self, at: Session) -> _Read:
+        from modern_llm.data.solutions.read import read_solutions
 
-        from modern_llm.data.batches import ClassificationBatch, LengthBatches
-        from modern_llm.data.rows import content_fingerprint
-        from modern_llm.data.solutions.read import PARTS, SolutionWriter, read_solutions
-        from modern_llm.experiment.training import SelectionLoss, fit, report, room_in, tell_model, tell_skipped
-        from modern_llm.objectives.classification import Classification
-        from modern_llm.training.runtime import Runtime
-
-        runtime, rows, mirror = Runtime(self.hardware), self.hardware.eval_rows, self.paths.mirror
-        data = self.data
+        mirror, data = self.paths.mirror, self.data
         if isinstance(data, SampledSolutions):
-            data = data.drawn(folder, runtime, rows, mirror, self.seed)
+            data = data.drawn(at.folder, at.runtime, at.rows, mirror, self.seed)
         parts = read_solutions(data, mirror, self.max_train_problems, self.max_evaluation_problems, self.seed)
-        torch.manual_seed(self.seed)  # behind the sampling, which a resumed run has done already
-        loaded = self._load(runtime, parts["train"])
-        tell_model(loaded, runtime, train=True)
-        writer = SolutionWriter(self.text, loaded.tokenizer, loaded.start_ids, room_in(loaded, self.max_tokens))
-        name = data.source.name
-        items = {}
-        for part in PARTS:
-            items[part], parts[part] = writer.encode(name, part, parts[part])
-            tell_skipped(f"{part}, {len(parts[part].problems):,} problems", len(items[part]), parts[part].skipped)
-        identity = [parts["train"].fingerprint, str(self.text), loaded.tokenizer.fingerprint, writer.max_tokens]
-        collate = ClassificationBatch(loaded.tokenizer.eos_id)
-        batch_size, fingerprint = self.trainer.batch_size, content_fingerprint(identity)
-        stream = LengthBatches(items["train"], batch_size, self.seed, collate, fingerprint)
-        objective, measured = Classification(), ("validation_loss", "validation_accuracy")
-        evaluator = SelectionLoss(objective, items["selection"], collate, rows, runtime, measured)
-        result, metrics = fit(self, folder, runtime, loaded, stream, objective, evaluator)
+        return _Read(data.source.name, parts)
 
-        verifier = self._calibrated(loaded, runtime, writer, items["selection"], parts)
-        checkpoint = result.best_checkpoint or result.last_checkpoint
-        assert checkpoint is not None
-        folder.write_json(
-            VERIFIER_FILE, {"checkpoint": checkpoint.relative_to(folder.path).as_posix(), **verifier.facts()}
-        )
-        judged, more = measure_answers(verifier, items["evaluation"], parts["evaluation"].rows, rows, self.seed, folder)
-        metrics |= judged | {"epochs": stream.epochs, "padding_share": stream.padding_share}
-        protocol = {
-            "data": name,
-            "parts": {str(part): described(parts[part]) for part in PARTS},
-            "chosen_on_the_selection_part": ["checkpoint", "calibration", "threshold"],
-            **how_measured(verifier),
-            "data_fingerprint": parts["train"].fingerprint,
-            "base_fingerprint": loaded.fingerprint,
-        }
-        report(self, folder, runtime, metrics, HEADLINE, protocol, checkpoint, **more)
-        return metrics
-
-    def _load(self, runtime: Runtime, train: Solutions) -> LoadedModel:
+    def load(self, at: Session) -> LoadedModel:
         from modern_llm.data.solutions.read import LABELS, SolutionTexts
         from modern_llm.experiment.loading import load_model
         from modern_llm.models.verifier import VerifierModel
         from modern_llm.pretrained.loading import own_verifier
 
-        assert not isinstance(self.model, ModernLLMConfig)
         if not isinstance(self.model, VerifierConfig):
-            return load_model(self.model, runtime, self.paths.mirror, LABELS, train=True)
+            return load_model(self.model, at.runtime, self.paths.mirror, LABELS, train=True)
+        train = at.data.parts["train"]
         texts = [self.text(row.question, row.answer) for row in train.rows]
         source = SolutionTexts(texts, f"{train.fingerprint} {self.text}")
         tokenizer = self.tokenizer.prepare(source, self.paths.cache_folder, self.paths.mirror)
         model = VerifierModel(self.model.with_vocab_size(tokenizer.vocab_size), LABELS)
-        return own_verifier(model.to(runtime.device), tokenizer, "verifier from scratch")
+        return own_verifier(model.to(at.runtime.device), tokenizer, "verifier from scratch")
 
-    def _calibrated(
-        self,
-        loaded: LoadedModel,
-        runtime: Runtime,
-        writer: SolutionWriter,
-        items: list[Encoded],
-        parts: dict[Part, Solutions],
-    ) -> AnswerVerifier:
-        """The trained model with calibration and threshold, both fitted on the selection part, of which `items` are."""
+    def parts(self, at: Session) -> Parts:
+        from modern_llm.data.batches import ClassificationBatch, LengthBatches
+        from modern_llm.objectives.classification import Classification
+
+        read, tokenizer, writer = at.data, at.loaded.tokenizer, self._writer(at)
+        for part in PARTS:
+            read.items[part], read.parts[part] = writer.encode(read.name, part, read.parts[part])
+            solutions = read.parts[part]
+            tell_skipped(f"{part}, {len(solutions.problems):,} problems", len(read.items[part]), solutions.skipped)
+        identity = [read.parts["train"].fingerprint, str(self.text), tokenizer.fingerprint, writer.max_tokens]
+        collate, size = ClassificationBatch(tokenizer.eos_id), self.trainer.batch_size
+        stream = LengthBatches(read.items["train"], size, self.seed, collate, content_fingerprint(identity))
+        further = (("roc_auc",), lambda: self._roc_auc(at)) if self.trainer.monitor == "validation_roc_auc" else None
+        objective = Classification()
+        held_out = read.items["selection"]
+        return Parts(stream, objective, Selection(at, objective, held_out, collate, ("loss", "accuracy"), further))
+
+    def measure(self, at: Session) -> Measured:
+        from modern_llm.experiment.record import Measured, evaluated_on
+
+        read = at.data
+        verifier = self._calibrated(at)
+        assert at.checkpoint is not None
+        checkpoint = at.checkpoint.relative_to(at.folder.path).as_posix()
+        at.folder.write_json(VERIFIER_FILE, {"checkpoint": checkpoint, **verifier.facts()})
+        items, evaluation = read.items["evaluation"], read.parts["evaluation"]
+        metrics, more = measure_answers(verifier, items, evaluation.rows, at.rows, self.seed, at.folder)
+        protocol = {
+            "data": read.name,
+            "parts": {str(part): described(read.parts[part]) for part in PARTS},
+            "chosen_on_the_selection_part": ["checkpoint", "calibration", "threshold"],
+            **how_measured(verifier),
+            "train_fingerprint": read.parts["train"].fingerprint,
+        }
+        return Measured(metrics, HEADLINE, {"": evaluated_on(judged(evaluation), len(items))}, protocol, more)
+
+    def _writer(self, at: Session) -> SolutionWriter:
+        from modern_llm.data.solutions.read import SolutionWriter
+        from modern_llm.experiment.loading import room_in
+
+        loaded = at.loaded
+        return SolutionWriter(self.text, loaded.tokenizer, loaded.start_ids, room_in(loaded, self.max_tokens))
+
+    def _selection_scores(self, at: Session) -> tuple[np.ndarray, np.ndarray]:
+        """Log-odds of the selection part's answers, and their marks."""
         import numpy as np
 
-        from modern_llm.evaluation.metrics.calibration import choose_threshold, fit_calibration
-        from modern_llm.evaluation.verifier import AnswerVerifier, log_odds
-        from modern_llm.experiment.examples import progress_of
+        from modern_llm.evaluation.verifier import log_odds
 
-        model: Any = loaded.model
-        texts = [item.input_ids for item in items]
-        scores = log_odds(model, texts, self.hardware.eval_rows, runtime, progress_of("calibrating"))
-        correct = np.array([row.correct for row in parts["selection"].rows])
+        texts = [item.input_ids for item in at.data.items["selection"]]
+        scores = log_odds(cast("Any", at.loaded.model), texts, at.rows, at.runtime, progress_of("held-out answers"))
+        return scores, np.array([row.correct for row in at.data.parts["selection"].rows])
+
+    def _roc_auc(self, at: Session) -> dict[str, float]:
+        from modern_llm.evaluation.metrics.verification import RocAuc
+
+        scores, correct = self._selection_scores(at)
+        return RocAuc().compute(predictions=scores.tolist(), references=correct.astype(int).tolist())
+
+    def _calibrated(self, at: Session) -> AnswerVerifier:
+        """The trained model with calibration and threshold, both fitted on the selection part."""
+        from modern_llm.evaluation.metrics.calibration import choose_threshold, fit_calibration
+        from modern_llm.evaluation.verifier import AnswerVerifier
+
+        scores, correct = self._selection_scores(at)
         calibration = fit_calibration(scores, correct)
         threshold = choose_threshold(calibration(scores), correct)
+        parts = at.data.parts
         known = frozenset([*parts["train"].problems, *parts["selection"].problems])
-        return AnswerVerifier(model, writer, runtime, calibration, threshold, known)
+        model: Any = at.loaded.model
+        return AnswerVerifier(model, self._writer(at), at.runtime, calibration, threshold, known)
+
+
+@dataclass
+class _Read:
+    """Answers in three parts.
+
+    Attributes:
+        name: of their source.
+        parts: as they were read, without those that are too long once they are ids.
+        items: the same as ids.
+    """
+
+    name: str
+    parts: dict[Part, Solutions]
+    items: dict[Part, list[Encoded]] = field(default_factory=dict)
+
+
+def judged(solutions: Solutions) -> str:
+    """Fingerprint of the answers that are judged."""
+    return content_fingerprint([[row.question, row.answer, row.correct] for row in solutions.rows])
 
 
 def measure_answers(
@@ -191,7 +212,6 @@ def measure_answers(
     from modern_llm.evaluation.metrics.calibration import Calibration, reliability
     from modern_llm.evaluation.metrics.verification import measure_uncalibrated, measure_verifier
     from modern_llm.evaluation.verifier import log_odds
-    from modern_llm.experiment.examples import progress_of
     from modern_llm.reporting.curves import draw_reliability
 
     texts, threshold = [item.input_ids for item in items], verifier.threshold
@@ -261,7 +281,6 @@ def load_verifier(path: str, runtime: Runtime, mirror: str | None = None) -> Ans
     from modern_llm.evaluation.metrics.calibration import Calibration
     from modern_llm.evaluation.verifier import AnswerVerifier
     from modern_llm.experiment.loading import load_model
-    from modern_llm.experiment.training import tell_model
 
     facts = _facts(path)
     choice = ModelFromRun(str(Path(path).expanduser().resolve() / facts["checkpoint"]))

@@ -63,11 +63,20 @@ class VerifierEval:
 
     def run(self, folder: RunFolder) -> dict[str, float]:
         """Read, judge, choose and report. Returns the final metrics."""
+        from modern_llm.data.rows import content_fingerprint
         from modern_llm.data.solutions.read import read_solutions
         from modern_llm.experiment.contract import say
-        from modern_llm.experiment.training import report, tell_skipped
+        from modern_llm.experiment.record import Measured, conclude, evaluated_on
+        from modern_llm.experiment.training import tell_skipped
         from modern_llm.pretrained.loading import weights_fingerprint
-        from modern_llm.tasks.verifier import described, how_measured, known_problems, load_verifier, measure_answers
+        from modern_llm.tasks.verifier import (
+            described,
+            how_measured,
+            judged,
+            known_problems,
+            load_verifier,
+            measure_answers,
+        )
         from modern_llm.training.runtime import Runtime
 
         runtime, mirror, rows = Runtime(self.hardware), self.paths.mirror, self.hardware.eval_rows
@@ -90,7 +99,6 @@ class VerifierEval:
             "evaluation": described(part),
             "left_out_because_the_verifier_knows_them": part.known,
             **how_measured(verifier),
-            "data_fingerprint": part.fingerprint,
         }
         metrics |= {"problems": float(len(part.problems)), "answers": float(len(items))}
         headline = [*HEADLINE]
@@ -102,8 +110,12 @@ class VerifierEval:
             protocol |= {"best_of_n": {"run": self.best_of_n, **samples.facts()}}
             headline += [*_CHOICES, f"pass_at_{samples.n}"]
         metrics["peak_memory_gb"] = runtime.peak_memory_gb()
-        report(self, folder, runtime, metrics, headline, protocol, None, **more)
-        return metrics
+        on = {"": evaluated_on(judged(part), len(items))}
+        if samples is not None:
+            chosen_among = evaluated_on(content_fingerprint([p.question for p in samples.problems]), samples.n)
+            on |= dict.fromkeys(chosen.metrics, chosen_among)
+        measured = Measured(metrics, headline, on, protocol, more)
+        return conclude(folder, runtime, self.objective_metric, measured)
 
 
 @dataclass(frozen=True)

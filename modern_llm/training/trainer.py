@@ -38,6 +38,9 @@ class DataStream(Protocol):
 
     def load_state_dict(self, state: dict[str, Any]) -> None: ...
 
+    def facts(self) -> dict[str, float]:
+        """What to tell of it at the end, such as how often it went over its data."""
+
 
 class Evaluator(Protocol):
     """Measures a model in the middle of training.

@@ -97,7 +97,7 @@ READERS = {
     "HubText": "text",
     "PythonDocs": "text",
     "TextFiles": "text",
-    "SupervisedData": "prompting",
+    "LabelledData": "prompting",
     "InstructionData": "sft",
     "PreferenceData": "dpo",
     "SolutionData": "verifier",
@@ -110,11 +110,14 @@ def data_overrides(choice: str, folder: Path | None) -> list[str]:
     """A task that reads a choice of `task/data`, and what the choice leaves to be named."""
     node = composed("model=gpt2", "task=prompting", f"task/data={choice}").task.data
     task = READERS[node._target_.rpartition(".")[2]]
-    own = ["task.data.name=x", "task.data.prompt='{x}'", "task.data.target='{y}'", "task.data.scoring=numbers"]
+    own = ["task.data.prompt='{x}'", "task.data.target='{y}'", "task.data.metrics=[exact_match]"]
+    source = "_target_: modern_llm.data.rows.HubRows, name: x, config: null, evaluation_split: test, held_out: 9"
+    own.append(f"task.data.source={{{source}}}")
     if task == "text":
         return [f"task={task}", *([f"task.data.train=[{folder}/a.txt]"] if choice == "text_files" else [])]
     files = [f"task.data.source.train={folder}/a.txt"] if choice.endswith("_files") else []
-    return ["model=gpt2", f"task={task}", *files, *(own if choice == "labelled" else [])]
+    labels = ["task.data.labels=[a,b]"] if choice == "labelled_files" else []
+    return ["model=gpt2", f"task={task}", *files, *labels, *(own if choice == "labelled" else [])]
 
 
 @pytest.mark.parametrize(("group", "choice"), CHOICES)

@@ -8,13 +8,13 @@ import pytest
 from hydra import compose, initialize_config_dir
 
 from modern_llm.config.instantiate import build
-from modern_llm.data.labelled import SupervisedData
+from modern_llm.data.labelled import LabelledData
 from modern_llm.evaluation.metrics.numbers import reference_answer
 
 CONFIG = Path(__file__).resolve().parents[2] / "conf"
 
 
-def dataset(name: str) -> SupervisedData:
+def dataset(name: str) -> LabelledData:
     with initialize_config_dir(str(CONFIG), version_base="1.3"):
         return build(compose("config", overrides=["task=prompting", f"task/data={name}"]).task.data)
 
@@ -26,7 +26,7 @@ def test_every_part_reads(mirror: Path, name: str) -> None:
     selection = data.examples("selection", str(mirror))
     evaluation = data.examples("evaluation", str(mirror), limit=50)
     assert len(train.rows) == len(evaluation.rows) == 50
-    assert len(selection.rows) == data.held_out
+    assert len(selection.rows) == data.source.held_out
     assert not {e.index for e in train.rows} & {e.index for e in selection.rows}
     for example in (*train.rows, *evaluation.rows):
         assert data.prompt_of(example)
@@ -34,7 +34,7 @@ def test_every_part_reads(mirror: Path, name: str) -> None:
         assert example.target
         if data.labels:
             assert example.target == data.labels[example.label or 0]
-        if data.scoring == "numbers":
+        if "strict_match" in data.metrics:
             assert "<<" not in example.target
             assert reference_answer(example.target)
 

@@ -206,7 +206,7 @@ class TestProblems:
     @pytest.mark.parametrize(
         ("settings", "message"),
         [
-            ({"prompt": "Solve:"}, r"task\.problems\.prompt"),
+            ({"prompt": "Solve:"}, r"task\.data\.prompt"),
             ({"chat_prompt": "{x}"}, r"chat_prompt"),
             ({"stop": [""]}, "stop"),
         ],

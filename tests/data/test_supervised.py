@@ -6,13 +6,15 @@ import json
 from pathlib import Path
 from typing import Any, ClassVar
 
+import made
 import numpy as np
 import pytest
 import torch
 
 from modern_llm.data.batches import CompletionBatch, Encoded, LengthBatches, Seq2SeqBatch, by_length, slots
 from modern_llm.data.forms import ClassificationForm, CompletionForm, Seq2SeqForm
-from modern_llm.data.labelled import Example, SupervisedData
+from modern_llm.data.labelled import Example, LabelledData
+from modern_llm.data.rows import FileRows
 from modern_llm.data.shots import PromptWriter, draw_shots
 from modern_llm.data.text.tokenizers import ByteTokenizer, Tokenizer
 from modern_llm.models.fused_loss import IGNORE_INDEX
@@ -23,20 +25,13 @@ def tokenizer() -> Tokenizer:
     return ByteTokenizer().prepare(None, Path(), None)  # type: ignore[arg-type]
 
 
-def data(**changes: Any) -> SupervisedData:
-    given: dict[str, Any] = {
-        "name": "some/data",
-        "prompt": "Q: {question}\nA:",
-        "target": "{answer}",
-        "scoring": "numbers",
-        "held_out": 5,
-    }
-    return SupervisedData(**{**given, **changes})
+def data(**changes: Any) -> LabelledData:
+    given: dict[str, Any] = {"prompt": "Q: {question}\nA:", "target": "{answer}", "held_out": 5}
+    return made.labelled(**{**given, **changes})
 
 
-def labelled(**changes: Any) -> SupervisedData:
-    given = {"prompt": "{question} is", "target": "", "scoring": "classification", "labels": ["no", "yes"]}
-    return data(**{**given, **changes})
+def labelled(**changes: Any) -> LabelledData:
+    return data(**{"prompt": "{question} is", "target": "", "labels": ["no", "yes"], **changes})
 
 
 def write(mirror: Path, split: str, rows: list[dict[str, Any]]) -> str:
@@ -57,7 +52,9 @@ class TestReading:
         selection = {e.index for e in data().examples("selection", mirror).rows}
         assert len(selection) == 5
         assert not train & selection
-        assert train | selection == set(range(30))
+        evaluation = {e.index for e in data().examples("evaluation", mirror).rows}
+        assert not (train | selection) & evaluation
+        assert train | selection | evaluation == set(range(30))
         again = {e.index for e in data().examples("selection", mirror, seed=9).rows}
         assert again == selection, "another seed must be compared on the same examples"
 
@@ -80,6 +77,40 @@ class TestReading:
         assert [(e.fields["question"], e.target) for e in examples.rows] == [("a\nb c", "2")]
         assert examples.empty == 2
 
+    def test_a_line_ends_at_a_line_feed_alone(self, tmp_path: Path) -> None:
+        """U+2028, U+2029 and U+0085 stand inside JSON texts as they are."""
+        path = tmp_path / "mine.jsonl"
+        texts = ["a\u2028b", "c\u2029d", "e\u0085f", "g\u000bh"]
+        path.write_text("".join(json.dumps({"question": t, "answer": "x"}, ensure_ascii=False) + "\n" for t in texts))
+        found = data(source=FileRows(str(path), held_out=1)).examples("train", None).rows
+        assert {e.fields["question"] for e in found} < {t.replace("\u000b", "\x0b") for t in texts}
+
+    @pytest.mark.parametrize(("suffix", "delimiter"), [("csv", ","), ("tsv", "\t")])
+    def test_a_table_of_ones_own(self, tmp_path: Path, suffix: str, delimiter: str) -> None:
+        path = tmp_path / f"mine.{suffix}"
+        lines = [["question", "label"], ['"what, or', "yes"], ["b", "1"], ["c", "no"], ["d", " 0 "]]
+        quoted = [f'"{a.replace(chr(34), chr(34) * 2)}"{delimiter}{b}' for a, b in lines]
+        path.write_text("\ufeff" + "\n".join(quoted) + "\n", encoding="utf-8")
+        table = labelled(source=FileRows(str(path), str(path), held_out=1))
+        assert [(e.fields["question"], e.label) for e in table.examples("evaluation", None).rows] == [
+            ('"what, or', 1), ("b", 1), ("c", 0), ("d", 0),
+        ]  # fmt: skip
+
+    @pytest.mark.parametrize(
+        ("content", "message"),
+        [
+            ("question,label\na,b,c\n", "line 2: has another number of cells than the header"),
+            ("question,label\na\n", "line 2: has another number of cells than the header"),
+            ('question,label\n"a,1\n', "is no row of a table"),
+            (b"question,label\n\xff,1\n", "is no UTF-8 text"),
+        ],
+    )
+    def test_a_bad_table_is_named(self, tmp_path: Path, content: str | bytes, message: str) -> None:
+        path = tmp_path / "mine.csv"
+        path.write_bytes(content if isinstance(content, bytes) else content.encode())
+        with pytest.raises(ValueError, match=message):
+            labelled(source=FileRows(str(path), str(path), held_out=1)).examples("evaluation", None)
+
     def test_labels_as_words_or_numbers(self, tmp_path: Path) -> None:
         for yes, no in (("yes", "no"), (1, 0)):
             mirror = write(tmp_path, "test", [{"question": "a", "label": yes}, {"question": "b", "label": no}])
@@ -89,7 +120,7 @@ class TestReading:
         ("found", "changes", "message"),
         [
             ([{"question": "a", "reply": "b"}], {}, "no column 'answer'. It has question, reply"),
-            ([{"question": "", "answer": ""}], {}, "is empty"),
+            ([{"question": "", "answer": ""}], {}, "no row has both an input and an answer"),
             ([{"question": "a", "label": 7}], {"labelled": True}, "row 0: label=7 is none of the 2 labels"),
             ([{"question": "a", "label": -1}], {"labelled": True}, "choose a split with labels"),
         ],
@@ -103,7 +134,7 @@ class TestReading:
 
     def test_more_held_out_than_there_is(self, tmp_path: Path) -> None:
         mirror = write(tmp_path, "train", rows(5))
-        with pytest.raises(ValueError, match="held_out=5: the training split of some/data has only 5 rows"):
+        with pytest.raises(ValueError, match="held_out=5: leaves nothing of the 5 rows of some/data to train on"):
             data().examples("train", mirror)
 
     @pytest.mark.parametrize(
@@ -112,7 +143,7 @@ class TestReading:
             ({"prompt": "no column"}, "names no column"),
             ({"prompt": "{"}, "Double the braces"),
             ({"labels": ["one"]}, "two different words"),
-            ({"labels": ["a", "b"]}, "must be 'classification'"),
+            ({"metrics": []}, "names none"),
             ({"remove": "("}, "no regular expression"),
             ({"stop": [""]}, "empty text"),
             ({"max_new_tokens": 0}, "max_new_tokens=0"),
@@ -171,7 +202,7 @@ class TestForms:
         assert batch["labels"].tolist() == [1, 0]
 
     def test_sources_and_answers_of_an_encoder_decoder(self, tokenizer: Tokenizer) -> None:
-        form = Seq2SeqForm(data(source="ask {question}"), tokenizer, max_tokens=64, start_id=5)
+        form = Seq2SeqForm(data(encoder_text="ask {question}"), tokenizer, max_tokens=64, start_id=5)
         (item,) = form.encode([example("it", "so")])
         batch = Seq2SeqBatch(0, 5)([item])
         assert tokenizer.decode(item.input_ids) == "ask it"

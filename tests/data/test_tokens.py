@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 
-from modern_llm.data import cache as cache_module
+from modern_llm.data.text import tokens as cache_module
 from modern_llm.data.text.packing import PackedStream
 from modern_llm.data.text.sources import Split, TextFiles
 from modern_llm.data.text.tokenizers import BPETokenizer, ByteTokenizer, HubTokenizer, Tokenizer
@@ -110,6 +110,57 @@ def test_the_second_start_reads_no_text_and_changed_text_is_read(tmp_path: Path)
     changed = tokenise(source(tmp_path, TEXT + "more"), "train", tokenizer, tmp_path)
     assert changed.fingerprint != first.fingerprint
     assert len(changed.ids) == len(first.ids) + 4
+
+
+@pytest.mark.parametrize("damage", ["cut", "flipped", "emptied", "no counts"])
+def test_a_damaged_cache_is_made_anew_with_a_word(
+    damage: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    tokenizer, text = ByteTokenizer().prepare(source(tmp_path), tmp_path, None), source(tmp_path)
+    before = tokenise(text, "train", tokenizer, tmp_path / "cache")
+    ids, whole = np.array(before.ids), before.counts
+    (folder,) = (tmp_path / "cache" / "tokens").iterdir()
+    content = bytearray((folder / "ids.bin").read_bytes())
+    if damage == "cut":
+        (folder / "ids.bin").write_bytes(content[: len(content) // 2])
+    elif damage == "flipped":
+        content[301] ^= 4
+        (folder / "ids.bin").write_bytes(content)
+    elif damage == "emptied":
+        for file in folder.iterdir():
+            file.write_bytes(b"")
+    else:
+        (folder / "counts.json").unlink()
+    again = tokenise(text, "train", tokenizer, tmp_path / "cache")
+    assert np.array_equal(again.ids, ids)
+    assert again.counts == whole
+    assert "damaged" in capsys.readouterr().err
+    tokenise(text, "train", tokenizer, tmp_path / "cache")
+    assert "damaged" not in capsys.readouterr().err
+
+
+def test_a_half_written_tokenizer_is_trained_anew(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    choice = BPETokenizer(vocab_size=280)
+    fingerprint = choice.prepare(source(tmp_path), tmp_path / "cache", None).fingerprint
+    (folder,) = (tmp_path / "cache" / "tokenizers").iterdir()
+    file = folder / "tokenizer.json"
+    file.write_bytes(file.read_bytes()[:100])
+    assert choice.prepare(source(tmp_path), tmp_path / "cache", None).fingerprint == fingerprint
+    assert str(folder) in capsys.readouterr().err
+
+
+def test_what_a_killed_process_left_in_the_cache_goes(tmp_path: Path) -> None:
+    import os
+
+    folder = tmp_path / "cache" / "tokens"
+    (folder / "old.x.part").mkdir(parents=True)
+    (folder / "new.y.part").mkdir()
+    long_ago = (folder / "old.x.part").stat().st_mtime - 2 * 24 * 3600
+    os.utime(folder / "old.x.part", (long_ago, long_ago))
+    tokenizer = ByteTokenizer().prepare(source(tmp_path), tmp_path, None)
+    tokenise(source(tmp_path), "train", tokenizer, tmp_path / "cache")
+    assert not (folder / "old.x.part").exists()
+    assert (folder / "new.y.part").exists()  # another process may be at it
 
 
 def test_a_killed_tokenisation_leaves_no_half_cache(tmp_path: Path) -> None:

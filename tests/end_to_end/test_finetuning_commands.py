@@ -11,8 +11,6 @@ from pathlib import Path
 import pytest
 from commands import ROOT, final_weights, result, wait_for
 
-sys.path.insert(0, str(ROOT / "tests" / "pretrained"))
-
 
 @pytest.fixture(scope="module")
 def mirror(tmp_path_factory: pytest.TempPathFactory) -> Path:
@@ -52,7 +50,7 @@ def launch(folder: Path, mirror: Path, *words: str) -> tuple[int, str, str]:
 
 
 def test_a_killed_lora_run_resumes_exactly(tmp_path: Path, mirror: Path) -> None:
-    words = ["task=sst2", "model=gpt2", *QUICK, "task.data.held_out=8"]
+    words = ["task=sst2", "model=gpt2", *QUICK, "task.data.source.held_out=8"]
     words += ["trainer.max_steps=60", "trainer.save_every=5", "trainer.eval_every=30"]
     status, out, err = launch(tmp_path / "whole", mirror, *words)
     assert status == 0, err[-2000:]
@@ -71,7 +69,7 @@ def test_a_killed_lora_run_resumes_exactly(tmp_path: Path, mirror: Path) -> None
 
 
 def test_a_run_is_evaluated_again_and_merged(tmp_path: Path, mirror: Path) -> None:
-    words = ["task=gsm8k", "model=pretrained", "model.name=made/llama", *QUICK, "task.data.held_out=4"]
+    words = ["task=gsm8k", "model=pretrained", "model.name=made/llama", *QUICK, "task.data.source.held_out=4"]
     words += ["task.data.max_new_tokens=6"]
     status, _, err = launch(tmp_path / "run", mirror, *words, "trainer.max_steps=4")
     assert status == 0, err[-2000:]

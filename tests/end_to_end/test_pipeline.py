@@ -126,7 +126,6 @@ def listed(overrides: list[str]) -> str:
 
 @pytest.mark.slow
 def test_parts_of_a_pipeline_on_a_pretrained_model(tmp_path: Path) -> None:
-    sys.path.insert(0, str(ROOT / "tests" / "pretrained"))
     from made_models import make_mirror
 
     place = Place(tmp_path, make_mirror(tmp_path / "hub"))

@@ -2,14 +2,10 @@
 
 from __future__ import annotations
 
-import sys
-from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-
-sys.path.insert(0, str(Path(__file__).parents[1] / "pretrained"))
 from made_models import byte_tokenizer, make_model
 
 from modern_llm.evaluation.attention_maps import AttentionMaps, attention_maps, token_labels

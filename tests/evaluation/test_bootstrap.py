@@ -7,7 +7,7 @@ import math
 import numpy as np
 import pytest
 
-from modern_llm.evaluation import bootstrap
+from modern_llm.evaluation.metrics import bootstrap
 from modern_llm.evaluation.metrics.bootstrap import bootstrap_interval, estimate, mean
 
 

@@ -29,7 +29,7 @@ def classified(count: int = 60) -> list[dict[str, Any]]:
     scores, right = random.normal(size=(count, 3)), random.integers(0, 3, count).tolist()
     examples = [Example(i, {}, label, LABELS[label]) for i, label in enumerate(right)]
     inputs = ["word " * (1 + i % 17) for i in range(count)]
-    return [vars(p) for p in score_classes(LABELS, scores, examples, inputs, 0).predictions]
+    return [vars(p) for p in score_classes(["accuracy", "macro_f1"], LABELS, scores, examples, inputs, 0).predictions]
 
 
 def solved() -> list[dict[str, Any]]:
@@ -37,7 +37,10 @@ def solved() -> list[dict[str, Any]]:
     answers = [("It is 4.\n#### 4", True), ("I do not know", True), ("#### 5", True), ("2 and 2 and then", False)]
     examples = [Example(i, {}, None, "#### 4") for i in range(4)]
     written = [Continuation(text, ended) for text, ended in answers]
-    return [vars(p) for p in score_texts("numbers", written, examples, ["2 + 2?"] * 4, 0).predictions]
+    return [
+        vars(p)
+        for p in score_texts(["strict_match", "flexible_match"], written, examples, ["2 + 2?"] * 4, 0).predictions
+    ]
 
 
 @pytest.mark.parametrize(
@@ -97,7 +100,7 @@ def test_lengths_of_few_kinds_make_few_groups(inputs: list[str]) -> None:
 
 
 def test_a_page_tells_it_and_no_answer_acts(tmp_path: Path) -> None:
-    config = {"name": "x", "task": {"dataset": {"scoring": "classification"}}}
+    config = {"name": "x", "task": {"data": {"metrics": ["accuracy"]}}}
     run = write_run(tmp_path / "run", config, result={"metrics": {}})
     rows = classified()
     rows[0] |= {"input": "<script>alert(1)</script>\x1b", "score": 0.0, "badness": 2.0}

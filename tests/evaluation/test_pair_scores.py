@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from modern_llm.data.preferences.read import EncodedPair
-from modern_llm.evaluation import preferences
+from modern_llm.evaluation import pairs as preferences
 from modern_llm.evaluation.pairs import pair_log_probs, score_pairs, with_reference
 from modern_llm.models.config import ModernLLMConfig
 from modern_llm.models.transformer import ModernDecoderLM

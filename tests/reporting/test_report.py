@@ -170,7 +170,7 @@ def test_mixed_tasks_keep_every_metric_to_the_last_digit(tmp_path: Path) -> None
     assert rows["sst"]["accuracy"] == "0.9123 | 0.8923 to 0.9323"
     assert rows["lm"]["accuracy"] == ""
     assert "accuracy_low" not in rows["lm"]
-    assert rows["lm"]["task"] == "LanguageModeling"
+    assert rows["lm"]["task"] == "Pretraining"
     assert ("sst", "accuracy") in page.marks["best"]
     assert ("pt", "accuracy") not in page.marks["best"]
     assert all(head != "validation_loss" for _, head in page.marks["best"])  # nothing to choose from
@@ -184,6 +184,19 @@ def test_the_best_is_looked_for_among_runs_on_the_same_data_alone(tmp_path: Path
     assert {run for run, head in page.marks["best"] if head == "validation_loss"} == {"b", "c"}
     assert "2 different data sets" in page.text
     assert "best validation_loss" not in page.text
+
+
+def test_the_best_is_told_by_what_was_scored_and_not_by_what_it_is_called(tmp_path: Path) -> None:
+    """Two runs of one data set, of which another left questions out: the record says on what each was measured."""
+    on = {"all": ("x", 40), "again": ("x", 40), "fewer": ("x", 30), "other": ("y", 40)}
+    for number, (name, (data, examples)) in enumerate(on.items()):
+        result = classification(0.5 + number / 10)
+        result["evaluated_on"] = {"": {"data": data, "examples": examples, "tokenizer": ""}}
+        settings = composed("task=prompting", "model=gpt2", f"task.num_shots={number}")
+        write_run(tmp_path / "runs" / name, settings, result=result)
+    page = reported(tmp_path / "out", f"{tmp_path}/runs")
+    assert {run for run, head in page.marks["best"] if head == "accuracy"} == {"again"}
+    assert "3 different data sets" in page.text
 
 
 def test_perplexity_per_token_is_not_compared_over_tokenizers(tmp_path: Path) -> None:

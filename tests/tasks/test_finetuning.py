@@ -11,12 +11,13 @@ from typing import Any
 
 import pytest
 import torch
+from made import labelled
 from safetensors.torch import load_file
 
 from modern_llm.config.instantiate import build
 from modern_llm.data.batches import CompletionBatch, LengthBatches
 from modern_llm.data.forms import CompletionForm
-from modern_llm.data.labelled import Example, SupervisedData
+from modern_llm.data.labelled import Example, LabelledData
 from modern_llm.evaluation.answering import write_answers
 from modern_llm.experiment.contract import Paths, RunFolder
 from modern_llm.objectives.language_modeling import LanguageModeling
@@ -32,17 +33,17 @@ from modern_llm.training.settings import Hardware, TrainerSettings
 
 Load = Callable[..., LoadedModel]
 HARDWARE = Hardware(device="cpu", precision="fp32", eval_batch_size=4)
-SST2 = SupervisedData(
-    name="stanfordnlp/sst2", text="{sentence}", prompt="{sentence}. It is", scoring="classification",
+SST2 = labelled(
+    name="stanfordnlp/sst2", text="{sentence}", prompt="{sentence}. It is",
     labels=["negative", "positive"], evaluation_split="validation", held_out=8,
 )  # fmt: skip
-GSM8K = SupervisedData(
-    name="openai/gsm8k", config="main", prompt="Question: {question}\nAnswer:", target="{answer}", scoring="numbers",
+GSM8K = labelled(
+    name="openai/gsm8k", config="main", prompt="Question: {question}\nAnswer:", target="{answer}",
     remove="<<[^>]*>>", stop=["\nQuestion:"], max_new_tokens=8, held_out=4,
 )  # fmt: skip
-SAMSUM = SupervisedData(
-    name="knkarthick/samsum", prompt="{dialogue}\nSummary:", source="summarize: {dialogue}", target="{summary}",
-    scoring="summaries", max_new_tokens=8, held_out=4,
+SAMSUM = labelled(
+    name="knkarthick/samsum", prompt="{dialogue}\nSummary:", encoder_text="summarize: {dialogue}", target="{summary}",
+    metrics=["rouge1", "rouge2", "rougeL", "rougeLsum"], max_new_tokens=8, held_out=4,
 )  # fmt: skip
 LORA = LoRA(rank=4, alpha=8, dropout=0.1)
 
@@ -52,9 +53,10 @@ def trainer(steps: int, **changes: Any) -> TrainerSettings:
     return TrainerSettings(**{**given, "log_every": 1, "eval_every": 2, **changes})
 
 
-def task(hub: Path, name: str, data: SupervisedData, steps: int = 4, lora: Any = LORA, **changes: Any) -> Finetuning:
+def task(hub: Path, name: str, data: LabelledData, steps: int = 4, lora: Any = LORA, **changes: Any) -> Finetuning:
     given: dict[str, Any] = {"max_tokens": 64, "paths": Paths(mirror=str(hub))}
-    return Finetuning(PretrainedModel(name, lora), trainer(steps), HARDWARE, data, **{**given, **changes})
+    given |= {"model": PretrainedModel(name, lora), "trainer": trainer(steps), "hardware": HARDWARE, "data": data}
+    return Finetuning(**{**given, **changes})
 
 
 def run(made: Any, folder: Path) -> dict[str, float]:
@@ -187,7 +189,7 @@ def test_activation_checkpointing_changes_nothing(load: Load, kind: str) -> None
 def test_a_finetuned_gpt2_stops_by_itself(load: Load) -> None:
     """Padding and end of text share an id, and the end is learned all the same."""
     loaded = load("gpt2")
-    data = SupervisedData(name="x", prompt="{q}=", target="{a}", scoring="numbers")
+    data = labelled(name="x", prompt="{q}=", target="{a}")
     rows = [
         Example(i, {"q": q, "a": a}, None, a) for i, (q, a) in enumerate([("a", "xy"), ("bb", "z"), ("ccc", "u v")])
     ]
@@ -218,7 +220,7 @@ class TestRuns:
         [("openai-community/gpt2", SST2), ("google-t5/t5-small", SAMSUM), ("made/llama", GSM8K),
          ("google-t5/t5-small", SST2)],
     )  # fmt: skip
-    def test_a_run_leaves_its_record(self, hub: Path, tmp_path: Path, name: str, data: SupervisedData) -> None:
+    def test_a_run_leaves_its_record(self, hub: Path, tmp_path: Path, name: str, data: LabelledData) -> None:
         made = task(hub, name, data)
         metrics = run(made, tmp_path)
         assert made.objective_metric in metrics
@@ -228,7 +230,7 @@ class TestRuns:
         assert result["metrics"] == metrics
         predictions = [json.loads(line) for line in (tmp_path / "predictions.jsonl").read_text().splitlines()]
         errors = [json.loads(line) for line in (tmp_path / "errors.jsonl").read_text().splitlines()]
-        assert len(predictions) == result["protocol"]["evaluation_examples"]
+        assert len(predictions) == result["evaluated_on"][""]["examples"]
         assert len(errors) == sum(p["score"] < 1 for p in predictions)
         assert 0 <= metrics["padding_share"] < 0.5
         assert (tmp_path / "report.html").stat().st_size > 1000
@@ -253,7 +255,7 @@ class TestRuns:
         assert losses[0] == losses[1]
 
     @pytest.mark.parametrize("data", [SST2, GSM8K], ids=["head", "text"])
-    def test_micro_batches_change_nothing(self, hub: Path, tmp_path: Path, data: SupervisedData) -> None:
+    def test_micro_batches_change_nothing(self, hub: Path, tmp_path: Path, data: LabelledData) -> None:
         losses = []
         for size in (None, 1, 3):
             made = task(hub, "made/llama", data, steps=3, lora=replace(LORA, dropout=0.0))
@@ -284,9 +286,7 @@ class TestRuns:
             assert row["detail"].endswith(f"{chance:.3f}")
 
     @pytest.mark.parametrize("data", [SST2, GSM8K], ids=["head", "text"])
-    def test_a_run_is_measured_again_merged_and_trained_on(
-        self, hub: Path, tmp_path: Path, data: SupervisedData
-    ) -> None:
+    def test_a_run_is_measured_again_merged_and_trained_on(self, hub: Path, tmp_path: Path, data: LabelledData) -> None:
         first = run(task(hub, "made/llama", data), tmp_path / "first")
         again = task(hub, "made/llama", data, train=False)
         again = replace(again, model=ModelFromRun(str(tmp_path / "first")))
@@ -328,12 +328,6 @@ class TestRuns:
 
 
 class TestRefusals:
-    def test_a_model_that_nobody_has_trained(self) -> None:
-        from modern_llm.models.config import ModernLLMConfig
-
-        with pytest.raises(ValueError, match=r"needs a trained model.*model=gpt2.*from_run"):
-            Finetuning(ModernLLMConfig(), trainer(2), HARDWARE, SST2)
-
     def test_a_classification_head_for_t5(self, hub: Path, tmp_path: Path) -> None:
         with pytest.raises(ValueError, match="label_words"):
             run(task(hub, "google-t5/t5-small", SST2, form="classification"), tmp_path)
@@ -360,6 +354,7 @@ class TestRefusals:
         model.save_pretrained(other)
         byte_tokenizer().save(other)
         made = replace(task(hub, "x", SST2, train=False), model=ModelFromRun(str(tmp_path / "first")))
+        shutil.copytree(hub / "datasets", tmp_path / "hub" / "datasets")
         with pytest.raises(ValueError, match="trained on another made/llama than the one that is found now"):
             run(replace(made, paths=Paths(mirror=str(tmp_path / "hub"))), tmp_path / "second")
 

@@ -10,8 +10,9 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from made import labelled
 
-from modern_llm.data.labelled import SupervisedData
+from modern_llm.data.labelled import LabelledData
 from modern_llm.experiment.contract import Paths, RunFolder
 from modern_llm.pretrained.loading import load_hugging_face
 from modern_llm.pretrained.settings import PretrainedModel
@@ -19,17 +20,17 @@ from modern_llm.tasks.prompting import Prompting
 from modern_llm.training.settings import Hardware
 
 HARDWARE = Hardware(device="cpu", precision="fp32", eval_batch_size=5)
-SST2 = SupervisedData(
-    name="stanfordnlp/sst2", prompt="{sentence}. It is", source="sst2: {sentence}", scoring="classification",
+SST2 = labelled(
+    name="stanfordnlp/sst2", prompt="{sentence}. It is", encoder_text="sst2: {sentence}",
     labels=["bad", "good"], evaluation_split="validation", held_out=8,
 )  # fmt: skip
-GSM8K = SupervisedData(
-    name="openai/gsm8k", config="main", prompt="Question: {question}\nAnswer:", target="{answer}", scoring="numbers",
+GSM8K = labelled(
+    name="openai/gsm8k", config="main", prompt="Question: {question}\nAnswer:", target="{answer}",
     remove="<<[^>]*>>", stop=["\nQuestion:"], max_new_tokens=8, held_out=4,
 )  # fmt: skip
 
 
-def ask(hub: Path, folder: Path, name: str, data: SupervisedData, **settings: Any) -> tuple[dict[str, float], Any]:
+def ask(hub: Path, folder: Path, name: str, data: LabelledData, **settings: Any) -> tuple[dict[str, float], Any]:
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "config.yaml").write_text("{}")
     task = Prompting(PretrainedModel(name), HARDWARE, data, Paths(mirror=str(hub)), **settings)

@@ -21,13 +21,13 @@ from modern_llm.data.instructions.read import ConversationBatch
 from modern_llm.data.instructions.settings import InstructionData
 from modern_llm.data.text.tokenizers import Tokenizer
 from modern_llm.experiment.contract import Paths, RunFolder
-from modern_llm.models.config import ModernLLMConfig
+from modern_llm.experiment.samples import Samples
 from modern_llm.objectives.language_modeling import LanguageModeling
 from modern_llm.pretrained.loading import LoadedModel
 from modern_llm.pretrained.settings import FullFinetuning, LoRA, ModelFromRun, PretrainedModel
-from modern_llm.tasks.pretraining import Samples
 from modern_llm.tasks.sft import SFT
 from modern_llm.training.optimizers import AdamW
+from modern_llm.training.runtime import Runtime
 from modern_llm.training.settings import Hardware, TrainerSettings
 
 HARDWARE = Hardware(device="cpu", precision="fp32", eval_batch_size=4)
@@ -49,7 +49,8 @@ def task(hub: Path, name: str, steps: int = 4, lora: Any = LORA, **changes: Any)
     trainer = TrainerSettings(max_steps=steps, batch_size=2, optimizer=AdamW(lr=3e-3, weight_decay=0.0), log_every=1,
                               eval_every=2, keep_checkpoints=9)  # fmt: skip
     given: dict[str, Any] = {"max_tokens": 160, "paths": Paths(mirror=str(hub)), "samples": Samples(["Hi?"], 4)}
-    return SFT(PretrainedModel(name, lora), trainer, HARDWARE, DATA, **{**given, **changes})
+    given |= {"model": PretrainedModel(name, lora), "trainer": trainer, "hardware": HARDWARE, "data": DATA}
+    return SFT(**{**given, **changes})
 
 
 def run(made: Any, folder: Path) -> dict[str, float]:
@@ -123,13 +124,16 @@ class TestRuns:
         assert run(further, tmp_path / "further")["train_loss"] < metrics["train_loss"]
 
     def test_the_template_goes_with_the_model(self, hub: Path, tmp_path: Path) -> None:
-        from modern_llm.experiment.training import prepare_chat_model
+        from modern_llm.experiment.loading import load_chat_model
 
         run(task(hub, "openai-community/gpt2", 2), tmp_path / "first")
         for folder in ("adapter", "checkpoints/step_00000002/tokenizer"):
             assert Tokenizer.load(tmp_path / "first" / folder).chat_template == DEFAULT_TEMPLATE
         again = replace(task(hub, "x"), model=ModelFromRun(str(tmp_path / "first")))
-        assert prepare_chat_model(again, train=False)[1].tokenizer.chat_template == DEFAULT_TEMPLATE
+        assert (
+            load_chat_model(again.model, Runtime(HARDWARE), str(hub), train=False).tokenizer.chat_template
+            == DEFAULT_TEMPLATE
+        )
 
     def test_a_decoder_of_our_own(self, tmp_path: Path) -> None:
         base = trained_from_scratch(tmp_path / "base", byte_tokenizer())
@@ -147,16 +151,12 @@ class TestRuns:
 
 
 class TestRefusals:
-    def test_a_model_that_nobody_has_trained(self) -> None:
-        with pytest.raises(ValueError, match="needs a trained model"):
-            SFT(ModernLLMConfig(), TrainerSettings(), HARDWARE, DATA)  # type: ignore[arg-type]
-
     def test_an_encoder_decoder(self, hub: Path, tmp_path: Path) -> None:
         with pytest.raises(ValueError, match="holds no conversation"):
             run(task(hub, "google-t5/t5-small"), tmp_path)
 
     def test_a_base_with_another_tokenizer_than_the_adapters(self, hub: Path, tmp_path: Path) -> None:
-        from modern_llm.experiment.training import prepare_chat_model
+        from modern_llm.experiment.loading import load_chat_model
 
         copied = tmp_path / "hub"
         shutil.copytree(hub / "models" / "made", copied / "models" / "made")
@@ -168,7 +168,7 @@ class TestRefusals:
         path.write_text(json.dumps(text))
         again = replace(task(copied, "x"), model=ModelFromRun(str(tmp_path / "first")))
         with pytest.raises(ValueError, match="was trained with another tokenizer"):
-            prepare_chat_model(again, train=False)
+            load_chat_model(again.model, Runtime(HARDWARE), str(copied), train=False)
 
     @pytest.mark.parametrize(
         ("changes", "message"),

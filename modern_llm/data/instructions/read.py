@@ -23,12 +23,14 @@ class Instructions(NamedTuple):
         skipped: reason -> how many were left out.
         split: where they are from.
         fingerprint: of rows, template and tokenizer.
+        content: fingerprint of the rows that are left, whatever the model.
     """
 
     items: list[EncodedConversation]
     skipped: dict[str, int]
     split: str
     fingerprint: str
+    content: str
 
 
 def conversation_of(data: InstructionData, row: Row, index: int) -> list[Message]:
@@ -91,7 +93,8 @@ def read_instructions(
             f"({dict(skipped)}). Raise task.max_tokens, or check task.data."
         )
     settings = [rows.fingerprint, repr(data), writer.template, writer.tokenizer.fingerprint, max_tokens]
-    return Instructions(items, dict(skipped), rows.split, content_fingerprint(settings))
+    content = content_fingerprint([rows.fingerprint, [item.index for item in items]])
+    return Instructions(items, dict(skipped), rows.split, content_fingerprint(settings), content)
 
 
 class ConversationBatch:

@@ -57,12 +57,14 @@ class Preferences(NamedTuple):
         skipped: reason -> how many were left out.
         split: where they are from.
         fingerprint: of rows, template and tokenizer.
+        content: fingerprint of the rows that are left, whatever the model.
     """
 
     pairs: list[EncodedPair]
     skipped: dict[str, int]
     split: str
     fingerprint: str
+    content: str
 
 
 def dialogue_turns(text: str) -> list[Message]:
@@ -155,7 +157,8 @@ def read_preferences(
             f"({dict(skipped)}). Raise task.max_tokens, or check task.data."
         )
     settings = [rows.fingerprint, repr(data), writer.template, writer.tokenizer.fingerprint, max_tokens]
-    return Preferences(pairs, dict(skipped), rows.split, content_fingerprint(settings))
+    content = content_fingerprint([rows.fingerprint, [item.index for item in pairs]])
+    return Preferences(pairs, dict(skipped), rows.split, content_fingerprint(settings), content)
 
 
 class PairBatch:

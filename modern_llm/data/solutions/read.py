@@ -9,6 +9,7 @@ from typing import NamedTuple
 
 from modern_llm.data.batches import Encoded
 from modern_llm.data.rows import (
+    PARTS,
     Part,
     Row,
     Rows,
@@ -23,7 +24,6 @@ from modern_llm.data.text.sources import Split
 from modern_llm.data.text.tokenizers import Tokenizer
 
 LABELS = ["wrong", "right"]
-PARTS: tuple[Part, ...] = ("train", "selection", "evaluation")
 
 
 @dataclass(frozen=True, slots=True)

@@ -54,6 +54,10 @@ class PackedStream:
         offset = int(random.integers(self.seq_len)) if targets >= 2 * self.seq_len else 0
         return offset + random.permutation((targets - offset) // self.seq_len) * self.seq_len
 
+    def facts(self) -> dict[str, float]:
+        """Passes over the corpus so far."""
+        return {"epochs": self.epoch + self.position / len(self._starts)}
+
     def __iter__(self) -> PackedStream:
         return self
 

@@ -15,7 +15,7 @@ import sys
 import sysconfig
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from functools import lru_cache
+from functools import cache, lru_cache
 from pathlib import Path
 from typing import Literal, Protocol
 
@@ -165,6 +165,13 @@ class HubText:
 _PIECE_BYTES = 2**22  # a longer file is read as several documents, so that memory stays flat
 
 
+@cache
+def _content(path: Path, size: int, modified: int) -> bytes:
+    """Hash of a file, taken once in a process while the file stays as it is."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").digest()
+
+
 @dataclass(frozen=True)
 class TextFiles:
     """Any text files of the user's own, in UTF-8.
@@ -220,8 +227,8 @@ class TextFiles:
     def fingerprint(self, split: Split, mirror: str | None) -> str:
         digest = hashlib.sha256()
         for path in self._files(split):
-            with path.open("rb") as file:
-                digest.update(hashlib.file_digest(file, "sha256").digest())
+            status = path.stat()
+            digest.update(_content(path, status.st_size, status.st_mtime_ns))
         settings = [split, bool(self.validation), self.validation_percent, self.document_separator]
         return f"text {digest.hexdigest()} {json.dumps(settings)}"
 

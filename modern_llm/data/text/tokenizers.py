@@ -8,13 +8,13 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 from modern_llm.checks import require
+from modern_llm.data.kept import kept
 from modern_llm.data.text.sources import Source
 
 if TYPE_CHECKING:
@@ -223,17 +223,7 @@ class BPETokenizer:
     def prepare(self, source: Source, cache: Path, mirror: str | None) -> Tokenizer:
         key = f"bpe {self} {source.fingerprint('train', mirror)}"
         folder = cache / "tokenizers" / hashlib.sha256(key.encode()).hexdigest()[:24]
-        if not (folder / "tokenizer_config.json").is_file():
-            trained = self._train(source, mirror)
-            aside = folder.with_name(f"{folder.name}.{os.getpid()}")
-            trained.save(aside)
-            try:
-                aside.rename(folder)
-            except OSError:  # another process was faster; its tokenizer is the same
-                for file in aside.iterdir():
-                    file.unlink()
-                aside.rmdir()
-        return Tokenizer.load(folder)
+        return Tokenizer.load(kept(folder, lambda aside: self._train(source, mirror).save(aside)))
 
     def _train(self, source: Source, mirror: str | None) -> Tokenizer:
         from tokenizers import models, pre_tokenizers, trainers

@@ -4,17 +4,18 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import numpy as np
 
+from modern_llm.data.kept import kept
 from modern_llm.data.text.sources import Source, Split
 from modern_llm.data.text.tokenizers import Tokenizer
 
-_FORMAT = 1  # raise when the layout below changes: older caches are then made anew
+_FORMAT = 2  # raise when the layout below changes: older caches are then made anew
+_IDS, _COUNTS = "ids.bin", "counts.json"
 _BATCH_BYTES = 2**23  # text that is tokenised at a time
 
 
@@ -77,7 +78,7 @@ def tokenise(
     Args:
         source, split: the text.
         tokenizer: what makes ids of it.
-        cache: folder of caches; the file's name is a hash of content and tokenizer.
+        cache: folder of caches; the name in it is a hash of content and tokenizer.
         mirror: root of the local mirror of the hub, or None.
         report: told how far a new cache has come.
 
@@ -86,24 +87,17 @@ def tokenise(
     """
     key = json.dumps([_FORMAT, source.fingerprint(split, mirror), source.newlines_are_words, tokenizer.fingerprint])
     fingerprint = hashlib.sha256(key.encode()).hexdigest()
-    ids_path = cache / "tokens" / f"{fingerprint[:24]}.bin"
-    facts_path = ids_path.with_suffix(".json")
     dtype = np.dtype("<u2" if tokenizer.vocab_size <= 2**16 else "<u4")
-    if not facts_path.is_file():
-        ids_path.parent.mkdir(parents=True, exist_ok=True)
-        aside = ids_path.with_suffix(f".{os.getpid()}.part")
-        try:
-            counts = _write_ids(source, split, tokenizer, mirror, dtype, aside, report)
-            if counts.tokens == 0:
-                raise ValueError(f"the {split} split has no text. Check the source {source!r}.")
-            aside.replace(ids_path)
-        finally:
-            aside.unlink(missing_ok=True)
-        # The facts come last: where they are, the ids are whole.
-        aside.write_text(json.dumps(asdict(counts)))
-        aside.replace(facts_path)
-    counts = CorpusCounts(**json.loads(facts_path.read_text()))
-    return TokenCorpus(np.memmap(ids_path, dtype=dtype, mode="r"), tokenizer.eos_id, counts, fingerprint)
+
+    def make(folder: Path) -> None:
+        counts = _write_ids(source, split, tokenizer, mirror, dtype, folder / _IDS, report)
+        if counts.tokens == 0:
+            raise ValueError(f"the {split} split has no text. Check the source {source!r}.")
+        (folder / _COUNTS).write_text(json.dumps(asdict(counts)))
+
+    folder = kept(cache / "tokens" / fingerprint[:24], make)
+    counts = CorpusCounts(**json.loads((folder / _COUNTS).read_text()))
+    return TokenCorpus(np.memmap(folder / _IDS, dtype=dtype, mode="r"), tokenizer.eos_id, counts, fingerprint)
 
 
 def _write_ids(

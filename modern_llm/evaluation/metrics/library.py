@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Sequence
+from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,14 @@ import evaluate
 import numpy as np
 
 from modern_llm.evaluation.metrics.bootstrap import bootstrap_interval, estimate, mean
+from modern_llm.evaluation.metrics.numbers import (
+    failure_kind,
+    flexible_answer,
+    reference_answer,
+    same_number,
+    strict_answer,
+)
+from modern_llm.evaluation.metrics.registry import METRICS
 
 
 class ExampleMetric(evaluate.Metric):
@@ -26,6 +35,11 @@ class ExampleMetric(evaluate.Metric):
     """
 
     example_type: str  # as Arrow names it: "int64" or "string"
+
+    @classmethod
+    def over(cls, labels: Sequence[str]) -> ExampleMetric:
+        """The metric for answers with these label words; free text has none."""
+        return cls()
 
     def __init__(self) -> None:
         super().__init__(keep_in_memory=True)
@@ -45,6 +59,20 @@ class ExampleMetric(evaluate.Metric):
     def statistic(self, outcomes: np.ndarray, counts: np.ndarray) -> np.ndarray:
         """(K, ...) distinct outcomes, (R, K) counts -> (R,) the figure of each of R samples."""
         return mean(outcomes, counts)
+
+    def quality(self, predictions: Sequence[Any], references: Sequence[Any]) -> np.ndarray:
+        """(N,) how good each answer is, in [0, 1], by which errors are ordered: the first score unless overridden."""
+        return next(iter(self.per_example(predictions, references).values()))
+
+    def fault(self, prediction: Any, reference: Any, quality: float, ended: bool) -> tuple[float, str]:
+        """How bad an answer is, in [0, 1], and why, in a word or a number.
+
+        Args:
+            prediction, reference: the answer, and the right one.
+            quality: of `quality`.
+            ended: whether the answer ended by itself.
+        """
+        return 1 - quality, "" if quality in (0, 1) else f"{quality:.3f}"
 
     def add_batch(self, *, predictions: Sequence[Any], references: Sequence[Any]) -> None:
         """Add examples; raises as `per_example` does."""
@@ -120,6 +148,10 @@ class MacroF1(ExampleMetric):
         super().__init__()
         self.labels = None if labels is None else np.unique(_labels("labels", labels))
 
+    @classmethod
+    def over(cls, labels: Sequence[str]) -> ExampleMetric:
+        return cls(range(len(labels)))
+
     def per_example(self, predictions: Sequence[int], references: Sequence[int]) -> dict[str, np.ndarray]:
         """`correct`, (N,): macro-F1 is no mean over examples, so theirs is whether the label is right."""
         predicted, actual = self._checked(predictions, references)
@@ -142,7 +174,7 @@ class ExactMatch(ExampleMetric):
 
     Args:
         equal: compares prediction and reference. None: character by character, but for white space around them.
-            `answers.same_number` compares GSM8K's answers.
+            `numbers.same_number` compares GSM8K's answers.
     """
 
     example_type = "string"
@@ -154,6 +186,59 @@ class ExactMatch(ExampleMetric):
     def per_example(self, predictions: Sequence[str], references: Sequence[str]) -> dict[str, np.ndarray]:
         pairs = zip(*self._checked(predictions, references), strict=True)
         return {"exact_match": np.array([self.equal(p, r) for p, r in pairs], dtype=float)}
+
+
+class NumberMatch(ExampleMetric):
+    """Fraction of answers whose number is that of the reference, as GSM8K compares them; a base for ways of reading.
+
+    Attributes:
+        figure: name of the figure.
+    """
+
+    example_type = "string"
+    figure: str
+
+    def read(self, text: str) -> str | None:
+        """The number of an answer, or None."""
+        raise NotImplementedError
+
+    def per_example(self, predictions: Sequence[str], references: Sequence[str]) -> dict[str, np.ndarray]:
+        pairs = zip(*self._checked(predictions, references), strict=True)
+        right = [same_number(self.read(p) or "", reference_answer(r)) for p, r in pairs]
+        return {self.figure: np.array(right, dtype=float)}
+
+    def quality(self, predictions: Sequence[str], references: Sequence[str]) -> np.ndarray:
+        """1 where the last number is right, whichever way is counted."""
+        pairs = zip(*self._checked(predictions, references), strict=True)
+        return np.array([same_number(flexible_answer(p), reference_answer(r)) for p, r in pairs], dtype=float)
+
+    def fault(self, prediction: Any, reference: Any, quality: float, ended: bool) -> tuple[float, str]:
+        """How far off the number is, and the kind of failure."""
+        right = reference_answer(reference)
+        kind = failure_kind(prediction, right, hit_length_limit=not ended)
+        found = flexible_answer(prediction)
+        if found is None:
+            return 1.0, kind or ""
+        off, size = abs(Decimal(found) - Decimal(right)), abs(Decimal(right)) + 1
+        return float(off / (off + size)), kind or ""
+
+
+class StrictMatch(NumberMatch):
+    """`strict_match`: the number behind `####` counts."""
+
+    figure = "strict_match"
+
+    def read(self, text: str) -> str | None:
+        return strict_answer(text)
+
+
+class FlexibleMatch(NumberMatch):
+    """`flexible_match`: the last number counts."""
+
+    figure = "flexible_match"
+
+    def read(self, text: str) -> str | None:
+        return flexible_answer(text)
 
 
 class Rouge(ExampleMetric):
@@ -177,6 +262,13 @@ class Rouge(ExampleMetric):
         pairs = zip(*self._checked(predictions, references), strict=True)
         scores = [self.scorer.score(target=_lines(r), prediction=_lines(p)) for p, r in pairs]
         return {name: np.array([score[name].fmeasure for score in scores], dtype=float) for name in self.names}
+
+    def quality(self, predictions: Sequence[str], references: Sequence[str]) -> np.ndarray:
+        """ROUGE-L."""
+        return self.per_example(predictions, references)["rougeL"]
+
+    def fault(self, prediction: Any, reference: Any, quality: float, ended: bool) -> tuple[float, str]:
+        return 1 - quality, f"ROUGE-L {quality:.3f}"
 
 
 def measure(
@@ -206,6 +298,12 @@ def measure(
         )
         measured |= {name: estimate(outcomes, metric.statistic), f"{name}_low": low, f"{name}_high": high}
     return measured
+
+
+def scorers(names: Sequence[str], labels: Sequence[str] = ()) -> list[ExampleMetric]:
+    """What scores these metrics of the registry, each once however many figures it gives; the first one's first."""
+    classes = dict.fromkeys(METRICS[name].scorer for name in names)
+    return [globals()[name].over(labels) for name in classes]
 
 
 _NO_EXAMPLES = "there are no examples to score. Give at least one prediction and its reference, or use a larger split."

@@ -8,9 +8,10 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
+from modern_llm.evaluation.metrics.registry import direction, per_token
 from modern_llm.reporting.comparison.differences import ABSENT, Differences, differences, setting_text
 from modern_llm.reporting.comparison.intervals import Mean
-from modern_llm.reporting.metric_names import direction, headline, is_bound, per_token
+from modern_llm.reporting.metric_names import headline, is_bound
 from modern_llm.reporting.pages.run import environment
 from modern_llm.reporting.record import RunRecord
 from modern_llm.reporting.tables import shown
@@ -161,18 +162,35 @@ class Comparison:
         return any(len({self.seed(i) for i in group.members}) > 1 for group in self.groups)
 
     def yardstick(self, place: int, metric: str) -> str:
-        """What a run's value of a metric was measured with: only values with the same yardstick may be set against each
-        other. Task and data; the tokenizer, too, for averages over tokens."""
+        """What a run's value of a metric was measured on: only values with the same yardstick may be set against each
+        other. The data as they were scored, by their fingerprint; the tokenizer, too, for averages over tokens."""
         run = self.runs[place]
+        on = run.result.get("evaluated_on")
+        if not isinstance(on, dict):
+            return self._yardstick_of_before(run, metric)
+        facts: dict[str, Any] = next(
+            (on[k] for k in (metric, metric.split("_")[0], "") if isinstance(on.get(k), dict)), {}
+        )
+        parts = [facts.get("data"), facts.get("examples")]
+        if per_token(metric):
+            parts.append(facts.get("tokenizer"))
+        return json.dumps(parts, sort_keys=True, default=str)
+
+    def _yardstick_of_before(self, run: RunRecord, metric: str) -> str:
+        """The same for a record that does not say on what it was measured: everything that may have decided it."""
         task = run.settings.get("task")
-        parts = [task.get("_target_"), task.get("data")] if isinstance(task, dict) else []
+        task = task if isinstance(task, dict) else {}
+        parts = [task.get(key) for key in ("_target_", "data")]
+        protocol, perplexity = (run.result.get(key) for key in ("protocol", "perplexity_protocol"))
+        if isinstance(protocol, dict):
+            parts += [protocol.get("data_fingerprint"), protocol.get("evaluation_examples")]
         split = metric.split("_")[0]
-        measured = (run.result.get("perplexity_protocol") or {}).get(split)
+        measured = perplexity.get(split) if isinstance(perplexity, dict) else None
         counts = measured.get("counts") if isinstance(measured, dict) else None
         parts.append(counts.get("bytes") if isinstance(counts, dict) else None)  # the same files may hold another text
         if per_token(metric):
-            parts.append(task.get("tokenizer") if isinstance(task, dict) else None)
-            parts.append((run.result.get("data_fingerprints") or {}).get(split))
+            fingerprints = run.result.get("data_fingerprints")
+            parts += [task.get("tokenizer"), fingerprints.get(split) if isinstance(fingerprints, dict) else None]
         return json.dumps(parts, sort_keys=True, default=str)
 
     def leaders(self, values: dict[int, float], metric: str) -> dict[int, int]:

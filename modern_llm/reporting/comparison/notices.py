@@ -5,8 +5,8 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 
+from modern_llm.evaluation.metrics.registry import direction
 from modern_llm.reporting.comparison.compare import Comparison, counted, progress
-from modern_llm.reporting.metric_names import direction
 from modern_llm.reporting.record import RunRecord
 from modern_llm.reporting.tables import shown
 

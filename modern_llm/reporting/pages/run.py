@@ -6,9 +6,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from modern_llm.reporting.pages import blocks
 from modern_llm.reporting.curves import curve_data, draw_loss
 from modern_llm.reporting.metric_names import headline, is_bound
+from modern_llm.reporting.pages import blocks
 from modern_llm.reporting.pages.blocks import Cell
 from modern_llm.reporting.record import RunRecord, overrides_of
 from modern_llm.reporting.tables import shown, write_csv
@@ -23,7 +23,7 @@ def write_run_report(folder: Path) -> dict[str, Path]:
     and where they are there `headline` (names of the metrics for the cards), `samples` (dicts with `prompt` and
     `text`), `errors` (dicts, a row each), `pictures` (title -> name of a PNG file beside it), `tables` (title -> dicts,
     a row each), `notes` (texts), `protocol` and `perplexity_protocol` (what to know of the figures), `runtime`,
-    `data_fingerprints`.
+    `evaluated_on` (see `evaluated_on` in `experiment/record.py`).
 
     Args:
         folder: of a run; of an unfinished one, what is there is told.
@@ -87,7 +87,9 @@ def environment(run: RunRecord) -> dict[str, Any]:
     """Where, with what and on which data a run ran, its last sitting counting."""
     last = run.sittings[-1] if run.sittings else {}
     found = {key: last[key] for key in ("python", "platform", "packages", "code") if key in last}
-    return found | {key: run.result[key] for key in ("runtime", "data_fingerprints") if key in run.result}
+    return found | {
+        key: run.result[key] for key in ("runtime", "evaluated_on", "data_fingerprints") if key in run.result
+    }
 
 
 def metric_cell(run: RunRecord, metric: str, kind: str = "") -> Cell:

@@ -12,7 +12,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-ROOT = Path(__file__).resolve().parents[2]
+ROOT = Path(__file__).resolve().parents[1]
 # A model of a few thousand parameters on two short files: a run takes seconds, most of them for importing torch.
 SMALL = [
     "experiment=quick",

@@ -1,0 +1,79 @@
+"""A folder whose files are known by size and hash, so that damage is found before anything is read from it."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import stat
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+NAME = "manifest.json"
+_LARGEST = 2**24  # bytes of a manifest
+
+
+def write(folder: Path, **facts: Any) -> None:
+    """Write the manifest of all files in a folder, and force them all to disk, the manifest last.
+
+    Args:
+        folder: holds the files, at any depth.
+        facts: further ones to keep in the manifest.
+    """
+    paths = sorted(path for path in folder.rglob("*") if path.is_file())
+    files = {p.relative_to(folder).as_posix(): {"bytes": p.stat().st_size, "sha256": _hash(p)} for p in paths}
+    (folder / NAME).write_text(json.dumps({**facts, "files": files}, indent=1))
+    for path in [*paths, folder / NAME, folder]:
+        sync(path)
+
+
+def read(folder: Path) -> dict[str, Any]:
+    """The manifest.
+
+    Raises:
+        OSError, ValueError: it is not there, or is none.
+    """
+    path = folder / NAME
+    if path.stat().st_size > _LARGEST:
+        raise ValueError(f"{NAME} has {path.stat().st_size} bytes")
+    content = json.loads(path.read_text(encoding="utf-8"))
+    if not isinstance(content, dict) or not isinstance(content.get("files"), dict):
+        raise ValueError(f"{NAME} lists no files")
+    return content
+
+
+def fault(folder: Path) -> str | None:
+    """What is wrong with a folder, or None where every file is as the manifest says. Only regular files inside the
+    folder are opened, whatever the manifest names."""
+    try:
+        for name, fact in read(folder)["files"].items():
+            inside = PurePosixPath(name)
+            if inside.is_absolute() or ".." in inside.parts:
+                return f"{name!r} lies outside the folder"
+            path = folder / name
+            status = path.lstat()
+            if not stat.S_ISREG(status.st_mode):
+                return f"{name} is no regular file"
+            if status.st_size != fact["bytes"]:
+                return f"{name} has {status.st_size} bytes instead of {fact['bytes']}"
+            if _hash(path) != fact["sha256"]:
+                return f"{name} has another content than was written"
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as cause:
+        return f"{type(cause).__name__}: {cause}"
+    return None
+
+
+def sync(path: Path) -> None:
+    """Force a file or folder to disk; Windows does not open folders."""
+    if os.name == "nt" and path.is_dir():
+        return
+    descriptor = os.open(path, os.O_RDONLY if path.is_dir() else os.O_RDWR)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _hash(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
