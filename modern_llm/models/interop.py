@@ -15,7 +15,6 @@ from torch import Tensor
 from modern_llm.hub import find_model
 from modern_llm.models.config import GQAConfig, ModernLLMConfig, MoEConfig
 from modern_llm.models.rope import LinearRope, Llama3Rope, NoRope, NTKRope, PlainRope, YarnRope
-from modern_llm.models.sinks import StreamingSinks
 from modern_llm.models.transformer import ModernDecoderLM
 
 if TYPE_CHECKING:
@@ -195,7 +194,7 @@ def to_hugging_face(model: ModernDecoderLM, family: str | None = None) -> PreTra
     parts = {part for part in ("sliding_window", "qkv_bias", "qk_norm", "moe") if getattr(config, part)}
     if config.active_sinks is not None:
         kind = type(config.active_sinks).__name__
-        free = isinstance(config.active_sinks, StreamingSinks)
+        free = config.active_sinks.learned_rows == 0
         parts.add(f"{kind} (no weights: set use_attention_sinks=false to export)" if free else kind)
     if isinstance(config.rope, NoRope):
         parts.add("NoRope")

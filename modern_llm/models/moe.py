@@ -14,6 +14,7 @@ from torch.nn import functional as F
 
 from modern_llm.models.config import MoEConfig
 from modern_llm.models.feedforward import swiglu, swiglu_linear
+from modern_llm.models.kernels import compute_dtype, device_of, takes_grouped_products
 from modern_llm.models.linear import Linear, linear
 
 
@@ -49,9 +50,9 @@ def _experts_in_turn(x: Tensor, counts: Tensor, gate_up: Tensor, down: Tensor) -
 
 
 def _experts_grouped(x: Tensor, counts: Tensor, gate_up: Tensor, down: Tensor) -> Tensor:
-    """All experts in two grouped matrix products; nothing is read on the host."""
+    """All experts in two grouped matrix products, whose sizes stay on the device."""
     ends = counts.cumsum(0).to(torch.int32)
-    dtype = torch.get_autocast_dtype(x.device.type) if torch.is_autocast_enabled(x.device.type) else x.dtype
+    dtype = compute_dtype(x)
     hidden = swiglu(F.grouped_mm(x.to(dtype), gate_up.to(dtype).transpose(1, 2), offs=ends))
     return F.grouped_mm(hidden, down.to(dtype).transpose(1, 2), offs=ends)
 
@@ -90,15 +91,9 @@ class MoE(nn.Module):
         order = routing.experts.flatten().argsort(stable=True)  # (N k,) assignments sorted by expert
         source = order // self.top_k  # the token behind each assignment
         counts = torch.bincount(routing.experts.flatten(), minlength=len(self.gate_up_proj))
-        # Grouped products are 16-bit GPU kernels; elsewhere they are a slower loop inside torch.
-        run = _experts_grouped if x.is_cuda and self._grouped_kernel_takes(x) else _experts_in_turn
+        grouped = takes_grouped_products(compute_dtype(x), tuple(self.down_proj.shape[1:]), device_of(x))
+        run = _experts_grouped if grouped else _experts_in_turn
         outputs = run(tokens[source], counts, self.gate_up_proj, self.down_proj)  # (N k, d_model)
         weights = routing.weights.flatten()[order, None].to(outputs.dtype)
         mixed = torch.zeros_like(tokens, dtype=outputs.dtype).index_add(0, source, outputs * weights)
         return mixed.view(x.shape), routing
-
-    def _grouped_kernel_takes(self, x: Tensor) -> bool:
-        """bfloat16, in rows of whole 16 bytes."""
-        autocast = torch.is_autocast_enabled("cuda") and torch.get_autocast_dtype("cuda") == torch.bfloat16
-        aligned = all(width % 8 == 0 for width in self.down_proj.shape[1:])
-        return hasattr(F, "grouped_mm") and (autocast or x.dtype == torch.bfloat16) and aligned
