@@ -22,7 +22,7 @@ class Routing(NamedTuple):
     """What the router decided for N tokens and E experts."""
 
     experts: Tensor  # (N, k) chosen experts, best first
-    weights: Tensor  # (N, k) mixing weights that sum to 1, fp32 at least
+    weights: Tensor  # (N, k) mixing weights, fp32 at least
     balance_loss: Tensor  # scalar, 1 when the load is even
     z_loss: Tensor  # scalar
     load: Tensor  # (E,) share of the N k assignments that each expert got, detached
@@ -74,7 +74,12 @@ class MoE(nn.Module):
         self.down_proj = nn.Parameter(torch.empty(config.n_experts, d_model, hidden_size))
 
     def route(self, x: Tensor) -> Routing:
-        """Choose experts for x (N, d_model). The softmax runs in fp32 at least (Fedus et al. 2021, section 2.4)."""
+        """Choose experts for x (N, d_model). The softmax runs in fp32 at least (Fedus et al. 2021, section 2.4).
+
+        Several choices are mixed with weights that sum to 1 (Jiang et al. 2024, section 2.1). A single one keeps its
+        probability (Fedus et al. 2021, eq. 2): as a share of itself it would be 1, and the router would learn nothing
+        from the loss.
+        """
         logits = self.router(x)  # (N, E)
         logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
         probabilities = logits.softmax(dim=-1)
@@ -82,7 +87,9 @@ class MoE(nn.Module):
         balance = load_balance_loss(probabilities, experts)
         z_loss = logits.logsumexp(dim=-1).square().mean()
         load = torch.bincount(experts.detach().flatten(), minlength=logits.shape[-1]) / experts.numel()
-        return Routing(experts, weights / weights.sum(dim=-1, keepdim=True), balance, z_loss, load)
+        if self.top_k > 1:
+            weights = weights / weights.sum(dim=-1, keepdim=True)
+        return Routing(experts, weights, balance, z_loss, load)
 
     def forward(self, x: Tensor) -> tuple[Tensor, Routing]:
         """x: (B, T, d_model). Returns the mixture, same shape, and the routing of its B T tokens."""

@@ -153,7 +153,7 @@ class Trainer:
                 f"Choose among {', '.join(evaluator.metrics)}."
             )
         self.model, self.objective, self.data, self.evaluator = self.runtime.prepare(model), objective, data, evaluator
-        self.optimizer = self.settings.optimizer.build(model.named_parameters())
+        self.optimizer = self.settings.optimizer.build(model)
         self.peak_rates = [group["lr"] for group in self.optimizer.param_groups]
         self.scaler = self.runtime.grad_scaler()
         self.guard = Guard(self.settings.max_bad_steps, self.settings.spike_factor)
