@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from modern_llm.data.batches import Collate, Sized
-    from modern_llm.objectives.base import Objective
+    from modern_llm.objectives.base import Direction, Objective
     from modern_llm.pretrained.loading import LoadedModel
     from modern_llm.tasks.pretraining import Samples
     from modern_llm.training.runtime import Runtime
@@ -171,7 +171,9 @@ class SelectionLoss:
         collate: makes a batch of them.
         rows: per batch.
         runtime: the machine.
-        metrics: names of what is measured.
+
+    Attributes:
+        metrics: names of what is measured, and which way each is better.
     """
 
     def __init__(
@@ -181,10 +183,11 @@ class SelectionLoss:
         collate: Collate,
         rows: int,
         runtime: Runtime,
-        metrics: Sequence[str] = ("validation_loss",),
     ) -> None:
         self.objective, self.items, self.collate = objective, items, collate
-        self.rows, self.device, self.metrics = rows, runtime.device, metrics
+        self.rows, self.device = rows, runtime.device
+        self.metrics: dict[str, Direction] = {"validation_loss": "lower"}
+        self.metrics |= {f"validation_{name}": direction for name, direction in objective.metrics.items()}
 
     def __call__(self, model: Any) -> dict[str, float]:
         from modern_llm.evaluation.answering import mean_loss

@@ -60,14 +60,20 @@ class DecoderBlock(nn.Module):
         self.dropout = config.dropout
 
     def forward(
-        self, x: Tensor, plan: AttentionPlan, cache: KVCache | None = None, layer: int = 0
+        self,
+        x: Tensor,
+        plan: AttentionPlan,
+        cache: KVCache | None = None,
+        layer: int = 0,
+        expert_load: Tensor | None = None,
     ) -> tuple[Tensor, Routing | None]:
-        """x: (B, T, d_model). Returns the new residual stream and, with experts, how tokens were routed."""
+        """x: (B, T, d_model); expert_load: as in `MoE.route`. Returns the new residual stream and, with experts, how
+        tokens were routed."""
         attended = self.attention(self.attention_norm(x), plan, cache, layer)
         x = x + F.dropout(attended, self.dropout, self.training)
         normed, routing = self.ffn_norm(x), None
         if isinstance(self.ffn, MoE):
-            fed, routing = self.ffn(normed)
+            fed, routing = self.ffn(normed, expert_load)
         else:
             fed = self.ffn(normed)
         return x + F.dropout(fed, self.dropout, self.training), routing
@@ -119,6 +125,11 @@ class ModernDecoderLM(nn.Module):
         """(V, d_model) output head."""
         return self.head.weight
 
+    @property
+    def balances_experts(self) -> bool:
+        """Whether the loss depends on the load of experts over a whole batch."""
+        return self.config.moe is not None and self.config.moe.balance_loss_weight > 0
+
     def new_cache(self, batch_size: int, max_tokens: int | None) -> KVCache:
         """An empty cache for B texts of at most `max_tokens` tokens; None: unbounded (needs a window or sinks)."""
         weight = self.head_weight
@@ -131,19 +142,22 @@ class ModernDecoderLM(nn.Module):
         document_ids: Tensor | None = None,
         cache: KVCache | None = None,
         branch_ids: Tensor | None = None,
+        expert_load: Tensor | None = None,
     ) -> ModelOutput:
         """Everything but the output head. Arguments as in `forward`, and `branch_ids` (B, T): 0 for a text's trunk,
-        other numbers for continuations of it, none of which sees another."""
+        other numbers for continuations of it, none of which sees another; `expert_load` (layers, experts): shares in
+        the whole batch, of which this is a part."""
         tokens, dtype = input_ids.shape[1], compute_dtype(self.head_weight)
         plan = plan_attention(self.config, self.rotary, tokens, attention_mask, document_ids, cache, branch_ids, dtype)
         x = F.dropout(self.embedding(input_ids), self.dropout, self.training)  # (B, T, d_model)
         routings = []
         for layer, block in enumerate(self.blocks):
+            load = None if expert_load is None else expert_load[layer]
             if self.activation_checkpointing and self.training and cache is None:
-                x, routing = checkpoint(block, x, plan, use_reentrant=False)
+                x, routing = checkpoint(block, x, plan, None, layer, load, use_reentrant=False)
             else:
                 # Compiled blocks would compile again for every length of a cache: decoding calls them uncompiled.
-                x, routing = (block if cache is None else block.forward)(x, plan, cache, layer)
+                x, routing = (block if cache is None else block.forward)(x, plan, cache, layer, load)
             if routing is not None:
                 routings.append(routing)
         if cache is not None:

@@ -25,7 +25,6 @@ if TYPE_CHECKING:
     from modern_llm.training.runtime import Runtime
 
 _MEASURED = ("preference_accuracy", "reward_margin", "log_prob_accuracy", "loss", "kl_estimate")
-_MONITORED = ("loss", "preference_accuracy", "reward_margin")
 _WORST = 50
 
 
@@ -108,9 +107,7 @@ class DPO:
         collate, rows = PairBatch(loaded.tokenizer.eos_id), self.hardware.eval_rows
         stream = LengthBatches(known[0], self.trainer.batch_size, self.seed, collate, train.fingerprint)
         objective = PreferenceOptimisation(self.loss)
-        evaluator = SelectionLoss(
-            objective, known[1], collate, rows, runtime, [f"validation_{name}" for name in _MONITORED]
-        )
+        evaluator = SelectionLoss(objective, known[1], collate, rows, runtime)
         result, metrics = fit(self, folder, runtime, loaded, stream, objective, evaluator)
         with runtime.autocast():
             log_probs = pair_log_probs(loaded.model, known[2], rows, runtime.device)  # type: ignore[arg-type]

@@ -123,9 +123,7 @@ class Finetuning:
             f"{train.fingerprint} {loaded.tokenizer.fingerprint}",
         )
         objective = self._objective(loaded)
-        evaluator = SelectionLoss(
-            objective, held_out, form.collate, self.hardware.eval_rows, runtime, metrics=_MONITORS
-        )
+        evaluator = SelectionLoss(objective, held_out, form.collate, self.hardware.eval_rows, runtime)
         result, measured = fit(self, folder, runtime, loaded, data, objective, evaluator)
         return result, measured | {"epochs": data.epochs, "padding_share": data.padding_share}
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from modern_llm.checks import require
 from modern_llm.data.text.sources import PythonDocs, Source, Split
@@ -18,6 +18,7 @@ from modern_llm.training.memory_plan import check_memory
 from modern_llm.training.settings import Hardware, TrainerSettings
 
 if TYPE_CHECKING:
+    from modern_llm.objectives.base import Direction
     from modern_llm.data.text.tokens import TokenCorpus
     from modern_llm.evaluation.perplexity import Perplexity
     from modern_llm.models.transformer import ModernDecoderLM
@@ -279,7 +280,7 @@ _METRICS = (*_TRAINING_METRICS, "word_perplexity", "byte_perplexity", "bits_per_
 class _ValidationLoss:
     """The quick evaluation during training: the beginning of the validation split."""
 
-    metrics = tuple(f"validation_{name}" for name in _TRAINING_METRICS)
+    metrics: ClassVar[dict[str, Direction]] = {f"validation_{name}": "lower" for name in _TRAINING_METRICS}
 
     def __init__(self, task: Pretraining, corpus: TokenCorpus, runtime: Runtime) -> None:
         self.task, self.corpus, self.runtime = task, corpus, runtime

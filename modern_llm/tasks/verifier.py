@@ -108,8 +108,8 @@ class Verifier:
         collate = ClassificationBatch(loaded.tokenizer.eos_id)
         batch_size, fingerprint = self.trainer.batch_size, content_fingerprint(identity)
         stream = LengthBatches(items["train"], batch_size, self.seed, collate, fingerprint)
-        objective, measured = Classification(), ("validation_loss", "validation_accuracy")
-        evaluator = SelectionLoss(objective, items["selection"], collate, rows, runtime, measured)
+        objective = Classification()
+        evaluator = SelectionLoss(objective, items["selection"], collate, rows, runtime)
         result, metrics = fit(self, folder, runtime, loaded, stream, objective, evaluator)
 
         verifier = self._calibrated(loaded, runtime, writer, items["selection"], parts)

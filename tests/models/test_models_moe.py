@@ -8,7 +8,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from modern_llm.models.config import MoEConfig
-from modern_llm.models.moe import MoE, _experts_grouped, _experts_in_turn, load_balance_loss
+from modern_llm.models.moe import MoE, _experts_grouped, _experts_in_turn, expert_counts, load_balance_loss
 
 D, HIDDEN = 8, 16
 
@@ -100,22 +100,26 @@ def test_one_token_alone_equals_its_place_in_a_batch(loud):
     torch.testing.assert_close(moe(x[1:, 3:4])[0], moe(x)[0][1:, 3:4])
 
 
+def _load(experts: Tensor, n_experts: int) -> Tensor:
+    return expert_counts(experts, n_experts) / experts.numel()
+
+
 def test_balance_loss_by_hand():
     # Two tokens, three experts, two choices each: experts 0 and 1, then 0 and 2.
     # f = (2/4, 1/4, 1/4). P = mean of (.5, .3, .2) and (.6, .1, .3) = (.55, .2, .25).
     # 3 * (.5 * .55 + .25 * .2 + .25 * .25) = 3 * .3875 = 1.1625
     probabilities = torch.tensor([[0.5, 0.3, 0.2], [0.6, 0.1, 0.3]])
     experts = torch.tensor([[0, 1], [0, 2]])
-    torch.testing.assert_close(load_balance_loss(probabilities, experts), torch.tensor(1.1625))
+    torch.testing.assert_close(load_balance_loss(probabilities, _load(experts, 3)), torch.tensor(1.1625))
 
 
 @pytest.mark.parametrize("top_k", [1, 2])
 def test_balance_loss_is_one_when_even_and_largest_when_collapsed(top_k):
     even = torch.arange(8).repeat(top_k).view(8, top_k) % 4
-    torch.testing.assert_close(load_balance_loss(torch.full((8, 4), 0.25), even), torch.tensor(1.0))
+    torch.testing.assert_close(load_balance_loss(torch.full((8, 4), 0.25), _load(even, 4)), torch.tensor(1.0))
     collapsed = torch.arange(top_k).expand(8, top_k)
     peaked = torch.zeros(8, 4).index_fill(1, torch.arange(top_k), 1 / top_k)
-    torch.testing.assert_close(load_balance_loss(peaked, collapsed), torch.tensor(4 / top_k))
+    torch.testing.assert_close(load_balance_loss(peaked, _load(collapsed, 4)), torch.tensor(4 / top_k))
 
 
 def test_auxiliary_losses_reach_the_loss_with_their_weights(tiny, token_ids):

@@ -119,8 +119,13 @@ def test_muon_takes_linear_maps_and_experts_of_our_decoder(sinks: Any, moe: MoEC
 
 
 def test_muon_takes_linear_maps_of_gpt2_and_t5() -> None:
-    from transformers import GPT2Config, GPT2ForSequenceClassification, GPT2LMHeadModel, T5Config
-    from transformers import T5ForConditionalGeneration as T5
+    from transformers import (
+        GPT2Config,
+        GPT2ForSequenceClassification,
+        GPT2LMHeadModel,
+        T5Config,
+        T5ForConditionalGeneration,
+    )
 
     from modern_llm.pretrained.causal import HuggingFaceCausalLM
     from modern_llm.pretrained.classifier import Classifier
@@ -137,7 +142,7 @@ def test_muon_takes_linear_maps_of_gpt2_and_t5() -> None:
     assert len(muon) == 8
     assert {name.rsplit(".", 2)[-2] for name in decayed} == {"wte", "wpe", "score"}
 
-    t5 = T5(T5Config(vocab_size=40, d_model=32, d_kv=8, d_ff=48, num_layers=2, num_heads=4))
+    t5 = T5ForConditionalGeneration(T5Config(vocab_size=40, d_model=32, d_kv=8, d_ff=48, num_layers=2, num_heads=4))
     muon, decayed, _ = sorted_by_muon(HuggingFaceSeq2Seq(t5))
     assert {name.rsplit(".", 2)[-2] for name in muon} == {"q", "k", "v", "o", "wi", "wo"}
     assert {name.rsplit(".", 2)[-2] for name in decayed} == {"shared", "relative_attention_bias"}
