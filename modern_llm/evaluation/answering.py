@@ -3,7 +3,7 @@ the beginning that all prompts share is computed once; texts of like length are 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 
 import numpy as np
 import torch
@@ -13,7 +13,7 @@ from modern_llm.data.batches import Batch, ClassificationBatch, Collate, Encoded
 from modern_llm.models.fused_loss import IGNORE_INDEX, token_nll
 from modern_llm.models.generation import Cache, CausalLM, Continuation, TextCodec, continue_ids
 from modern_llm.models.sampling import GREEDY, Sampling
-from modern_llm.objectives.base import Objective
+from modern_llm.objectives.base import Objective, on_device
 from modern_llm.objectives.classification import TextClassifier
 from modern_llm.pretrained.seq2seq import Encoded as EncodedSource
 from modern_llm.pretrained.seq2seq import HuggingFaceSeq2Seq
@@ -211,13 +211,24 @@ def mean_loss(
     batch_size: int,
     device: torch.device,
 ) -> dict[str, float]:
-    """What the objective gives per target over all items: `loss` and its further metrics."""
-    sums: dict[str, Tensor] = {}
-    count = 0
+    """What the objective gives over all items: `loss` and its further metrics, means over targets or rows."""
+    by_target: dict[str, float] = {}
+    by_row: dict[str, float] = {}
+    targets = 0
     for places in by_length(items, batch_size):
         batch: Batch = collate([items[i] for i in places])
-        output = objective(model, {name: tensor.to(device) for name, tensor in batch.items()})
-        count += objective.count(batch)
-        for name, value in {"loss": output.loss_sum, **output.metrics}.items():
-            sums[name] = sums.get(name, torch.zeros((), dtype=torch.float64)) + value.detach().double().cpu()
-    return {name: float(value) / max(count, 1) for name, value in sums.items()}
+        output = objective(model, on_device(batch, device))
+        targets += objective.count(batch)
+        _add(by_target, {"loss": output.loss_sum, **output.metrics}, 1)
+        _add(by_row, output.row_metrics, 1)
+        if output.row_loss_sum is not None:
+            _add(by_row, {"loss": output.row_loss_sum}, 1)
+    means: dict[str, float] = {}
+    _add(means, by_target, max(targets, 1))
+    _add(means, by_row, max(len(items), 1))
+    return means
+
+
+def _add(sums: dict[str, float], values: Mapping[str, Tensor | float], divisor: int) -> None:
+    for name, value in values.items():
+        sums[name] = sums.get(name, 0.0) + float(value) / divisor

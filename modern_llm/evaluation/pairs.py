@@ -16,6 +16,7 @@ import torch
 from modern_llm.data.batches import by_length
 from modern_llm.data.preferences.read import EncodedPair, PairBatch
 from modern_llm.evaluation.metrics.bootstrap import bootstrap_interval
+from modern_llm.objectives.base import on_device
 from modern_llm.objectives.preference import BranchingLM, answer_log_probs, measures
 from modern_llm.objectives.preference_losses import PairLogProbs, PreferenceLoss
 
@@ -50,8 +51,8 @@ def pair_log_probs(
     collate, saved = PairBatch(0), time.monotonic()
     for places in by_length(pairs, batch_size):
         if np.isnan(found[places]).any():
-            batch = {name: t.to(device) for name, t in collate([pairs[i] for i in places]).items()}
-            found[places] = answer_log_probs(model, batch)[0].double().cpu().numpy()
+            batch = on_device(collate([pairs[i] for i in places]), device)
+            found[places] = answer_log_probs(model, batch)[0].cpu().double().numpy()
             progress(int((~np.isnan(found[:, 0])).sum()), len(pairs))
         if time.monotonic() - saved > _SECONDS_BETWEEN_SAVES:
             keep(found)

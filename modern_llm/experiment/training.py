@@ -25,8 +25,8 @@ if TYPE_CHECKING:
     from modern_llm.experiment.record import Measured
     from modern_llm.objectives.base import Objective
     from modern_llm.pretrained.loading import LoadedModel
+    from modern_llm.training.contract import DataStream, Evaluator
     from modern_llm.training.runtime import Runtime
-    from modern_llm.training.trainer import DataStream, Evaluator
 
 
 @dataclass
@@ -233,7 +233,6 @@ class Selection:
         objective: what is minimised.
         items: the examples.
         collate: makes a batch of them.
-        measured: what the objective gives; `loss` and its further metrics.
         further: what costs more than the loss, and is taken because `trainer.monitor` asks for it: names, and what
             measures them.
     """
@@ -244,12 +243,11 @@ class Selection:
         objective: Objective,
         items: Sequence[Sized],
         collate: Collate,
-        measured: Sequence[str] = ("loss",),
         further: tuple[Sequence[str], Callable[[], dict[str, float]]] | None = None,
     ) -> None:
         self.at, self.objective, self.items, self.collate = at, objective, items, collate
-        self.names, self.further = tuple(measured), further
-        every = [*self.names, *(further[0] if further is not None else ())]
+        self.further = further
+        every = ["loss", *objective.metrics, *(further[0] if further is not None else ())]
         self.metrics: dict[str, Direction] = directions([f"validation_{name}" for name in every])
 
     def __call__(self, model: Any) -> dict[str, float]:

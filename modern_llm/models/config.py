@@ -166,7 +166,7 @@ class ModernLLMConfig:
         require(self.norm_eps > 0, "model.norm_eps", self.norm_eps, "must be above 0", "Use 1e-5")
         require(self.init_std > 0, "model.init_std", self.init_std, "must be above 0", "Use 0.02")
         if self.use_attention_sinks:
-            num_sinks = getattr(self.sinks, "num_sinks", 0)
+            num_sinks = self.sinks.learned_rows + self.sinks.kept_tokens
             room = self.sinks.window if self.sinks.window is not None else self.max_seq_len
             require(
                 num_sinks < room,
@@ -247,10 +247,8 @@ class ModernLLMConfig:
             raise ValueError("model.vocab_size=None: the parameter count needs it. Use with_vocab_size first.")
         qkv = (q_heads + 2 * kv_heads) * head
         attention = d * qkv + q_heads * head * d + (qkv if self.qkv_bias else 0) + (2 * head if self.qk_norm else 0)
-        if isinstance(self.active_sinks, LearnableSinks):
-            attention += 2 * kv_heads * self.active_sinks.num_sinks * head
-        elif self.active_sinks is not None and self.active_sinks.kept_tokens == 0:
-            attention += q_heads
+        if self.active_sinks is not None:
+            attention += self.active_sinks.parameter_count(q_heads, kv_heads, head)
         if self.moe is None:
             feed_forward = 3 * d * self.ffn_size
         else:

@@ -12,17 +12,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from modern_llm.models.kernels import compute_dtype
+
 IGNORE_INDEX = -100  # the target id that carries no loss, as in torch.nn.functional.cross_entropy
 _CHUNK_ELEMENTS = 2**24  # logits held at once: 64 MiB in fp32, where the matrix product still runs at full rate
 
 
 def _chunk_rows(vocab_size: int) -> int:
     return max(_CHUNK_ELEMENTS // vocab_size, 16)
-
-
-def _compute_dtype(hidden: Tensor) -> torch.dtype:
-    device = hidden.device.type
-    return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else hidden.dtype
 
 
 def _slopes(x: Tensor, w: Tensor, targets: Tensor) -> Iterator[tuple[slice, Tensor, Tensor]]:
@@ -142,7 +139,7 @@ def linear_cross_entropy(hidden: Tensor, weight: Tensor, targets: Tensor) -> Ten
     flat, labels = hidden.reshape(-1, hidden.shape[-1]), targets.reshape(-1)
     if not torch.is_grad_enabled():
         return token_nll(flat, weight, labels).sum()
-    return _LinearCrossEntropy.apply(flat, weight, labels, _compute_dtype(hidden))
+    return _LinearCrossEntropy.apply(flat, weight, labels, compute_dtype(hidden))
 
 
 def linear_token_nll(hidden: Tensor, weight: Tensor, targets: Tensor) -> Tensor:
@@ -158,7 +155,7 @@ def linear_token_nll(hidden: Tensor, weight: Tensor, targets: Tensor) -> Tensor:
     if not torch.is_grad_enabled():
         return token_nll(hidden, weight, targets)
     flat = hidden.reshape(-1, hidden.shape[-1])
-    return _LinearTokenNLL.apply(flat, weight, targets.reshape(-1), _compute_dtype(hidden)).view(targets.shape)
+    return _LinearTokenNLL.apply(flat, weight, targets.reshape(-1), compute_dtype(hidden)).view(targets.shape)
 
 
 @torch.no_grad()
@@ -171,7 +168,7 @@ def token_nll(hidden: Tensor, weight: Tensor, targets: Tensor) -> Tensor:
     Returns:
         The shape of targets, fp32 (float64 for float64 input).
     """
-    dtype = _compute_dtype(hidden)
+    dtype = compute_dtype(hidden)
     flat, labels, w = hidden.reshape(-1, hidden.shape[-1]).to(dtype), targets.reshape(-1), weight.to(dtype)
     exact = torch.promote_types(dtype, torch.float32)
     pieces = []

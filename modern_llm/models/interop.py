@@ -15,7 +15,6 @@ from torch import Tensor
 from modern_llm.hub import find_model
 from modern_llm.models.config import GQAConfig, ModernLLMConfig, MoEConfig
 from modern_llm.models.rope import LinearRope, Llama3Rope, NoRope, NTKRope, PlainRope, YarnRope
-from modern_llm.models.sinks import StreamingSinks
 from modern_llm.models.transformer import ModernDecoderLM
 
 if TYPE_CHECKING:
@@ -76,6 +75,8 @@ def import_config(theirs: Any) -> ModernLLMConfig:
     kinds = set(getattr(theirs, "layer_types", None) or [])
     if len(kinds) > 1:
         refused.append(f"layer_types={sorted(kinds)} mixed")
+    if theirs.model_type == "mixtral" and theirs.num_experts_per_tok == 1:
+        refused.append("num_experts_per_tok=1, whose weight Mixtral makes 1")
     rope = _import_rope(theirs, refused)
     if refused:
         raise ValueError(f"{theirs.model_type}: ModernDecoderLM cannot express {', '.join(refused)}.")
@@ -195,10 +196,12 @@ def to_hugging_face(model: ModernDecoderLM, family: str | None = None) -> PreTra
     parts = {part for part in ("sliding_window", "qkv_bias", "qk_norm", "moe") if getattr(config, part)}
     if config.active_sinks is not None:
         kind = type(config.active_sinks).__name__
-        free = isinstance(config.active_sinks, StreamingSinks)
+        free = config.active_sinks.learned_rows == 0
         parts.add(f"{kind} (no weights: set use_attention_sinks=false to export)" if free else kind)
     if isinstance(config.rope, NoRope):
         parts.add("NoRope")
+    if config.moe is not None and config.moe.top_k == 1:
+        parts.add("top_k=1 (Mixtral gives the single expert the weight 1, not its probability)")
     candidates = [family] if family is not None else list(_FAMILIES)
     if family is not None and family not in _FAMILIES:
         raise ValueError(f"family={family!r}: unknown. Choose among {', '.join(_FAMILIES)}.")

@@ -80,27 +80,56 @@ class KVCache:
         """Where the tokens of `held` lie: (n,)."""
         return torch.tensor([self._slot(i) for i in self.held()], device=self._keys[0].device)
 
-    def write(self, layer: int, keys: Tensor, values: Tensor) -> None:
+    def extend(self, layer: int, keys: Tensor, values: Tensor, sink_turn: Rotation | None) -> tuple[Tensor, Tensor]:
         """Store keys and values (B, T, Hkv, D) behind the tokens seen so far.
 
-        `length` moves once per forward pass, in `advance`, after every layer has written.
+        `length` moves once per forward pass, in `advance`, after every layer has been extended.
+
+        Args:
+            sink_turn: for one token, what moves the kept keys to their distance inside the window; None: they stay.
+
+        Returns:
+            Keys and values of all tokens that were held and of the new ones, (B, n, Hkv, D) each: oldest first, or, for
+            one token, which sees them all, as they lie.
 
         Raises:
             ValueError: a full cache has no room for them.
         """
         start, stop = self.length, self.length + keys.shape[1]
         if not self.ring:
+            self._write(layer, keys, values)
+            return self._keys[layer][:, :stop], self._values[layer][:, :stop]
+        if start and stop - start == 1:
+            self._write(layer, keys, values)
+            kept = self._kept_keys[layer]
+            if sink_turn is not None and kept is not None:
+                self._keys[layer][:, : self.kept] = rotate(kept, sink_turn)
+            filled = min(stop, self.capacity)
+            return self._keys[layer][:, :filled], self._values[layer][:, :filled]
+        if start == 0:
+            self._write(layer, keys, values)
+            return keys, values
+        old_keys, old_values = self._in_order(layer)
+        self._write(layer, keys, values)
+        dtype = old_keys.dtype
+        return torch.cat([old_keys, keys.to(dtype)], dim=1), torch.cat([old_values, values.to(dtype)], dim=1)
+
+    def _write(self, layer: int, keys: Tensor, values: Tensor) -> None:
+        start, stop = self.length, self.length + keys.shape[1]
+        if not self.ring:
             if stop > self.capacity:
                 raise ValueError(
                     f"the cache holds {self.capacity} tokens and was given {stop}. Ask new_cache for more max_tokens."
                 )
-            self._keys[layer][:, start:stop], self._values[layer][:, start:stop] = keys, values
+            self._keys[layer][:, start:stop] = keys
+            self._values[layer][:, start:stop] = values
             return
-        survivors = self._survivors(start, stop)
         if stop - start == 1:
             slot = self._slot(start)
-            self._keys[layer][:, slot], self._values[layer][:, slot] = keys[:, 0], values[:, 0]
+            self._keys[layer][:, slot] = keys[:, 0]
+            self._values[layer][:, slot] = values[:, 0]
         else:
+            survivors = self._survivors(start, stop)
             slots = torch.tensor([self._slot(i) for i in survivors], device=keys.device)
             source = torch.tensor([i - start for i in survivors], device=keys.device)
             dtype = self._keys[layer].dtype
@@ -109,25 +138,23 @@ class KVCache:
         if start < self.kept:
             self._kept_keys[layer] = self._keys[layer][:, : self.kept].clone()
 
-    def read_all(self, layer: int, slots: Tensor) -> tuple[Tensor, Tensor]:
-        """Keys and values in the slots (n,), oldest first, every key at its own position: (B, n, Hkv, D) each."""
+    def _in_order(self, layer: int) -> tuple[Tensor, Tensor]:
+        """Keys and values of all tokens held, oldest first, every key at its own position: (B, n, Hkv, D) each."""
+        slots = self.held_slots()
         keys, values = self._keys[layer].index_select(1, slots), self._values[layer].index_select(1, slots)
         kept = self._kept_keys[layer]
         if kept is not None:
             keys[:, : self.kept] = kept[:, : len(slots)]
         return keys, values
 
-    def view(self, layer: int, sink_turn: Rotation | None) -> tuple[Tensor, Tensor]:
-        """Keys and values of every token held and of the one just written, in any order, without a copy.
-
-        Args:
-            sink_turn: what moves the kept keys to their distance inside the window; None: they stay.
-        """
-        kept = self._kept_keys[layer]
-        if sink_turn is not None and kept is not None:
-            self._keys[layer][:, : self.kept] = rotate(kept, sink_turn)
+    def real_with_next(self, real: Tensor) -> Tensor:
+        """(B, n) False at padding, of everything that `extend` gives back for one more token, itself real (B, 1) or
+        not."""
         filled = min(self.length + 1, self.capacity)
-        return self._keys[layer][:, :filled], self._values[layer][:, :filled]
+        slot = self._slot(self.length)
+        held = real.new_ones(len(real), filled) if self.real is None else self.real[:, :filled].clone()
+        held[:, slot] = real[:, 0]
+        return held
 
     def repeated(self, batch_size: int, max_tokens: int | None) -> KVCache:
         """A cache for `batch_size` texts that all begin with the one text held here.
@@ -146,7 +173,7 @@ class KVCache:
                 copy._kept_keys[layer] = None if kept is None else kept.repeat(batch_size, 1, 1, 1)
             elif self.length:
                 held = [t[layer][:, : self.length].expand(batch_size, -1, -1, -1) for t in (self._keys, self._values)]
-                copy.write(layer, *held)
+                copy._write(layer, *held)
         copy.length = self.length
         return copy
 

@@ -8,19 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-_FEW_ROWS = 8
-_LARGE_WEIGHT = 2**16  # elements; below, the call itself takes longer than the product
-
-
-def _is_decoding_on_cpu(x: Tensor, weight: Tensor) -> bool:
-    return (
-        0 < x.numel() <= _FEW_ROWS * x.shape[-1]
-        and weight.numel() >= _LARGE_WEIGHT
-        and weight.is_contiguous()
-        and x.dtype == weight.dtype == torch.float32
-        and x.device.type == "cpu"
-        and not (torch.is_grad_enabled() or torch.is_autocast_enabled("cpu") or torch.compiler.is_compiling())
-    )
+from modern_llm.models.kernels import reads_weight_as_pieces
 
 
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
@@ -30,7 +18,7 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     `F.linear` picks for one row, reads them at a quarter of the speed of its batched matrix product (measured on an
     AMD EPYC); for up to eight rows the batched one wins as well. So the weight goes first, in pieces.
     """
-    if not _is_decoding_on_cpu(x, weight):
+    if not reads_weight_as_pieces(x, weight):
         return F.linear(x, weight, bias)
     N, K = weight.shape
     columns = x.reshape(-1, K).t()  # (K, rows)

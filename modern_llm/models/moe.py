@@ -14,6 +14,7 @@ from torch.nn import functional as F
 
 from modern_llm.models.config import MoEConfig
 from modern_llm.models.feedforward import swiglu, swiglu_linear
+from modern_llm.models.kernels import compute_dtype, device_of, takes_grouped_products
 from modern_llm.models.linear import Linear, linear
 
 
@@ -21,25 +22,33 @@ class Routing(NamedTuple):
     """What the router decided for N tokens and E experts."""
 
     experts: Tensor  # (N, k) chosen experts, best first
-    weights: Tensor  # (N, k) mixing weights that sum to 1, fp32 at least
+    weights: Tensor  # (N, k) mixing weights, fp32 at least
     balance_loss: Tensor  # scalar, 1 when the load is even
     z_loss: Tensor  # scalar
-    load: Tensor  # (E,) share of the N k assignments that each expert got, detached
+    load: Tensor  # (E,) share of the assignments that each expert got
+    counts: Tensor  # (E,) tokens that each expert gets here
 
 
-def load_balance_loss(probabilities: Tensor, experts: Tensor) -> Tensor:
+def expert_counts(experts: Tensor, n_experts: int) -> Tensor:
+    """(E,) how often each expert stands in experts (N, k); the sum stays on the device."""
+    assigned = experts.detach().flatten()
+    return torch.zeros(n_experts, dtype=torch.long, device=experts.device).scatter_add_(
+        0, assigned, torch.ones_like(assigned)
+    )
+
+
+def load_balance_loss(probabilities: Tensor, load: Tensor) -> Tensor:
     """E * sum_i f_i P_i, f_i the share of assignments to expert i, P_i its mean router probability (Fedus et al.
     2021, eq. 4 to 6, for k choices per token); 1 when even, at most E / k.
 
+    The shares have no gradient, so with those of a whole batch the losses of its parts add up to the batch's own (Qiu
+    et al. 2025, arXiv 2501.11873, on why the shares of larger batches are the better ones).
+
     Args:
         probabilities: (N, E) softmax of the router.
-        experts: (N, k) chosen experts.
+        load: (E,) shares.
     """
-    n_experts = probabilities.shape[-1]
-    share = torch.zeros(n_experts, device=experts.device).index_add_(
-        0, experts.flatten(), torch.ones(experts.numel(), device=experts.device)
-    )
-    return n_experts * torch.dot(share / experts.numel(), probabilities.float().mean(0))
+    return probabilities.shape[-1] * torch.dot(load.to(torch.float32), probabilities.float().mean(0))
 
 
 def _experts_in_turn(x: Tensor, counts: Tensor, gate_up: Tensor, down: Tensor) -> Tensor:
@@ -49,9 +58,9 @@ def _experts_in_turn(x: Tensor, counts: Tensor, gate_up: Tensor, down: Tensor) -
 
 
 def _experts_grouped(x: Tensor, counts: Tensor, gate_up: Tensor, down: Tensor) -> Tensor:
-    """All experts in two grouped matrix products; nothing is read on the host."""
+    """All experts in two grouped matrix products, whose sizes stay on the device."""
     ends = counts.cumsum(0).to(torch.int32)
-    dtype = torch.get_autocast_dtype(x.device.type) if torch.is_autocast_enabled(x.device.type) else x.dtype
+    dtype = compute_dtype(x)
     hidden = swiglu(F.grouped_mm(x.to(dtype), gate_up.to(dtype).transpose(1, 2), offs=ends))
     return F.grouped_mm(hidden, down.to(dtype).transpose(1, 2), offs=ends)
 
@@ -72,33 +81,39 @@ class MoE(nn.Module):
         self.gate_up_proj = nn.Parameter(torch.empty(config.n_experts, 2 * hidden_size, d_model))
         self.down_proj = nn.Parameter(torch.empty(config.n_experts, d_model, hidden_size))
 
-    def route(self, x: Tensor) -> Routing:
-        """Choose experts for x (N, d_model). The softmax runs in fp32 at least (Fedus et al. 2021, section 2.4)."""
+    def route(self, x: Tensor, load: Tensor | None = None) -> Routing:
+        """Choose experts for x (N, d_model). The softmax runs in fp32 at least (Fedus et al. 2021, section 2.4).
+
+        Several choices are mixed with weights that sum to 1 (Jiang et al. 2024, section 2.1). A single one keeps its
+        probability (Fedus et al. 2021, eq. 2): as a share of itself it would be 1, and the router would learn nothing
+        from the loss.
+
+        Args:
+            load: (E,) share of each expert in the whole batch, of which x is a part; None: x is all.
+        """
         logits = self.router(x)  # (N, E)
         logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
         probabilities = logits.softmax(dim=-1)
         weights, experts = probabilities.topk(self.top_k, dim=-1)
-        balance = load_balance_loss(probabilities, experts)
+        counts = expert_counts(experts, logits.shape[-1])
+        if load is None:
+            load = counts / experts.numel()
+        balance = load_balance_loss(probabilities, load)
         z_loss = logits.logsumexp(dim=-1).square().mean()
-        load = torch.bincount(experts.detach().flatten(), minlength=logits.shape[-1]) / experts.numel()
-        return Routing(experts, weights / weights.sum(dim=-1, keepdim=True), balance, z_loss, load)
+        if self.top_k > 1:
+            weights = weights / weights.sum(dim=-1, keepdim=True)
+        return Routing(experts, weights, balance, z_loss, load, counts)
 
-    def forward(self, x: Tensor) -> tuple[Tensor, Routing]:
-        """x: (B, T, d_model). Returns the mixture, same shape, and the routing of its B T tokens."""
+    def forward(self, x: Tensor, load: Tensor | None = None) -> tuple[Tensor, Routing]:
+        """x: (B, T, d_model); load as in `route`. Returns the mixture, same shape, and the routing of its B T
+        tokens."""
         tokens = x.reshape(-1, x.shape[-1])  # (N, d_model)
-        routing = self.route(tokens)
+        routing = self.route(tokens, load)
         order = routing.experts.flatten().argsort(stable=True)  # (N k,) assignments sorted by expert
         source = order // self.top_k  # the token behind each assignment
-        counts = torch.bincount(routing.experts.flatten(), minlength=len(self.gate_up_proj))
-        # Grouped products are 16-bit GPU kernels; elsewhere they are a slower loop inside torch.
-        run = _experts_grouped if x.is_cuda and self._grouped_kernel_takes(x) else _experts_in_turn
-        outputs = run(tokens[source], counts, self.gate_up_proj, self.down_proj)  # (N k, d_model)
+        grouped = takes_grouped_products(compute_dtype(x), tuple(self.down_proj.shape[1:]), device_of(x))
+        run = _experts_grouped if grouped else _experts_in_turn
+        outputs = run(tokens[source], routing.counts, self.gate_up_proj, self.down_proj)  # (N k, d_model)
         weights = routing.weights.flatten()[order, None].to(outputs.dtype)
         mixed = torch.zeros_like(tokens, dtype=outputs.dtype).index_add(0, source, outputs * weights)
         return mixed.view(x.shape), routing
-
-    def _grouped_kernel_takes(self, x: Tensor) -> bool:
-        """bfloat16, in rows of whole 16 bytes."""
-        autocast = torch.is_autocast_enabled("cuda") and torch.get_autocast_dtype("cuda") == torch.bfloat16
-        aligned = all(width % 8 == 0 for width in self.down_proj.shape[1:])
-        return hasattr(F, "grouped_mm") and (autocast or x.dtype == torch.bfloat16) and aligned

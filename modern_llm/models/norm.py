@@ -8,14 +8,17 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from modern_llm.models.kernels import has_fused_rms_norm
+
 
 class _RMSNorm(torch.autograd.Function):
-    """RMSNorm that keeps its input and one number per row. The CPU has no fused kernel: torch's decomposition keeps
-    the normalised input as well, and takes about twice as many passes over memory."""
+    """RMSNorm that keeps its input and one number per row for the backward pass. Where there is no fused kernel, torch
+    composes the norm of smaller operations: it keeps the normalised input as well and passes about twice as often over
+    memory."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, eps: float) -> Tensor:
-        exact = x.to(weight.dtype)
+        exact = x.to(torch.promote_types(weight.dtype, torch.float32))
         scale = (torch.linalg.vector_norm(exact, dim=-1, keepdim=True).square_() / x.shape[-1]).add_(eps).rsqrt_()
         ctx.save_for_backward(x, weight, scale)
         return (exact * scale).mul_(weight).to(x.dtype)
@@ -24,8 +27,8 @@ class _RMSNorm(torch.autograd.Function):
     def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor, Tensor, None]:
         (grad,) = grad_outputs
         x, weight, scale = ctx.saved_tensors
-        normed, grad = x.to(weight.dtype) * scale, grad.to(weight.dtype)
-        grad_weight = (grad * normed).flatten(0, -2).sum(0)
+        normed, grad = x.to(scale.dtype) * scale, grad.to(scale.dtype)
+        grad_weight = (grad * normed).flatten(0, -2).sum(0).to(weight.dtype)
         grad_normed = grad * weight
         mean = (grad_normed * normed).mean(dim=-1, keepdim=True)
         return grad_normed.addcmul_(normed, mean, value=-1).mul_(scale).to(x.dtype), grad_weight, None
@@ -33,6 +36,8 @@ class _RMSNorm(torch.autograd.Function):
 
 class RMSNorm(nn.Module):
     """y = x / sqrt(mean(x^2) + eps) * weight over the last dimension (eq. 4); any leading shape.
+
+    On every device, under autocast or not, all of it is computed in fp32 at least and the result has the type of x.
 
     Args:
         size: width of the last dimension.
@@ -45,7 +50,7 @@ class RMSNorm(nn.Module):
         self.eps = eps
 
     def forward(self, x: Tensor) -> Tensor:
-        if x.device.type == "cpu" and not torch.compiler.is_compiling():
+        if not has_fused_rms_norm(x):
             return _RMSNorm.apply(x, self.weight, self.eps)
-        # Under autocast the weight stays fp32 while x is 16-bit; the fused kernel wants one dtype.
-        return F.rms_norm(x, x.shape[-1:], self.weight.to(x.dtype), self.eps)
+        exact = torch.promote_types(self.weight.dtype, torch.float32)
+        return F.rms_norm(x.to(exact), x.shape[-1:], self.weight.to(exact), self.eps).to(x.dtype)

@@ -85,10 +85,8 @@ class Rotary(nn.Module):
             self.cos, self.sin = self._angles(0, longest, self.cos.device)
         return Rotation(self.cos[positions][:, :, None], self.sin[positions][:, :, None])
 
-    def turn(self, distance: int) -> Rotation | None:
-        """Rotation by `distance` tokens alone, without the attention factor: moves a key that is rotated already."""
-        if not self.enabled:
+    def without_factor(self, rotation: Rotation | None) -> Rotation | None:
+        """The rotation alone, without the attention factor: what moves a key that is rotated already."""
+        if rotation is None:
             return None
-        rotation = self.span(distance, distance + 1)
-        assert rotation is not None
         return Rotation(rotation.cos / self.attention_factor, rotation.sin / self.attention_factor)

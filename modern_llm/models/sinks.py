@@ -8,13 +8,17 @@ training length, and the decoding cache stays bounded. This module imports no to
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from modern_llm.checks import require
+
+if TYPE_CHECKING:
+    from modern_llm.models.sink_rows import SinkRows
 
 
 @dataclass(frozen=True)
 class Sinks:
-    """What the three kinds share.
+    """What the kinds share. A new kind says the properties below and what it builds; attention asks nothing else.
 
     Args:
         window: last tokens that a position attends to, itself included; null: as many as `max_seq_len` holds
@@ -37,6 +41,24 @@ class Sinks:
         """First tokens of the text that are never evicted."""
         return 0
 
+    @property
+    def learned_rows(self) -> int:
+        """Learned key/value rows S that stand in front of the text."""
+        return 0
+
+    @property
+    def rotated(self) -> bool:
+        """Whether a query sees the sinks at a rotary distance, which the window then bounds."""
+        return True
+
+    def parameter_count(self, n_heads: int, n_kv_heads: int, head_size: int) -> int:
+        """Learned numbers per layer."""
+        return 0
+
+    def build(self, n_heads: int, n_kv_heads: int, head_size: int) -> SinkRows | None:
+        """The module of one layer, or None where nothing is learned."""
+        return None
+
 
 @dataclass(frozen=True)
 class LearnableSinks(Sinks):
@@ -54,11 +76,39 @@ class LearnableSinks(Sinks):
         require(self.num_sinks >= 1, "model.sinks.num_sinks", self.num_sinks, "must be at least 1",
                 "Set model.use_attention_sinks=false for none")  # fmt: skip
 
+    @property
+    def learned_rows(self) -> int:
+        return self.num_sinks
+
+    def parameter_count(self, n_heads: int, n_kv_heads: int, head_size: int) -> int:
+        return 2 * self.num_sinks * n_kv_heads * head_size
+
+    def build(self, n_heads: int, n_kv_heads: int, head_size: int) -> SinkRows:
+        from modern_llm.models.sink_rows import LearnedRows
+
+        return LearnedRows(self.num_sinks, n_kv_heads, head_size)
+
 
 @dataclass(frozen=True)
 class SinkLogits(Sinks):
     """One learned logit per query head in the softmax denominator (gpt-oss, arXiv 2508.10925; the "softmax off by
     one" of Miller 2023 with a learned offset): p_j = exp(s_j) / (exp(sink_h) + sum_k exp(s_k))."""
+
+    @property
+    def learned_rows(self) -> int:
+        return 1
+
+    @property
+    def rotated(self) -> bool:
+        return False
+
+    def parameter_count(self, n_heads: int, n_kv_heads: int, head_size: int) -> int:
+        return n_heads
+
+    def build(self, n_heads: int, n_kv_heads: int, head_size: int) -> SinkRows:
+        from modern_llm.models.sink_rows import LogitRow
+
+        return LogitRow(n_heads, n_kv_heads)
 
 
 @dataclass(frozen=True)

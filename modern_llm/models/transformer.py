@@ -9,15 +9,18 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
-from modern_llm.models.attention import Attention, AttentionPlan, plan_attention
+from modern_llm.models.attention import Attention
+from modern_llm.models.attention_plan import AttentionPlan, plan_attention
 from modern_llm.models.config import ModernLLMConfig
 from modern_llm.models.feedforward import SwiGLU
 from modern_llm.models.fused_loss import IGNORE_INDEX, linear_cross_entropy
+from modern_llm.models.kernels import compute_dtype
 from modern_llm.models.kv_cache import KVCache
 from modern_llm.models.linear import Linear
 from modern_llm.models.moe import MoE, Routing
 from modern_llm.models.norm import RMSNorm
 from modern_llm.models.rotary import Rotary
+from modern_llm.models.sink_rows import SinkRows
 
 
 @dataclass
@@ -57,14 +60,20 @@ class DecoderBlock(nn.Module):
         self.dropout = config.dropout
 
     def forward(
-        self, x: Tensor, plan: AttentionPlan, cache: KVCache | None = None, layer: int = 0
+        self,
+        x: Tensor,
+        plan: AttentionPlan,
+        cache: KVCache | None = None,
+        layer: int = 0,
+        expert_load: Tensor | None = None,
     ) -> tuple[Tensor, Routing | None]:
-        """x: (B, T, d_model). Returns the new residual stream and, with experts, how tokens were routed."""
+        """x: (B, T, d_model); expert_load: as in `MoE.route`. Returns the new residual stream and, with experts, how
+        tokens were routed."""
         attended = self.attention(self.attention_norm(x), plan, cache, layer)
         x = x + F.dropout(attended, self.dropout, self.training)
         normed, routing = self.ffn_norm(x), None
         if isinstance(self.ffn, MoE):
-            fed, routing = self.ffn(normed)
+            fed, routing = self.ffn(normed, expert_load)
         else:
             fed = self.ffn(normed)
         return x + F.dropout(fed, self.dropout, self.training), routing
@@ -76,11 +85,14 @@ def init_weights(model: nn.Module, std: float, n_layers: int) -> None:
     for name, parameter in model.named_parameters():
         if name.endswith("norm.weight"):
             nn.init.ones_(parameter)
-        elif name.endswith((".bias", ".sink_logits", ".sink_values")):
+        elif name.endswith(".bias"):
             nn.init.zeros_(parameter)
-        else:
+        elif ".sinks." not in name:
             residual = name.endswith(("o_proj.weight", "down_proj.weight", "down_proj"))
             nn.init.normal_(parameter, std=std / (2 * n_layers) ** 0.5 if residual else std)
+    for module in model.modules():
+        if isinstance(module, SinkRows):
+            module.reset(std)
 
 
 class ModernDecoderLM(nn.Module):
@@ -113,12 +125,15 @@ class ModernDecoderLM(nn.Module):
         """(V, d_model) output head."""
         return self.head.weight
 
+    @property
+    def balances_experts(self) -> bool:
+        """Whether the loss depends on the load of experts over a whole batch."""
+        return self.config.moe is not None and self.config.moe.balance_loss_weight > 0
+
     def new_cache(self, batch_size: int, max_tokens: int | None) -> KVCache:
         """An empty cache for B texts of at most `max_tokens` tokens; None: unbounded (needs a window or sinks)."""
         weight = self.head_weight
-        device = weight.device.type
-        dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else weight.dtype
-        return KVCache(self.config, batch_size, max_tokens, dtype, weight.device)
+        return KVCache(self.config, batch_size, max_tokens, compute_dtype(weight), weight.device)
 
     def hidden_states(
         self,
@@ -127,18 +142,22 @@ class ModernDecoderLM(nn.Module):
         document_ids: Tensor | None = None,
         cache: KVCache | None = None,
         branch_ids: Tensor | None = None,
+        expert_load: Tensor | None = None,
     ) -> ModelOutput:
         """Everything but the output head. Arguments as in `forward`, and `branch_ids` (B, T): 0 for a text's trunk,
-        other numbers for continuations of it, none of which sees another."""
-        tokens = input_ids.shape[1]
-        plan = plan_attention(self.config, self.rotary, tokens, attention_mask, document_ids, cache, branch_ids)
+        other numbers for continuations of it, none of which sees another; `expert_load` (layers, experts): shares in
+        the whole batch, of which this is a part."""
+        tokens, dtype = input_ids.shape[1], compute_dtype(self.head_weight)
+        plan = plan_attention(self.config, self.rotary, tokens, attention_mask, document_ids, cache, branch_ids, dtype)
         x = F.dropout(self.embedding(input_ids), self.dropout, self.training)  # (B, T, d_model)
         routings = []
         for layer, block in enumerate(self.blocks):
+            load = None if expert_load is None else expert_load[layer]
             if self.activation_checkpointing and self.training and cache is None:
-                x, routing = checkpoint(block, x, plan, use_reentrant=False)
+                x, routing = checkpoint(block, x, plan, None, layer, load, use_reentrant=False)
             else:
-                x, routing = block(x, plan, cache, layer)
+                # Compiled blocks would compile again for every length of a cache: decoding calls them uncompiled.
+                x, routing = (block if cache is None else block.forward)(x, plan, cache, layer, load)
             if routing is not None:
                 routings.append(routing)
         if cache is not None:

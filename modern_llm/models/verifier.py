@@ -7,7 +7,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
-from modern_llm.models.attention import plan_encoding
+from modern_llm.models.attention_plan import plan_encoding
+from modern_llm.models.kernels import compute_dtype
 from modern_llm.models.linear import Linear
 from modern_llm.models.norm import RMSNorm
 from modern_llm.models.rotary import Rotary
@@ -43,7 +44,7 @@ class VerifierModel(nn.Module):
     def hidden_states(self, input_ids: Tensor, attention_mask: Tensor | None = None) -> Tensor:
         """(B, T, d_model) after the final norm, for texts (B, T) padded on either side; attention_mask (B, T) is 0 at
         padding, whose own states mean nothing."""
-        plan = plan_encoding(self.rotary, input_ids.shape[1], attention_mask)
+        plan = plan_encoding(self.rotary, input_ids.shape[1], attention_mask, compute_dtype(self.score.weight))
         x = F.dropout(self.embedding(input_ids), self.config.dropout, self.training)  # (B, T, d_model)
         for block in self.blocks:
             if self.activation_checkpointing and self.training:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any, ClassVar, Protocol
 
+import torch
 from torch import Tensor
 
 Batch = dict[str, Tensor]
@@ -18,14 +20,34 @@ class LossOutput:
     Attributes:
         loss_sum: scalar to minimise, summed over the targets.
         metrics: further quantities to log, each a scalar summed over the targets.
+        row_loss_sum: scalar to minimise besides, summed over the rows of the batch: for losses that are means over all
+            tokens, as the auxiliary ones of experts are. None: there is none.
+        row_metrics: further quantities to log, each a scalar summed over the rows.
     """
 
     loss_sum: Tensor
     metrics: dict[str, Tensor] = field(default_factory=dict)
+    row_loss_sum: Tensor | None = None
+    row_metrics: dict[str, Tensor] = field(default_factory=dict)
+
+    def loss(self, targets: int, rows: int) -> Tensor:
+        """The share of this micro-batch in the loss of a batch with so many targets and rows."""
+        loss = self.loss_sum / targets
+        return loss if self.row_loss_sum is None else loss + self.row_loss_sum / rows
+
+    def means(self, targets: int, rows: int) -> dict[str, Tensor]:
+        """The share of this micro-batch in the metrics of such a batch, detached."""
+        means = {name: value.detach() / targets for name, value in self.metrics.items()}
+        return means | {name: value.detach() / rows for name, value in self.row_metrics.items()}
 
 
 class Objective(Protocol):
-    """A loss over a batch. A new objective is one class with these three methods."""
+    """A loss over a batch. A new objective is one class that derives from this one and has the first three methods."""
+
+    # What it always logs besides the loss.
+    metrics: ClassVar[Sequence[str]] = ()
+    # What makes a step need less memory, apart from the machine's settings.
+    smaller_steps: ClassVar[Sequence[str]] = ("shorter texts", "a smaller model")
 
     def count(self, batch: Batch) -> int:
         """Targets in a batch: what the summed loss is divided by. Called on the host, before the forward pass."""
@@ -35,3 +57,67 @@ class Objective(Protocol):
 
     def __call__(self, model: Any, batch: Batch) -> LossOutput:
         """Loss of a micro-batch on the model's device."""
+
+    def survey(self, model: Any, micro_batches: Iterable[Batch]) -> Batch:
+        """What each micro-batch has to know of the whole batch, found before the first backward pass and given along
+        with each. Called where a batch is cut; nothing where the loss is a plain sum."""
+        return {}
+
+    def examples(self, batch: Batch) -> str:
+        """Which examples a batch holds, for messages."""
+        return f"sequences {batch['sequence_ids'].tolist()}" if "sequence_ids" in batch else "unknown examples"
+
+
+def on_device(batch: Batch, device: torch.device) -> Batch:
+    """The batch on the device of a model, on CUDA without waiting for it. MPS has no float64."""
+    if device.type == "cuda":
+        return {name: tensor.pin_memory().to(device, non_blocking=True) for name, tensor in batch.items()}
+    if device.type == "mps":
+        batch = {name: t.float() if t.dtype == torch.float64 else t for name, t in batch.items()}
+    return {name: tensor.to(device) for name, tensor in batch.items()}
+
+
+def add_expert_losses(output: LossOutput, states: Any, rows: int) -> None:
+    """Put a model's auxiliary losses beside the loss of a micro-batch, and the load of its experts beside the metrics.
+
+    Args:
+        output: gets them.
+        states: what the model's `hidden_states` gave.
+        rows: of the micro-batch.
+    """
+    if states.aux_losses:
+        output.row_loss_sum = rows * sum(states.aux_losses.values())
+        output.row_metrics |= {name: rows * value for name, value in states.aux_losses.items()}
+    if states.expert_load is None:
+        return
+    # 1 where every expert gets its share, E where one expert gets all.
+    busiest = states.expert_load.amax(dim=1) * states.expert_load.shape[1]
+    output.row_metrics["busiest_expert_load"] = rows * busiest.mean()
+    output.row_metrics["idle_experts"] = rows * (states.expert_load == 0).float().mean()
+    for layer, load in enumerate(busiest):
+        output.row_metrics[f"busiest_expert_load/layer{layer}"] = rows * load
+
+
+@torch.no_grad()
+def survey_experts(model: Any, micro_batches: Iterable[Batch], read: Callable[[Any, Batch], Any]) -> Batch:
+    """The load of the experts over a whole batch, by one forward pass more: about a third more time for a step that is
+    cut. The balance loss multiplies it with router probabilities, so no sum over micro-batches replaces it; once it is
+    known, the loss is a plain sum.
+
+    Args:
+        model: that may have experts.
+        micro_batches: of one step.
+        read: gives the model's `hidden_states` of a micro-batch.
+
+    Returns:
+        `expert_load` (layers, experts); nothing for a model that balances no experts.
+    """
+    if not getattr(model, "balances_experts", False):
+        return {}
+    total, rows = torch.zeros(()), 0
+    for batch in micro_batches:
+        size = len(batch["input_ids"])
+        load = read(model, batch).expert_load
+        total = total.to(load.device) + size * load
+        rows += size
+    return {"expert_load": total / rows}

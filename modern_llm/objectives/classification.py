@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Protocol
+from collections.abc import Sequence
+from typing import ClassVar, Protocol
 
 from torch import Tensor
 from torch.nn import functional as F
 
-from modern_llm.objectives.base import Batch, LossOutput
+from modern_llm.objectives.base import Batch, LossOutput, Objective
 
 
 class TextClassifier(Protocol):
@@ -21,8 +22,10 @@ class TextClassifier(Protocol):
         """(B, C) for texts (B, T) whose last real tokens stand at `last` (B,)."""
 
 
-class Classification:
+class Classification(Objective):
     """Cross-entropy of the labels; the accuracy is logged."""
+
+    metrics: ClassVar[Sequence[str]] = ("accuracy",)
 
     def count(self, batch: Batch) -> int:
         return len(batch["labels"])

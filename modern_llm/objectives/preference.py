@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Any, Protocol
+from collections.abc import Iterable, Sequence
+from typing import Any, ClassVar, Protocol
 
 import torch
 from torch import Tensor
 
 from modern_llm.models.fused_loss import IGNORE_INDEX, linear_token_nll
-from modern_llm.objectives.base import Batch, LossOutput
+from modern_llm.objectives.base import Batch, LossOutput, Objective, add_expert_losses, survey_experts
 from modern_llm.objectives.preference_losses import PairLogProbs, PreferenceLoss
 
 
@@ -37,7 +38,7 @@ def answer_log_probs(model: BranchingLM, batch: Batch) -> tuple[Tensor, Any]:
     Returns:
         (B, 2) sums over the tokens of each answer, and the model's output.
     """
-    output = model.hidden_states(batch["input_ids"], branch_ids=batch["branch_ids"])
+    output = _read(model, batch)
     B, T, d = output.hidden.shape
     labels = batch["labels"].flatten()  # (B * 2 * K,)
     rows = torch.arange(B, device=labels.device)[:, None, None] * T
@@ -49,7 +50,12 @@ def answer_log_probs(model: BranchingLM, batch: Batch) -> tuple[Tensor, Any]:
     return sums.view(B, 2), output
 
 
-class PreferenceOptimisation:
+def _read(model: BranchingLM, batch: Batch) -> Any:
+    known: Any = {name: batch[name] for name in ("expert_load",) if name in batch}
+    return model.hidden_states(batch["input_ids"], branch_ids=batch["branch_ids"], **known)
+
+
+class PreferenceOptimisation(Objective):
     """A preference loss over pairs, plus the model's auxiliary losses.
 
     Logged, as means over the pairs: `preference_accuracy`, how often the chosen answer has the larger reward (a tie
@@ -62,6 +68,8 @@ class PreferenceOptimisation:
         loss: one of `preference_losses.py`.
     """
 
+    metrics: ClassVar[Sequence[str]] = ("preference_accuracy", "reward_margin")
+
     def __init__(self, loss: PreferenceLoss) -> None:
         self.loss = loss
 
@@ -71,6 +79,9 @@ class PreferenceOptimisation:
     def tokens(self, batch: Batch) -> int:
         return int(batch["lengths"].sum())
 
+    def survey(self, model: BranchingLM, micro_batches: Iterable[Batch]) -> Batch:
+        return survey_experts(model, micro_batches, _read)
+
     def __call__(self, model: BranchingLM, batch: Batch) -> LossOutput:
         """batch: as in `answer_log_probs`, and `reference_log_probs` (B, 2) where the loss needs a reference."""
         sums, output = answer_log_probs(model, batch)
@@ -78,13 +89,11 @@ class PreferenceOptimisation:
         reference = batch["reference_log_probs"].to(sums.dtype) if self.loss.needs_reference else torch.zeros_like(sums)
         pairs = PairLogProbs(*sums.unbind(1), *tokens.unbind(1), *reference.unbind(1))
         loss = self.loss(pairs).sum()
-        metrics = {name: values.sum() for name, values in measures(self.loss, pairs).items()}
+        result = LossOutput(loss, {name: values.sum() for name, values in measures(self.loss, pairs).items()})
         if output.aux_losses:
-            metrics["preference_loss"] = loss.detach()
-        for name, value in output.aux_losses.items():
-            loss = loss + value * len(sums)
-            metrics[name] = value.detach() * len(sums)
-        return LossOutput(loss, metrics)
+            result.metrics["preference_loss"] = loss
+        add_expert_losses(result, output, len(sums))
+        return result
 
 
 @torch.no_grad()

@@ -7,7 +7,7 @@ from typing import Any, Protocol
 from torch import Tensor
 
 from modern_llm.models.fused_loss import IGNORE_INDEX, linear_cross_entropy
-from modern_llm.objectives.base import Batch, LossOutput
+from modern_llm.objectives.base import Batch, LossOutput, Objective
 
 
 class Seq2SeqLM(Protocol):
@@ -24,7 +24,7 @@ class Seq2SeqLM(Protocol):
         """(B, T, d) states that the head reads."""
 
 
-class Seq2Seq:
+class Seq2Seq(Objective):
     """Cross-entropy of every token of the answer, given the source."""
 
     def count(self, batch: Batch) -> int:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from modern_llm.models.attention import branch_positions, sees_branch
+from modern_llm.models.attention_plan import branch_positions, sees_branch
 from modern_llm.pretrained.kv_cache import HuggingFaceCache
 
 if TYPE_CHECKING:

@@ -61,6 +61,10 @@ def add_lora(model: nn.Module, lora: LoRA, task: str | None, base_name: str) -> 
     }
     if task is None and any(name == "score" for name, _ in model.named_children()):
         settings["modules_to_save"] = ["score"]
+    # Frozen weights may be 16-bit; what is trained may not. peft copies the head as it finds it.
+    for name, module in model.named_modules():
+        if name.rsplit(".", 1)[-1] == "score":
+            module.float()
     with warnings.catch_warnings():
         warnings.filterwarnings(
             "ignore", message=".*(fan_in_fan_out|tie_word_embeddings|tied|is_gradient_checkpointing).*"

@@ -18,6 +18,8 @@ from modern_llm.config.instantiate import LINKS, ConfigError
 
 CHANGEABLE = (
     "trainer.max_steps",
+    "trainer.max_tokens",
+    "trainer.max_minutes",
     "trainer.log_every",
     "trainer.eval_every",
     "trainer.save_every",

@@ -31,7 +31,6 @@ if TYPE_CHECKING:
     from modern_llm.pretrained.loading import LoadedModel
 
 _MEASURED = ("preference_accuracy", "reward_margin", "log_prob_accuracy", "loss", "kl_estimate")
-_MONITORED = ("loss", "preference_accuracy", "reward_margin")
 _WORST = 50
 
 
@@ -70,7 +69,7 @@ class DPO(TrainingTask):
         require_positive(self, "max_train_examples", "max_evaluation_examples")
         require(self.max_tokens >= 8, "task.max_tokens", self.max_tokens, "must be at least 8", "Raise it")
         measured = [name for name in _MEASURED if self.loss.needs_reference or name != "kl_estimate"]
-        require_metric(self, [f"evaluation_{name}" for name in measured], _MONITORED)
+        require_metric(self, [f"evaluation_{n}" for n in measured], ("loss", "preference_accuracy", "reward_margin"))
 
     def read(self, at: Session) -> None:
         look_at(self.data, self.paths.mirror)
@@ -103,7 +102,7 @@ class DPO(TrainingTask):
         train, collate = at.data["train"], PairBatch(at.loaded.tokenizer.eos_id)
         stream = LengthBatches(train.pairs, self.trainer.batch_size, self.seed, collate, train.fingerprint)
         objective = PreferenceOptimisation(self.loss)
-        return Parts(stream, objective, Selection(at, objective, at.data["selection"].pairs, collate, _MONITORED))
+        return Parts(stream, objective, Selection(at, objective, at.data["selection"].pairs, collate))
 
     def measure(self, at: Session) -> Measured:
         from modern_llm.evaluation.pairs import pair_log_probs, score_pairs

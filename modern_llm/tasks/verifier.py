@@ -114,7 +114,7 @@ class Verifier(TrainingTask):
         further = (("roc_auc",), lambda: self._roc_auc(at)) if self.trainer.monitor == "validation_roc_auc" else None
         objective = Classification()
         held_out = read.items["selection"]
-        return Parts(stream, objective, Selection(at, objective, held_out, collate, ("loss", "accuracy"), further))
+        return Parts(stream, objective, Selection(at, objective, held_out, collate, further))
 
     def measure(self, at: Session) -> Measured:
         from modern_llm.experiment.record import Measured, evaluated_on

@@ -10,8 +10,8 @@ from typing import Any
 class Callback:
     """Hooks of the loop, all empty."""
 
-    def on_start(self, step: int, max_steps: int) -> None:
-        """Before the first step; `step` are done already."""
+    def on_start(self, step: int, max_steps: int | None) -> None:
+        """Before the first step; `step` are done already, of `max_steps`, where the run ends in steps."""
 
     def on_step(self, step: int, loss: float) -> None:
         """After every optimiser step."""
@@ -36,8 +36,10 @@ class Progress(Callback):
         self._last_line = 0.0
         self._bar: Any = None
 
-    def on_start(self, step: int, max_steps: int) -> None:
-        self.start_step, self.max_steps, self.start = step, max_steps, time.perf_counter()
+    def on_start(self, step: int, max_steps: int | None) -> None:
+        self.start_step = step
+        self.max_steps = max_steps
+        self.start = time.perf_counter()
         if not self.terminal:
             return
         from rich.console import Console
@@ -68,12 +70,14 @@ class Progress(Callback):
                 self._bar.update(self._task, facts=facts)
             return
         now = time.perf_counter()
-        last = row["step"] >= self.max_steps
+        step, last = row["step"], row["step"] == self.max_steps
         if "validation_loss" in row or last or now - self._last_line >= self.seconds_between_lines:
             self._last_line = now
-            done = max(row["step"] - self.start_step, 1)
-            left = (now - self.start) / done * (self.max_steps - row["step"])
-            print(f"step {row['step']}/{self.max_steps}  {facts}  {left:.0f} s left", file=sys.stderr, flush=True)
+            of, left = "", ""
+            if self.max_steps is not None:
+                seconds = (now - self.start) / max(step - self.start_step, 1) * (self.max_steps - step)
+                of, left = f"/{self.max_steps}", f"  {seconds:.0f} s left"
+            print(f"step {step}{of}  {facts}{left}", file=sys.stderr, flush=True)
 
     def on_end(self) -> None:
         if self._bar is not None:

@@ -6,11 +6,13 @@ by its manifest, and the one before is used.
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import os
 import random
 import shutil
+import stat
 import warnings
 from collections.abc import Callable
 from pathlib import Path
@@ -21,12 +23,12 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-MODEL_FILE, STATE_TENSORS, STATE_JSON, MANIFEST = (
-    "model.safetensors",
-    "trainer.safetensors",
-    "trainer.json",
-    "manifest.json",
-)
+MODEL_FILE = "model.safetensors"
+STATE_TENSORS = "trainer.safetensors"
+STATE_JSON = "trainer.json"
+MANIFEST = "manifest.json"
+_LARGEST_MANIFEST = 2**24  # bytes
+_LARGEST_FILE = 2**40
 
 
 class CheckpointError(RuntimeError):
@@ -92,21 +94,23 @@ def random_states() -> dict[str, Any]:
         "torch": torch.get_rng_state(),
     }
     if torch.cuda.is_available():
-        state |= {f"cuda{i}": s for i, s in enumerate(torch.cuda.get_rng_state_all())}
+        state |= {f"cuda{i}": torch.cuda.get_rng_state(i) for i in range(torch.cuda.device_count())}
     return state
 
 
 def restore_random_states(state: dict[str, Any]) -> None:
-    """Set every global random generator as `random_states` found it."""
+    """Set every global random generator as `random_states` found it; those of devices that are not here are left
+    out."""
     version, internal, gauss = json.loads(state["python"])
     random.setstate((version, tuple(internal), gauss))
     numpy_state = json.loads(state["numpy"])
     numpy_state["state"]["key"] = np.array(numpy_state["state"]["key"], dtype=np.uint32)
     np.random.set_state(numpy_state)
     torch.set_rng_state(state["torch"])
-    cuda = [state[key] for key in sorted(state) if key.startswith("cuda")]
-    if cuda and torch.cuda.is_available():
-        torch.cuda.set_rng_state_all(cuda)
+    if torch.cuda.is_available():
+        for i in range(torch.cuda.device_count()):
+            if f"cuda{i}" in state:
+                torch.cuda.set_rng_state(state[f"cuda{i}"], i)
 
 
 def _hash(path: Path) -> str:
@@ -126,18 +130,37 @@ def _sync(path: Path) -> None:
 
 
 def torn(folder: Path) -> str | None:
-    """What is wrong with a checkpoint, or None where every file is as the manifest says."""
+    """What is wrong with a checkpoint, or None where every file is as the manifest says.
+
+    Nothing is read that is not a plain file of the size that the manifest gives, inside the folder.
+    """
     try:
+        fault = _unreadable(folder / MANIFEST, _LARGEST_MANIFEST)
+        if fault is not None:
+            return fault
         files = json.loads((folder / MANIFEST).read_text())["files"]
         for name, fact in files.items():
             path = folder / name
+            if Path(name).is_absolute() or ".." in Path(name).parts:
+                return f"{name} lies outside the folder"
+            fault = _unreadable(path, _LARGEST_FILE)
+            if fault is not None:
+                return fault
             if path.stat().st_size != fact["bytes"]:
                 return f"{name} has {path.stat().st_size} bytes instead of {fact['bytes']}"
             if _hash(path) != fact["sha256"]:
                 return f"{name} has another content than was written"
-    except (OSError, ValueError, KeyError, TypeError) as cause:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as cause:
         return f"{type(cause).__name__}: {cause}"
     return None
+
+
+def _unreadable(path: Path, largest: int) -> str | None:
+    """Why a file should not be read: a link, device or pipe, or far too large."""
+    facts = path.lstat()
+    if not stat.S_ISREG(facts.st_mode):
+        return f"{path.name} is no plain file"
+    return f"{path.name} has {facts.st_size} bytes" if facts.st_size > largest else None
 
 
 def steps_and_tokens(folder: Path) -> tuple[int, int | None]:
@@ -154,11 +177,22 @@ class _Anything(dict[str, Tensor]):
         return torch.empty(0)
 
 
+def _evaluation_file(folder: Path) -> Path:
+    return folder.with_suffix(".evaluation.json")
+
+
+def _write_whole(path: Path, content: dict[str, Any]) -> None:
+    """Write JSON beside the file and rename it into place."""
+    aside = path.with_suffix(".json.part")
+    aside.write_text(json.dumps(content))
+    aside.replace(path)
+
+
 class Checkpoints:
     """The checkpoints of one run.
 
     Args:
-        folder: holds `step_<n>/` for each, and `best.json`.
+        folder: holds `step_<n>/` for each, `step_<n>.evaluation.json` where it was evaluated, and `best.json`.
         keep: newest ones that stay; the best one stays besides.
     """
 
@@ -166,26 +200,55 @@ class Checkpoints:
         self.folder, self.keep = folder, keep
         folder.mkdir(parents=True, exist_ok=True)
         for leftover in folder.glob("step_*.part"):
-            shutil.rmtree(leftover, ignore_errors=True)
+            if leftover.is_dir():
+                shutil.rmtree(leftover, ignore_errors=True)
+            else:
+                leftover.unlink(missing_ok=True)
 
     def all(self) -> list[Path]:
         """Oldest first."""
         return sorted(p for p in self.folder.glob("step_*") if p.is_dir() and not p.suffix)
 
     def last_good(self) -> Path | None:
-        """The newest checkpoint that is whole. Every torn one that is passed over is warned of and set aside."""
+        """The newest checkpoint that is whole, or None where there never was one. Every torn one that is passed over is
+        set aside with a warning: for the beginning of a run.
+
+        Raises:
+            CheckpointError: all of them are torn.
+        """
+        faults: dict[Path, str] = {}
         for folder in reversed(self.all()):
             fault = torn(folder)
             if fault is None:
+                for passed, why in faults.items():
+                    self._set_aside(passed, f"({why}). It is set aside as {{aside}}; {folder.name} is used")
                 return folder
-            aside = folder.with_suffix(".torn")
-            shutil.rmtree(aside, ignore_errors=True)
-            folder.rename(aside)
-            warnings.warn(
-                f"checkpoint {folder} is torn ({fault}). It is set aside as {aside.name}; the one before is used",
-                stacklevel=2,
+            faults[folder] = fault
+        if faults:
+            reasons = "; ".join(f"{folder.name}: {why}" for folder, why in faults.items())
+            raise CheckpointError(
+                f"every checkpoint in {self.folder} is torn ({reasons}), so there is nothing to resume from. Put a "
+                "whole one back, or start a new run."
             )
         return None
+
+    def _set_aside(self, folder: Path, why: str) -> None:
+        aside = folder.with_suffix(".torn")
+        shutil.rmtree(aside, ignore_errors=True)
+        folder.rename(aside)
+        _evaluation_file(folder).unlink(missing_ok=True)
+        warnings.warn(f"checkpoint {folder} is torn {why.format(aside=aside.name)}", stacklevel=3)
+
+    def note_evaluation(self, folder: Path, found: dict[str, Any]) -> None:
+        """Keep what an evaluation of a checkpoint found, beside its folder: the checkpoint is written already."""
+        _write_whole(_evaluation_file(folder), found)
+
+    def evaluation(self, folder: Path) -> dict[str, Any] | None:
+        """What `note_evaluation` kept, or None where no evaluation was finished."""
+        try:
+            return json.loads(_evaluation_file(folder).read_text())
+        except (FileNotFoundError, ValueError):
+            return None
 
     @property
     def best(self) -> Path | None:
@@ -202,9 +265,7 @@ class Checkpoints:
         if folder is None:
             path.unlink(missing_ok=True)
             return
-        aside = path.with_suffix(".json.part")
-        aside.write_text(json.dumps({"checkpoint": folder.name, "value": value}))
-        aside.replace(path)
+        _write_whole(path, {"checkpoint": folder.name, "value": value})
         self._forget_old()
 
     def save(self, step: int, model: nn.Module, state: dict[str, Any], extras: Callable[[Path], None]) -> Path:
@@ -239,14 +300,20 @@ class Checkpoints:
                 _sync(path)
             if target.exists():  # a torn one of the same step
                 shutil.rmtree(target)
+            _evaluation_file(target).unlink(missing_ok=True)
             aside.rename(target)
             _sync(self.folder)
         except Exception as cause:
             shutil.rmtree(aside, ignore_errors=True)
             last = self.all()
+            if not self.folder.is_dir():
+                remedy = "The folder is gone: it was moved or deleted while the run was training."
+            elif isinstance(cause, OSError) and cause.errno in (errno.ENOSPC, errno.EDQUOT):
+                remedy = f"The last good one is {last[-1] if last else 'none'}. Free disk space and resume the run."
+            else:
+                remedy = f"The last good one is {last[-1] if last else 'none'}."
             raise CheckpointError(
-                f"the checkpoint of step {step} could not be written to {self.folder} ({cause}). "
-                f"The last good one is {last[-1] if last else 'none'}. Free disk space and resume the run."
+                f"the checkpoint of step {step} could not be written to {self.folder} ({cause}). {remedy}"
             ) from cause
         self._forget_old()
         return target
@@ -256,6 +323,7 @@ class Checkpoints:
         for folder in self.all()[: -self.keep]:
             if folder != best:
                 shutil.rmtree(folder)
+                _evaluation_file(folder).unlink(missing_ok=True)
 
     def load_state(self, folder: Path) -> dict[str, Any]:
         """The state that was saved with a checkpoint."""

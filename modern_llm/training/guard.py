@@ -32,7 +32,8 @@ class Guard:
         Args:
             loss: of the step.
             grad_norm: of the whole gradient, before clipping.
-            overflow_is_normal: with loss scaling, an infinite gradient only means that the scale is too large.
+            overflow_is_normal: with loss scaling, an infinite gradient only means that the scale is too large, as
+                long as it can still fall.
         """
         if not math.isfinite(loss) or not math.isfinite(grad_norm):
             self.skipped += 1

@@ -18,7 +18,8 @@ class Interrupted(BaseException):
 
     def __init__(self, signal_number: int, checkpoint: Any) -> None:
         super().__init__(f"stopped by {signal.Signals(signal_number).name}")
-        self.signal_number, self.checkpoint = signal_number, checkpoint
+        self.signal_number = signal_number
+        self.checkpoint = checkpoint
 
 
 class StopRequest:
@@ -33,6 +34,11 @@ class StopRequest:
         self.signal_number: int | None = None
         self.at_once = False
         self._before: dict[int, Any] = {}
+
+    @property
+    def asked(self) -> bool:
+        """Whether a signal came."""
+        return self.signal_number is not None
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
         if self.at_once or self.signal_number is not None:

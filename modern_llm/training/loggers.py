@@ -33,7 +33,7 @@ class TensorBoard(Logger):
         from torch.utils.tensorboard import SummaryWriter
 
         class Forward(Callback):
-            def on_start(self, step: int, max_steps: int) -> None:
+            def on_start(self, step: int, max_steps: int | None) -> None:
                 self.writer = SummaryWriter(str(folder / "tensorboard"), purge_step=step + 1)
 
             def on_metrics(self, row: dict[str, Any]) -> None:
@@ -65,7 +65,7 @@ class WandB(Logger):
         project, mode = self.project, self.mode
 
         class Forward(Callback):
-            def on_start(self, step: int, max_steps: int) -> None:
+            def on_start(self, step: int, max_steps: int | None) -> None:
                 # The folder is the identity: a resumed run continues its curve, and two runs never merge.
                 identity = folder.resolve().as_posix().strip("/").replace("/", "-")[-64:]
                 self.run = wandb.init(
@@ -102,7 +102,7 @@ class MLflow(Logger):
         name, identity = self.experiment, folder / "mlflow_run"
 
         class Forward(Callback):
-            def on_start(self, step: int, max_steps: int) -> None:
+            def on_start(self, step: int, max_steps: int | None) -> None:
                 self.last: dict[str, int] = {}
                 if identity.is_file():  # a resumed run continues its curves
                     self.run = identity.read_text().strip()

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from modern_llm.checks import require
 
 if TYPE_CHECKING:
-    from torch import Tensor
+    from torch import Tensor, nn
     from torch.optim import Optimizer
 
 
@@ -19,7 +18,7 @@ class AdamW:
 
     Args:
         lr: peak learning rate.
-        weight_decay: on matrices and embeddings; vectors (norms, biases, sink logits) are not decayed.
+        weight_decay: on matrices and embeddings; vectors (norms, biases, sinks) are not decayed.
         betas: decay of the running mean and of the running square.
         eps: added to the root of the running square.
     """
@@ -42,24 +41,29 @@ class AdamW:
         """Bytes of state per trained parameter, for the memory plan."""
         return 8
 
-    def groups(self, parameters: Iterable[tuple[str, Tensor]]) -> list[dict[str, Any]]:
-        """Parameter groups: matrices with weight decay, vectors without. Frozen parameters are left out."""
-        trained = [p for _, p in parameters if p.requires_grad]
-        decayed = [p for p in trained if p.dim() >= 2]
-        plain = [p for p in trained if p.dim() < 2]
-        groups = [{"params": decayed, "weight_decay": self.weight_decay}, {"params": plain, "weight_decay": 0.0}]
-        return [group for group in groups if group["params"]]
+    def build(self, model: nn.Module) -> Optimizer:
+        """The optimiser over a model's trained parameters.
 
-    def build(self, parameters: Iterable[tuple[str, Tensor]]) -> Optimizer:
-        """The optimiser over named parameters."""
+        Raises:
+            ValueError: one of them is 16-bit.
+        """
         import torch
 
-        return torch.optim.AdamW(self.groups(parameters), lr=self.lr, betas=self.betas, eps=self.eps, fused=True)
+        from modern_llm.training.parameters import trained_parameters
+
+        kinds = trained_parameters(model)
+        groups = self._groups(decayed=[*kinds.matrices, *kinds.tables], plain=kinds.vectors)
+        return torch.optim.AdamW(groups, lr=self.lr, betas=self.betas, eps=self.eps, fused=True)
+
+    def _groups(self, decayed: list[Tensor], plain: list[Tensor]) -> list[dict[str, Any]]:
+        groups = [{"params": decayed, "weight_decay": self.weight_decay}, {"params": plain, "weight_decay": 0.0}]
+        return [group for group in groups if group["params"]]
 
 
 @dataclass(frozen=True)
 class Muon(AdamW):
-    """Muon (Jordan et al. 2024) on the hidden matrices, AdamW on embeddings, head and vectors. Updates are scaled
+    """Muon (Jordan et al. 2024) on the linear maps and experts inside the blocks, AdamW on all else: embeddings, heads
+    and vectors. Updates are scaled
     to AdamW's size (Liu et al. 2025, arXiv 2502.16982, eq. 4), so both share one learning rate.
 
     Args:
@@ -76,18 +80,16 @@ class Muon(AdamW):
         require(self.newton_schulz_steps >= 1, "trainer.optimizer.newton_schulz_steps", self.newton_schulz_steps,
                 "must be at least 1", "Use 5")  # fmt: skip
 
-    def build(self, parameters: Iterable[tuple[str, Tensor]]) -> Optimizer:
+    def build(self, model: nn.Module) -> Optimizer:
         from modern_llm.training.muon import MuonWithAdamW
+        from modern_llm.training.parameters import trained_parameters
 
-        named = [(name, p) for name, p in parameters if p.requires_grad]
-        # The embedding and the head are look-up tables: their rows are not inputs and outputs of one linear map.
-        hidden = [p for name, p in named if p.dim() >= 2 and "embed" not in name and "head." not in name]
-        chosen = {id(p) for p in hidden}
-        rest = [(name, p) for name, p in named if id(p) not in chosen]
-        groups = [{**group, "use_muon": False} for group in self.groups(rest)]
-        groups.append({"params": hidden, "weight_decay": self.weight_decay, "use_muon": True})
+        kinds = trained_parameters(model)
+        groups = [{**group, "use_muon": False} for group in self._groups(kinds.tables, kinds.vectors)]
+        if kinds.matrices:
+            groups.append({"params": kinds.matrices, "weight_decay": self.weight_decay, "use_muon": True})
         return MuonWithAdamW(
-            [group for group in groups if group["params"]],
+            groups,
             lr=self.lr,
             momentum=self.momentum,
             newton_schulz_steps=self.newton_schulz_steps,

@@ -31,16 +31,16 @@ class Schedule(ABC):
         require(0 <= self.final_fraction <= 1, "trainer.schedule.final_fraction", self.final_fraction,
                 "must lie in [0, 1]", "Use 0.1")  # fmt: skip
 
-    def factor(self, step: int, max_steps: int) -> float:
-        """Factor on the peak rate at `step` of `max_steps`, counted from 0."""
-        warmup = round(self.warmup_fraction * max_steps)
+    def factor(self, step: int, steps: float) -> float:
+        """Factor on the peak rate at `step`, counted from 0, of `steps`, which may be an estimate."""
+        warmup = round(self.warmup_fraction * steps)
         if step < warmup:
             return (step + 1) / (warmup + 1)
-        return self.after_warmup((step - warmup) / max(max_steps - warmup, 1))
+        return self.after_warmup(min((step - warmup) / max(steps - warmup, 1), 1.0))
 
     @abstractmethod
     def after_warmup(self, progress: float) -> float:
-        """Factor at `progress` in [0, 1) of the steps behind the warm-up."""
+        """Factor at `progress` in [0, 1] of the steps behind the warm-up."""
 
 
 @dataclass(frozen=True)

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from modern_llm.checks import require
+from modern_llm.training.budget import Budget
 from modern_llm.training.optimizers import AdamW
 from modern_llm.training.schedules import Cosine, Schedule
 
@@ -15,7 +16,10 @@ class TrainerSettings:
     """How the loop runs. The arithmetic of a step depends on these alone, never on `Hardware.micro_batch_size`.
 
     Args:
-        max_steps: optimiser steps.
+        max_steps: optimiser steps; null: as many as the other budgets give.
+        max_tokens: tokens read; null: no limit.
+        max_minutes: minutes of training over all sittings, evaluation left out; null: no limit. What is reached first
+            ends the run, and the schedule follows it.
         batch_size: sequences per optimiser step.
         optimizer: one of `optimizers.py`.
         schedule: one of `schedules.py`.
@@ -24,14 +28,16 @@ class TrainerSettings:
         eval_every: steps between evaluations; null: a tenth of max_steps. A checkpoint comes before each.
         save_every: steps between checkpoints; null: as eval_every.
         keep_checkpoints: newest checkpoints that stay; the best one stays besides.
-        monitor: evaluation metric that decides which checkpoint is best; lower is better.
+        monitor: evaluation metric that decides which checkpoint is best; the evaluation knows which way is better.
         early_stopping_patience: evaluations without a new best after which training stops; null: never.
         max_bad_steps: consecutive steps without a finite loss and gradient after which the run stops; each is
             skipped.
         spike_factor: skip a step whose gradient norm exceeds this many times its running mean; null: never.
     """
 
-    max_steps: int = 1000
+    max_steps: int | None = 1000
+    max_tokens: int | None = None
+    max_minutes: float | None = None
     batch_size: int = 16
     optimizer: AdamW = field(default_factory=AdamW)
     schedule: Schedule = field(default_factory=Cosine)
@@ -46,11 +52,18 @@ class TrainerSettings:
     spike_factor: float | None = None
 
     def __post_init__(self) -> None:
-        for key in ("max_steps", "batch_size", "log_every", "keep_checkpoints", "max_bad_steps"):
+        for key in ("batch_size", "log_every", "keep_checkpoints", "max_bad_steps"):
             require(getattr(self, key) >= 1, f"trainer.{key}", getattr(self, key), "must be at least 1", "Raise it")
-        for key in ("eval_every", "save_every", "early_stopping_patience"):
+        for key in ("max_steps", "max_tokens", "eval_every", "save_every", "early_stopping_patience"):
             value = getattr(self, key)
             require(value is None or value >= 1, f"trainer.{key}", value, "must be at least 1", "Raise it, or use null")
+        require(self.max_minutes is None or self.max_minutes > 0, "trainer.max_minutes", self.max_minutes,
+                "must be above 0", "Raise it, or use null")  # fmt: skip
+        require(self.max_steps is not None or self.max_tokens is not None or self.max_minutes is not None,
+                "trainer.max_steps", self.max_steps, "leaves the run without an end",
+                "Give max_steps, max_tokens or max_minutes")  # fmt: skip
+        require(self.max_steps is not None or self.eval_every is not None, "trainer.eval_every", self.eval_every,
+                "is a tenth of trainer.max_steps=null", "Give the steps between evaluations")  # fmt: skip
         require(self.grad_clip is None or self.grad_clip > 0, "trainer.grad_clip", self.grad_clip, "must be above 0",
                 "Use null for no limit")  # fmt: skip
         require(self.spike_factor is None or self.spike_factor > 1, "trainer.spike_factor", self.spike_factor,
@@ -59,7 +72,12 @@ class TrainerSettings:
     @property
     def eval_interval(self) -> int:
         """Steps between evaluations."""
-        return self.eval_every or max(self.max_steps // 10, 1)
+        return self.eval_every or max((self.max_steps or 0) // 10, 1)
+
+    @property
+    def budget(self) -> Budget:
+        """When the run ends."""
+        return Budget(self.max_steps, self.max_tokens, self.max_minutes)
 
     @property
     def save_interval(self) -> int:

@@ -10,7 +10,7 @@ from made_models import byte_tokenizer, make_model
 
 from modern_llm.evaluation.attention_maps import AttentionMaps, attention_maps, token_labels
 from modern_llm.models import ModernDecoderLM, ModernLLMConfig, from_hugging_face
-from modern_llm.models.attention import plan_attention
+from modern_llm.models.attention_plan import plan_attention
 from modern_llm.models.config import GQAConfig
 from modern_llm.models.sinks import LearnableSinks, SinkLogits, StreamingSinks
 
@@ -64,9 +64,9 @@ def test_the_weights_times_the_values_are_what_the_layer_gives(kind: str, qk_nor
     weights = attention.weights(x, plan)
     torch.testing.assert_close(weights.sum(-1), torch.ones(1, 4, 20))
     values = attention.qkv_proj(x)[..., -16:].view(1, 20, 2, 8)
-    if attention.sink_values is not None:
-        values = torch.cat([attention.sink_values[None], values], 1)
-    elif attention.sink_logits is not None:
+    if kind in ("learnable", "whole"):
+        values = torch.cat([attention.sinks.values[None], values], 1)
+    elif kind == "logits":
         values = torch.cat([torch.zeros(1, 1, 2, 8), values], 1)
     values = values.repeat_interleave(2, dim=2)
     expected = attention.o_proj(torch.einsum("bhtn,bnhd->bthd", weights, values).flatten(2))

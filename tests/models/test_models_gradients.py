@@ -7,7 +7,7 @@ import torch
 from torch.nn import functional as F
 
 from modern_llm.models import ModernLLMConfig
-from modern_llm.models.attention import plan_attention
+from modern_llm.models.attention_plan import plan_attention
 from modern_llm.models.config import GQAConfig, MoEConfig
 from modern_llm.models.feedforward import SwiGLU, swiglu_linear
 from modern_llm.models.norm import RMSNorm
@@ -134,7 +134,7 @@ def test_initial_scale_of_the_weights():
     for name, parameter in model.named_parameters():
         if "norm" in name:
             assert torch.equal(parameter, torch.ones_like(parameter)), name
-        elif "sink_values" in name:
+        elif "sinks.values" in name:
             assert not parameter.any(), name
         else:
             expected = 0.1 / 4 if name.endswith(("o_proj.weight", "down_proj")) else 0.1

@@ -53,7 +53,7 @@ SOURCES = {
     "qwen3": ("qwen3", {"head_dim": 16}),
     "qwen3-window": ("qwen3", {"head_dim": 8, **SLIDING}),
     "mixtral": ("mixtral", {"num_local_experts": 4, "num_experts_per_tok": 2, "sliding_window": None}),
-    "mixtral-window": ("mixtral", {"num_local_experts": 3, "num_experts_per_tok": 1, "sliding_window": 5}),
+    "mixtral-window": ("mixtral", {"num_local_experts": 3, "num_experts_per_tok": 3, "sliding_window": 5}),
 }
 
 
@@ -169,7 +169,8 @@ def test_export_keeps_the_dtype(tiny):
         ({"use_attention_sinks": True, "sinks": StreamingSinks()}, "use_attention_sinks=false"),
         ({"rope": NoRope()}, "NoRope"),
         ({"qk_norm": True, "qkv_bias": True}, "qk_norm, qkv_bias"),
-        ({"qk_norm": True, "moe": MoEConfig(2, 1)}, "moe, qk_norm"),
+        ({"qk_norm": True, "moe": MoEConfig(2, 2)}, "moe, qk_norm"),
+        ({"moe": MoEConfig(2, 1)}, "top_k=1"),
     ],
 )
 def test_export_names_what_no_family_can_express(tiny, settings, named):

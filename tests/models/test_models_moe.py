@@ -8,7 +8,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from modern_llm.models.config import MoEConfig
-from modern_llm.models.moe import MoE, _experts_grouped, _experts_in_turn, load_balance_loss
+from modern_llm.models.moe import MoE, _experts_grouped, _experts_in_turn, expert_counts, load_balance_loss
 
 D, HIDDEN = 8, 16
 
@@ -27,9 +27,10 @@ def _token_by_token(moe: MoE, x: Tensor) -> Tensor:
         chance = (moe.router.weight @ token).softmax(0)
         best = chance.argsort(descending=True)[: moe.top_k].tolist()
         mixed = torch.zeros_like(token)
+        total = chance[best].sum() if moe.top_k > 1 else 1
         for expert in best:
             gate, up = (moe.gate_up_proj[expert] @ token).split(HIDDEN)
-            mixed = mixed + chance[expert] / chance[best].sum() * (moe.down_proj[expert] @ (F.silu(gate) * up))
+            mixed = mixed + chance[expert] / total * (moe.down_proj[expert] @ (F.silu(gate) * up))
         rows.append(mixed)
     return torch.stack(rows).view(x.shape)
 
@@ -41,15 +42,32 @@ def test_sorted_routing_equals_a_loop_over_tokens(loud, experts, top_k):
     expected = _token_by_token(moe, x)
     torch.testing.assert_close(got, expected, atol=1e-10, rtol=1e-10)
     cotangent = torch.randn(got.shape, generator=torch.Generator().manual_seed(4), dtype=got.dtype)
-    inputs = [x, moe.gate_up_proj, moe.down_proj]
-    if top_k > 1:  # a single choice always has weight 1: the router learns from the auxiliary losses alone
-        inputs.append(moe.router.weight)
+    inputs = [x, moe.gate_up_proj, moe.down_proj, moe.router.weight]
     mine, other = (torch.autograd.grad(out, inputs, cotangent) for out in (got, expected))
     for one, reference in zip(mine, other, strict=True):
         assert reference.abs().max() > 1e-3
         torch.testing.assert_close(one, reference, atol=1e-10, rtol=1e-10)
     counted = F.one_hot(routing.experts, experts).sum((0, 1)) / (21 * top_k)
     torch.testing.assert_close(routing.load, counted.float())
+
+
+@pytest.mark.parametrize("top_k", [1, 2])
+def test_the_router_learns_from_the_loss(loud, top_k):
+    """Its gradient is the finite difference of what comes out, where the choices stay as they are."""
+    moe, x = _moe(loud, 4, top_k), _input(2, 6).detach()
+    moe(x)[0].sum().backward()
+    weight, got = moe.router.weight, moe.router.weight.grad
+    assert got.abs().max() > 1e-2
+    step = 1e-6
+    for expert, column in ((0, 0), (1, 3), (3, 7)):
+        outputs = []
+        for sign in (1, -1):
+            with torch.no_grad():
+                weight[expert, column] += sign * step
+                outputs.append(moe(x)[0].sum())
+                weight[expert, column] -= sign * step
+        difference = (outputs[0] - outputs[1]) / (2 * step)
+        torch.testing.assert_close(got[expert, column], difference, atol=1e-6, rtol=1e-6)
 
 
 @pytest.mark.skipif(not hasattr(F, "grouped_mm"), reason="torch has no grouped_mm")
@@ -82,22 +100,26 @@ def test_one_token_alone_equals_its_place_in_a_batch(loud):
     torch.testing.assert_close(moe(x[1:, 3:4])[0], moe(x)[0][1:, 3:4])
 
 
+def _load(experts: Tensor, n_experts: int) -> Tensor:
+    return expert_counts(experts, n_experts) / experts.numel()
+
+
 def test_balance_loss_by_hand():
     # Two tokens, three experts, two choices each: experts 0 and 1, then 0 and 2.
     # f = (2/4, 1/4, 1/4). P = mean of (.5, .3, .2) and (.6, .1, .3) = (.55, .2, .25).
     # 3 * (.5 * .55 + .25 * .2 + .25 * .25) = 3 * .3875 = 1.1625
     probabilities = torch.tensor([[0.5, 0.3, 0.2], [0.6, 0.1, 0.3]])
     experts = torch.tensor([[0, 1], [0, 2]])
-    torch.testing.assert_close(load_balance_loss(probabilities, experts), torch.tensor(1.1625))
+    torch.testing.assert_close(load_balance_loss(probabilities, _load(experts, 3)), torch.tensor(1.1625))
 
 
 @pytest.mark.parametrize("top_k", [1, 2])
 def test_balance_loss_is_one_when_even_and_largest_when_collapsed(top_k):
     even = torch.arange(8).repeat(top_k).view(8, top_k) % 4
-    torch.testing.assert_close(load_balance_loss(torch.full((8, 4), 0.25), even), torch.tensor(1.0))
+    torch.testing.assert_close(load_balance_loss(torch.full((8, 4), 0.25), _load(even, 4)), torch.tensor(1.0))
     collapsed = torch.arange(top_k).expand(8, top_k)
     peaked = torch.zeros(8, 4).index_fill(1, torch.arange(top_k), 1 / top_k)
-    torch.testing.assert_close(load_balance_loss(peaked, collapsed), torch.tensor(4 / top_k))
+    torch.testing.assert_close(load_balance_loss(peaked, _load(collapsed, 4)), torch.tensor(4 / top_k))
 
 
 def test_auxiliary_losses_reach_the_loss_with_their_weights(tiny, token_ids):

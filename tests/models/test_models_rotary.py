@@ -61,7 +61,7 @@ def test_angles_are_exact_at_long_distances():
 
 def test_turn_moves_a_rotated_key():
     rotary, x = Rotary(YarnRope(factor=4.0, original_max_seq_len=8), 8, 32), _heads(1, 1, 2, 8)
-    moved = rotate(rotate(x, rotary.span(5, 6)), rotary.turn(12))
+    moved = rotate(rotate(x, rotary.span(5, 6)), rotary.without_factor(rotary.span(12, 13)))
     torch.testing.assert_close(moved, rotate(x, rotary.span(17, 18)))
 
 
@@ -69,7 +69,7 @@ def test_no_rope_rotates_nothing():
     rotary, x = Rotary(NoRope(), 8, 16), _heads(1, 4, 2, 8)
     assert rotate(x, rotary.span(0, 4)) is x
     assert rotary.at(torch.arange(4)[None], 4) is None
-    assert rotary.turn(3) is None
+    assert rotary.without_factor(rotary.span(3, 4)) is None
 
 
 @pytest.mark.parametrize("head_dim", [8, 64, 128])

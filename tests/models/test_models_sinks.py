@@ -11,7 +11,8 @@ from torch import Tensor
 from transformers import GptOssConfig
 from transformers.models.gpt_oss.modeling_gpt_oss import GptOssAttention
 
-from modern_llm.models.attention import Attention, plan_attention
+from modern_llm.models.attention import Attention
+from modern_llm.models.attention_plan import plan_attention
 from modern_llm.models.rope import NoRope, PlainRope, YarnRope
 from modern_llm.models.rotary import Rotary
 from modern_llm.models.sinks import LearnableSinks, SinkLogits, StreamingSinks
@@ -90,14 +91,14 @@ def test_sink_logits_agree_with_gpt_oss(tiny, group_size):
         for name, part in zip("qkv", parts, strict=True):
             getattr(theirs, f"{name}_proj").weight.copy_(part)
         theirs.o_proj.weight.copy_(ours.o_proj.weight)
-        theirs.sinks.copy_(ours.sink_logits)
+        theirs.sinks.copy_(ours.sinks.logits)
     angle = torch.outer(torch.arange(20.0, dtype=torch.float64), 10000.0 ** (-torch.arange(4.0).double() / 4))
     causal = torch.full((20, 20), -torch.inf, dtype=torch.float64).triu(1)[None, None]
     got = case.run(x)
     expected = theirs(x, (angle.cos()[None], angle.sin()[None]), causal)[0]
     torch.testing.assert_close(got, expected, atol=TOLERANCE, rtol=TOLERANCE)
     cotangent = torch.randn(got.shape, generator=torch.Generator().manual_seed(4), dtype=got.dtype)
-    mine = torch.autograd.grad(got, [ours.sink_logits, x, ours.qkv_proj.weight], cotangent)
+    mine = torch.autograd.grad(got, [ours.sinks.logits, x, ours.qkv_proj.weight], cotangent)
     projections = [getattr(theirs, f"{name}_proj").weight for name in "qkv"]
     other = torch.autograd.grad(expected, [theirs.sinks, x, *projections], cotangent)
     assert other[0].abs().min() > 1e-3
@@ -116,9 +117,9 @@ def test_sink_logits_agree_with_a_dense_softmax(tiny, group_size, window):
     scores = _turned(q, index) @ _turned(k, index).mT / math.sqrt(D)  # (B, H, T, T)
     distance = index[:, None] - index
     scores = scores.exp() * ((distance >= 0) & (distance < window))
-    chance = scores / (scores.sum(-1, keepdim=True) + case.module.sink_logits.exp()[:, None, None])
+    chance = scores / (scores.sum(-1, keepdim=True) + case.module.sinks.logits.exp()[:, None, None])
     expected = case.module.o_proj((chance @ v).transpose(1, 2).flatten(2))
-    _assert_same_values_and_gradients(case.run(x), expected, [x, case.module.sink_logits])
+    _assert_same_values_and_gradients(case.run(x), expected, [x, case.module.sinks.logits])
 
 
 def _dense_learnable(case: SimpleNamespace, x: Tensor, window: int, theta: float | None) -> Tensor:
@@ -126,7 +127,7 @@ def _dense_learnable(case: SimpleNamespace, x: Tensor, window: int, theta: float
     q, k, v = _heads(case.module, x)
     repeats = case.module.n_heads // case.module.n_kv_heads
     sink_k, sink_v = (s.transpose(0, 1).repeat_interleave(repeats, 0) for s in
-                      (case.module.sink_keys, case.module.sink_values))  # (H, S, D)  # fmt: skip
+                      (case.module.sinks.keys, case.module.sinks.values))  # (H, S, D)  # fmt: skip
     index = torch.arange(x.shape[1])
     if theta is None:
         to_text, to_sinks = q @ k.mT, q @ sink_k.mT
@@ -150,7 +151,7 @@ def test_learnable_sinks_agree_with_a_dense_softmax(tiny, group_size, num_sinks,
     rope = NoRope() if theta is None else PlainRope(theta)
     case = _attention(tiny, sinks=LearnableSinks(window, num_sinks), group_size=group_size, rope=rope)
     x = _hidden(16)
-    inputs = [x, case.module.sink_keys, case.module.sink_values, case.module.qkv_proj.weight]
+    inputs = [x, case.module.sinks.keys, case.module.sinks.values, case.module.qkv_proj.weight]
     _assert_same_values_and_gradients(case.run(x), _dense_learnable(case, x, window, theta), inputs)
 
 
@@ -209,6 +210,6 @@ def test_streaming_sinks_change_nothing_within_the_trained_length(tiny, token_id
 @torch.no_grad()
 def test_a_sink_logit_of_minus_infinity_is_no_sink(tiny, token_ids):
     ids, plain, model = token_ids(2, 24), tiny(), tiny(use_attention_sinks=True, sinks=SinkLogits())
-    shut = {f"blocks.{layer}.attention.sink_logits": torch.full((4,), -1e4) for layer in range(2)}
+    shut = {f"blocks.{layer}.attention.sinks.logits": torch.full((4,), -1e4) for layer in range(2)}
     model.load_state_dict(plain.state_dict() | shut)
     torch.testing.assert_close(model(ids).logits, plain(ids).logits, atol=1e-4, rtol=1e-4)

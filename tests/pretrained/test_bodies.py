@@ -11,6 +11,8 @@ from modern_llm.evaluation.answering import rank_answers, write_answers
 from modern_llm.models.generation import continue_ids, generate
 from modern_llm.pretrained.loading import LoadedModel
 from modern_llm.pretrained.seq2seq import HuggingFaceSeq2Seq
+from modern_llm.pretrained.settings import LoRA
+from modern_llm.training.optimizers import AdamW
 
 Load = Callable[..., LoadedModel]
 DECODERS = ["gpt2", "llama", "own"]
@@ -180,3 +182,27 @@ def test_stop_strings_and_the_end_of_text_are_told_from_the_limit(load: Load, ki
     assert cut.ended
     (free,) = continue_ids(loaded.model, loaded.tokenizer, [prompt], max_new_tokens=3)  # type: ignore[arg-type]
     assert not free.ended
+
+
+@pytest.mark.parametrize("kind", ["gpt2", "own"])
+def test_all_that_is_trained_beside_16_bit_weights_is_fp32(load: Load, kind: str) -> None:
+    """Adapters and classification head, their gradients and their moments; what is frozen stays 16-bit."""
+    loaded = load(kind, labels=["no", "yes"])
+    loaded.model.to(torch.bfloat16)
+    loaded = loaded.with_lora(LoRA(rank=2, dropout=0.0))
+    trained = {name: p for name, p in loaded.model.named_parameters() if p.requires_grad}
+    assert any("score" in name for name in trained)
+    assert {p.dtype for p in trained.values()} == {torch.float32}
+    frozen = {p.dtype for n, p in loaded.model.named_parameters() if n not in trained and "score" not in n}
+    assert frozen == {torch.bfloat16}
+    optimizer = AdamW(lr=1e-6).build(loaded.model)
+    before = {name: p.detach().clone() for name, p in trained.items()}
+    with torch.autocast("cpu", torch.bfloat16):
+        logits = loaded.model.logits(random_ids(4, 12), torch.full((4,), 11))  # type: ignore[operator]
+        torch.nn.functional.cross_entropy(logits.float(), torch.tensor([0, 1, 1, 0])).backward()
+    optimizer.step()
+    for name, p in trained.items():
+        assert p.grad is not None, name
+        assert {t.dtype for t in optimizer.state[p].values()} == {torch.float32}, name
+        if "score" in name:  # a 16-bit head would swallow a step of a millionth
+            assert (p != before[name]).float().mean() > 0.9

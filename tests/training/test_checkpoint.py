@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
+import os
 import random
 import shutil
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -59,7 +63,7 @@ def test_the_one_before_a_torn_one_is_used_with_a_warning(tmp_path: Path) -> Non
     checkpoints = Checkpoints(tmp_path, keep=3)
     first, second = save(checkpoints, 1), save(checkpoints, 2)
     (second / "model.safetensors").write_bytes((second / "model.safetensors").read_bytes()[:-3])
-    with pytest.warns(UserWarning, match=r"step_00000002 is torn .*model\.safetensors.* the one before"):
+    with pytest.warns(UserWarning, match=r"step_00000002 is torn .*model\.safetensors.*step_00000001 is used"):
         assert checkpoints.last_good() == first
     assert (tmp_path / "step_00000002.torn").is_dir()
     assert checkpoints.all() == [first]
@@ -126,3 +130,50 @@ def test_a_failed_write_leaves_the_last_good_one_and_names_it(tmp_path: Path) ->
         checkpoints.save(2, nn.Linear(3, 2), {}, fails)
     assert torn(first) is None
     assert [p.name for p in tmp_path.iterdir()] == ["step_00000001"]
+
+
+def test_generators_of_devices_that_are_gone_are_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A run of twelve GPUs goes on with one. The machine of the test has none: what torch is told is recorded."""
+    state = random_states() | {f"cuda{i}": torch.full((16,), i, dtype=torch.uint8) for i in range(12)}
+    told: list[tuple[int, int]] = []
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "set_rng_state", lambda s, device: told.append((int(s[0]), device)))
+    for count, expected in ((1, [(0, 0)]), (12, [(i, i) for i in range(12)]), (13, [(i, i) for i in range(12)])):
+        told.clear()
+        monkeypatch.setattr(torch.cuda, "device_count", lambda count=count: count)
+        restore_random_states(state)
+        assert told == expected
+
+
+def forged(folder: Path, files: dict[str, Any]) -> Path:
+    manifest = json.loads((folder / "manifest.json").read_text())
+    manifest["files"] |= files
+    (folder / "manifest.json").write_text(json.dumps(manifest))
+    return folder
+
+
+def test_a_manifest_that_leads_astray_is_refused_unread(tmp_path: Path) -> None:
+    """Outside the folder, a device without end, a link, a pipe that nobody writes to, and a file of a petabyte."""
+    checkpoints = Checkpoints(tmp_path / "c", keep=9)
+    secret = tmp_path / "secret"
+    secret.write_text("x")
+    fact = {"bytes": 1, "sha256": hashlib.sha256(b"x").hexdigest()}
+    for number, name in enumerate(["../../secret", str(secret), "tokenizer/../../../secret"]):
+        assert "outside" in str(torn(forged(save(checkpoints, number + 1), {name: fact})))
+    whole = save(checkpoints, 5)
+    (whole / "link").symlink_to(secret)
+    assert "no plain file" in str(torn(forged(whole, {"link": fact})))
+    endless = save(checkpoints, 6)
+    (endless / "zero").symlink_to("/dev/zero")
+    assert "no plain file" in str(torn(forged(endless, {"zero": {"bytes": 0, "sha256": fact["sha256"]}})))
+    piped = save(checkpoints, 8)
+    os.mkfifo(piped / "pipe")
+    assert "no plain file" in str(torn(forged(piped, {"pipe": {"bytes": 0, "sha256": fact["sha256"]}})))
+    vast = save(checkpoints, 9)
+    with (vast / "vast").open("wb") as file:
+        file.truncate(2**42)
+    assert f"{2**42} bytes" in str(torn(forged(vast, {"vast": {"bytes": 2**42, "sha256": fact["sha256"]}})))
+    manifest = save(checkpoints, 10) / "manifest.json"
+    manifest.unlink()
+    manifest.symlink_to("/dev/zero")
+    assert "no plain file" in str(torn(manifest.parent))

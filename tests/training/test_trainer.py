@@ -2,78 +2,30 @@
 
 from __future__ import annotations
 
-import json
 import math
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from loops import Evaluations, Ragged, model, rows, stream, trainer
 
-from modern_llm.data.text.packing import PackedStream
 from modern_llm.data.text.tokens import TokenCorpus
-from modern_llm.models import ModernDecoderLM, ModernLLMConfig, MoEConfig
+from modern_llm.models import MoEConfig
 from modern_llm.objectives.language_modeling import LanguageModeling
 from modern_llm.training.callbacks import Callback
 from modern_llm.training.checkpoint import load_model_tensors
 from modern_llm.training.guard import TrainingDivergedError
 from modern_llm.training.optimizers import AdamW, Muon
-from modern_llm.training.runtime import Runtime
 from modern_llm.training.schedules import Constant
-from modern_llm.training.settings import Hardware, TrainerSettings
-from modern_llm.training.trainer import Trainer
-
-
-def model(seed: int = 0, **changes: Any) -> ModernDecoderLM:
-    torch.manual_seed(seed)
-    settings = {"vocab_size": 50, "max_seq_len": 32, "d_model": 32, "n_layers": 2, "n_heads": 2}
-    return ModernDecoderLM(ModernLLMConfig(**{**settings, **changes}))
-
-
-def trainer(folder: Path, hardware: dict[str, Any] | None = None, **changes: Any) -> Trainer:
-    settings = {"max_steps": 6, "batch_size": 4, "log_every": 1, "eval_every": 100}
-    runtime = Runtime(Hardware(**{"device": "cpu", "precision": "fp32", **(hardware or {})}))
-    return Trainer(TrainerSettings(**{**settings, **changes}), runtime, folder)
-
-
-def stream(corpus: TokenCorpus, batch_size: int = 4) -> PackedStream:
-    return PackedStream(corpus, 16, batch_size, seed=0)
-
-
-def rows(folder: Path) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-
-
-class Ragged(PackedStream):
-    """Rows with very different numbers of targets."""
-
-    def __next__(self) -> dict[str, torch.Tensor]:
-        batch = super().__next__()
-        batch["labels"] = batch["labels"].clone()
-        for row, labels in enumerate(batch["labels"]):
-            labels[: row % 16] = -100
-        return batch
-
-
-class Evaluations:
-    """Validation losses told beforehand, to steer best checkpoint and patience."""
-
-    metrics = ("validation_loss",)
-
-    def __init__(self, values: list[float]) -> None:
-        self.values = iter(values)
-
-    def __call__(self, model: Any) -> dict[str, float]:
-        return {"validation_loss": next(self.values)}
 
 
 @pytest.mark.parametrize("moe", [False, True])
 def test_micro_batches_with_unequal_target_counts_give_the_gradients_of_the_whole(
     tmp_path: Path, corpus: TokenCorpus, moe: bool
 ) -> None:
-    """16 sequences at once, and 8 times 2. Experts without their auxiliary losses, which are means over a
-    micro-batch by definition."""
-    experts = MoEConfig(4, 2, balance_loss_weight=0.0, z_loss_weight=0.0) if moe else None
+    """16 sequences at once, and 8 times 2, auxiliary losses of experts included."""
+    experts = MoEConfig(4, 2, balance_loss_weight=0.5, z_loss_weight=0.1) if moe else None
     gradients = []
     for number, micro in enumerate((16, 2)):
         net = model(moe=experts).double()

@@ -1,0 +1,301 @@
+"""Who sees whom, and where everybody stands: decided once per forward pass and shared by all layers.
+
+The rule of the decoder: a token at position i sees the token at j of its own document where j <= i and (i - j < window
+or j < kept_tokens); padding is seen by padding alone. Positions count real tokens from the document's start. The sinks
+lie at a rotary distance of at most window + kept_tokens - 1, counted inside the window (Xiao et al. 2023, arXiv
+2309.17453, section 3.2).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from modern_llm.models.config import ModernLLMConfig
+from modern_llm.models.kernels import additive_mask
+from modern_llm.models.kv_cache import KVCache
+from modern_llm.models.rotary import Rotary, Rotation
+
+
+class SinkView(NamedTuple):
+    """How the new tokens see the sinks, where that is not at their own position."""
+
+    rotation: Rotation | None  # of the T new tokens as the sinks see them
+    columns: Tensor  # (1 or B, S + n) True at the sinks among the keys
+
+
+@dataclass
+class AttentionPlan:
+    """What the layers of one forward pass share.
+
+    Attributes:
+        rotation: of the T new tokens.
+        causal: new token i sees the new tokens 0 to i, and there is no mask.
+        visible: (1 or B, T, n) True where a new token sees a key, cached ones first; None: all that `causal` leaves.
+        mask: (1 or B, 1, T, S + n) the same as numbers to be added to the scores, for S learned rows that all see.
+        sink_turn: moves the sinks to their distance inside the window, in decoding; None: they stay.
+        sink_view: in a longer pass, the same by way of the queries.
+        real, positions: (B, T) of the new tokens where a text is padded, for the cache.
+    """
+
+    rotation: Rotation | None
+    causal: bool
+    visible: Tensor | None = None
+    mask: Tensor | None = None
+    sink_turn: Rotation | None = None
+    sink_view: SinkView | None = None
+    real: Tensor | None = None
+    positions: Tensor | None = None
+
+
+class _Tokens(NamedTuple):
+    """Tokens as the rule sees them, (1 or B, tokens) each."""
+
+    arrival: Tensor  # (tokens,) order of arrival, padding included
+    positions: Tensor
+    documents: Tensor | None = None  # -1 at padding; None: one document, all real
+
+
+def plan_attention(
+    config: ModernLLMConfig,
+    rotary: Rotary,
+    tokens: int,
+    attention_mask: Tensor | None = None,
+    document_ids: Tensor | None = None,
+    cache: KVCache | None = None,
+    branch_ids: Tensor | None = None,
+    dtype: torch.dtype = torch.float32,
+) -> AttentionPlan:
+    """The plan of a decoder.
+
+    Args:
+        tokens: T new tokens.
+        attention_mask: (B, T) False at padding, or None.
+        document_ids: (B, T) numbers of the packed documents, or None. Not with a cache.
+        cache: what the new tokens continue, or None.
+        branch_ids: (B, T) 0 for the trunk, else the number of a branch: it continues its document's trunk, which
+            stands in front of it, and sees no other branch. Not with a cache.
+        dtype: that attention is computed in.
+
+    Raises:
+        ValueError: documents or branches with a cache; padding in a cache that evicts, where it stands behind a
+            text's first token or the sinks are tokens of the text.
+    """
+    past = cache.length if cache is not None else 0
+    padded = attention_mask is not None or (cache is not None and cache.real is not None)
+    packed = document_ids is not None or branch_ids is not None
+    if cache is not None and packed:
+        raise ValueError("document_ids cannot be combined with a cache. Prefill the documents one by one.")
+    if not padded and not packed and past == 0 and tokens <= _reach(config, tokens):
+        return AttentionPlan(rotary.span(0, tokens), causal=tokens > 1)
+    if cache is not None and padded:
+        _check_padding(cache, attention_mask)
+    if cache is not None and past and tokens == 1:
+        return _plan_decoding(config, rotary, cache, attention_mask, dtype)
+
+    new = keys = _new_tokens(rotary, tokens, past, cache, attention_mask, document_ids, branch_ids)
+    if cache is not None and past:
+        keys = _with_held(cache, new)
+    visible = _visible(config, new, keys)
+    if branch_ids is not None:
+        visible = visible & sees_branch(branch_ids)
+    longest = past + tokens
+    plan = AttentionPlan(rotary.at(new.positions, longest), causal=False, visible=visible)
+    plan.mask = _mask(config, visible, dtype)
+    if padded and new.documents is not None:
+        plan.real, plan.positions = new.documents >= 0, new.positions
+    if _sinks_move(config, longest):
+        last_place = _reach(config, longest) - 1
+        columns = F.pad(keys.positions < config.kept_tokens, (_learned_rows(config), 0), value=True)
+        plan.sink_view = SinkView(rotary.at(new.positions.clamp(max=last_place), longest), columns)
+    return plan
+
+
+def plan_encoding(
+    rotary: Rotary, tokens: int, attention_mask: Tensor | None = None, dtype: torch.dtype = torch.float32
+) -> AttentionPlan:
+    """The plan of an encoder: every token sees every real one, in front of it and behind it.
+
+    Positions are places in the row: what attention computes depends on distances alone, so padding on either side
+    changes nothing.
+
+    Args:
+        tokens: T.
+        attention_mask: (B, T) False at padding, or None.
+        dtype: that attention is computed in.
+    """
+    plan = AttentionPlan(rotary.span(0, tokens), causal=False)
+    if attention_mask is not None:
+        plan.visible = attention_mask.bool()[:, None]  # (B, 1, T)
+        plan.mask = additive_mask(plan.visible[:, None], dtype)
+    return plan
+
+
+# -- what the configuration says -------------------------------------------------------------------------------------
+
+
+def _reach(config: ModernLLMConfig, longest: int) -> int:
+    """Tokens of the text that one token can see."""
+    window = config.attention_window
+    return longest if window is None else window + config.kept_tokens
+
+
+def _sinks_move(config: ModernLLMConfig, longest: int) -> bool:
+    """Whether the text has grown so long that its distance to the sinks is counted inside the window."""
+    sinks = config.active_sinks
+    return sinks is not None and sinks.rotated and longest > _reach(config, longest)
+
+
+def _learned_rows(config: ModernLLMConfig) -> int:
+    return 0 if config.active_sinks is None else config.active_sinks.learned_rows
+
+
+# -- one token on a cache --------------------------------------------------------------------------------------------
+
+
+def _plan_decoding(
+    config: ModernLLMConfig, rotary: Rotary, cache: KVCache, attention_mask: Tensor | None, dtype: torch.dtype
+) -> AttentionPlan:
+    """One new token sees everything that is held, which is what the window leaves, but for padding."""
+    past, last_place = cache.length, _reach(config, cache.length + 1) - 1
+    moves = _sinks_move(config, past + 1)
+    if attention_mask is None and cache.real is None:
+        turn = rotary.span(past - last_place, past - last_place + 1) if moves else None
+        return AttentionPlan(rotary.span(past, past + 1), causal=False, sink_turn=rotary.without_factor(turn))
+    real, positions = _padded_positions(cache, attention_mask, 1)
+    visible = cache.real_with_next(real) == real  # (B, n): padding is seen by padding alone
+    turn = rotary.at((positions - last_place).clamp(min=0), past + 1) if moves else None
+    return AttentionPlan(
+        rotary.at(positions, past + 1),
+        causal=False,
+        visible=visible[:, None],
+        mask=_mask(config, visible[:, None], dtype),
+        sink_turn=rotary.without_factor(turn),
+        real=real,
+        positions=positions,
+    )
+
+
+# -- several tokens --------------------------------------------------------------------------------------------------
+
+
+def _new_tokens(
+    rotary: Rotary,
+    tokens: int,
+    past: int,
+    cache: KVCache | None,
+    attention_mask: Tensor | None,
+    document_ids: Tensor | None,
+    branch_ids: Tensor | None,
+) -> _Tokens:
+    """The T new tokens: packed documents, padded texts, or plain ones."""
+    index = torch.arange(past, past + tokens, device=rotary.cos.device)
+    if branch_ids is not None and document_ids is None:
+        document_ids = torch.zeros_like(branch_ids)
+    if document_ids is not None:
+        real = torch.ones_like(document_ids, dtype=torch.bool) if attention_mask is None else attention_mask.bool()
+        if branch_ids is None:
+            positions = _document_positions(document_ids, real)
+        else:
+            positions = branch_positions(document_ids, branch_ids, real)
+        return _Tokens(index, positions, document_ids.where(real, torch.full_like(document_ids, -1)))
+    if attention_mask is not None or (cache is not None and cache.real is not None):
+        real, positions = _padded_positions(cache, attention_mask, tokens)
+        return _Tokens(index, positions, torch.where(real, 0, -1))
+    return _Tokens(index, index[None])
+
+
+def _with_held(cache: KVCache, new: _Tokens) -> _Tokens:
+    """The tokens that a cache holds, oldest first, and the new ones."""
+    held = torch.tensor(cache.held(), device=new.arrival.device)
+    index = torch.cat([held, new.arrival])
+    if new.documents is None:
+        return _Tokens(index, index[None])
+    rows = len(new.positions)
+    positions, documents = held.expand(rows, -1), new.documents.new_zeros(rows, len(held))
+    if cache.real is not None and cache.positions is not None:
+        slots = cache.held_slots()
+        positions, documents = cache.positions[:, slots], torch.where(cache.real[:, slots], 0, -1)
+    return _Tokens(index, torch.cat([positions, new.positions], 1), torch.cat([documents, new.documents], 1))
+
+
+def _visible(config: ModernLLMConfig, new: _Tokens, keys: _Tokens) -> Tensor:
+    """(1 or B, T, n) the rule, but for branches."""
+    distance = new.positions[:, :, None] - keys.positions[:, None]
+    # Padding shares one position, so the order of arrival decides as well.
+    visible = (distance >= 0) & (keys.arrival <= new.arrival[:, None])
+    if config.attention_window is not None:
+        visible &= (distance < config.attention_window) | (keys.positions[:, None] < config.kept_tokens)
+    if new.documents is not None and keys.documents is not None:
+        visible = visible & (new.documents[:, :, None] == keys.documents[:, None])
+    return visible
+
+
+def _mask(config: ModernLLMConfig, visible: Tensor, dtype: torch.dtype) -> Tensor:
+    """(1 or B, 1, T, S + n) of visible (1 or B, T, n)."""
+    return additive_mask(F.pad(visible, (_learned_rows(config), 0), value=True)[:, None], dtype)
+
+
+# -- padding ---------------------------------------------------------------------------------------------------------
+
+
+def _padded_positions(cache: KVCache | None, attention_mask: Tensor | None, tokens: int) -> tuple[Tensor, Tensor]:
+    """(B, T) of the new tokens, where any text is padded: which are real, and their positions."""
+    if attention_mask is not None:
+        real = attention_mask.bool()
+    else:
+        assert cache is not None
+        assert cache.real is not None
+        real = cache.real.new_ones(len(cache.real), tokens)
+    before: Tensor | int = 0
+    if cache is not None:
+        before = cache.length if cache.real_tokens is None else cache.real_tokens
+    return real, (before + real.long().cumsum(1) - 1).clamp(min=0)
+
+
+def _check_padding(cache: KVCache, attention_mask: Tensor | None) -> None:
+    """Refuse padding that would take the place of tokens that are still seen."""
+    if cache.ring and cache.kept:
+        raise ValueError(
+            "attention_mask: streaming sinks keep the first tokens of every text, and padding stands in their "
+            "place once a text outgrows the window. Give prompts of equal length, or one at a time."
+        )
+    if not cache.ring or attention_mask is None:
+        return
+    real = attention_mask.bool()
+    before = cache.length if cache.real_tokens is None else cache.real_tokens
+    if bool((before + real.long().cumsum(1) > 0)[~real].any()):
+        raise ValueError(
+            "attention_mask: padding behind the first token of a text would push tokens out of the window that "
+            "are still seen. Pad on the left, and give later turns of unequal length one at a time."
+        )
+
+
+# -- documents and branches ------------------------------------------------------------------------------------------
+
+
+def _document_positions(document_ids: Tensor, real: Tensor) -> Tensor:
+    """(B, T) number of real tokens before each one in its document."""
+    counted = real.long().cumsum(1)
+    starts = torch.ones_like(real)
+    starts[:, 1:] = document_ids[:, 1:] != document_ids[:, :-1]
+    before = (counted - real.long()).where(starts, torch.zeros_like(counted)).cummax(dim=1).values
+    return (counted - 1 - before).clamp(min=0)
+
+
+def sees_branch(branch_ids: Tensor) -> Tensor:
+    """(B, T, T) whether a token's branch sees another's: the trunk, and itself."""
+    return (branch_ids[:, None] == 0) | (branch_ids[:, :, None] == branch_ids[:, None])
+
+
+def branch_positions(document_ids: Tensor, branch_ids: Tensor, real: Tensor) -> Tensor:
+    """(B, T) position of every token when the branches of a document (B, T) all continue its trunk: how many real
+    tokens it sees besides itself."""
+    index = torch.arange(document_ids.shape[1], device=document_ids.device)
+    seen = (document_ids[:, None] == document_ids[:, :, None]) & sees_branch(branch_ids)
+    seen = seen & (index <= index[:, None]) & real[:, None]
+    return (seen.sum(-1) - real.long()).clamp(min=0)

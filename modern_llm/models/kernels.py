@@ -1,0 +1,133 @@
+"""Which kernel computes what on which device: every question of the models about the hardware is answered here.
+
+The rules are functions of plain facts, so that a table of expected answers tests them without the card.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+_FEW_ROWS = 8  # up to this many rows, a product on the CPU takes as long as its weights take to be read
+_LARGE_WEIGHT = 2**16  # elements; below, the call itself takes longer than the product
+_HALF = (torch.float16, torch.bfloat16)
+
+
+class Device(NamedTuple):
+    """What decides which kernels there are."""
+
+    type: str  # cpu, cuda, mps
+    capability: tuple[int, int] | None = None  # of a CUDA device: (9, 0) is sm90
+
+
+@torch.compiler.assume_constant_result
+def _capability(index: int | None) -> tuple[int, int] | None:
+    return torch.cuda.get_device_capability(index) if torch.cuda.is_available() else None
+
+
+def device_of(x: Tensor) -> Device:
+    """The device that x lies on."""
+    return Device("cuda", _capability(x.device.index)) if x.is_cuda else Device(x.device.type)
+
+
+def compute_dtype(x: Tensor) -> torch.dtype:
+    """What matrix products with x are computed in: autocast's type where it is on, else that of x."""
+    device = x.device.type
+    return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else x.dtype
+
+
+# -- attention -------------------------------------------------------------------------------------------------------
+
+
+class AttentionRoute(NamedTuple):
+    """How `scaled_dot_product_attention` has to be called for a fused kernel to take the call."""
+
+    kernel: str  # flash, efficient or math: what torch then chooses
+    repeat_heads: bool  # keys and values are repeated for every query head before the call
+    mask_multiple: int = 1  # rows of the mask lie in memory this many elements apart, or a multiple of it
+
+
+def attention_route(masked: bool, grouped: bool, dtype: torch.dtype, device: Device) -> AttentionRoute:
+    """The one decision on how attention is computed.
+
+    CUDA has two fused kernels. FlashAttention takes grouped heads but no mask, 16-bit numbers alone, and needs sm80.
+    The memory-efficient kernel takes masks and fp32 on any card but no grouped heads, and copies a mask whose rows are
+    not aligned. A call that suits neither goes to the math kernel, which keeps the whole fp32 softmax for the backward
+    pass; repeating keys and values costs far less. The CPU's kernel takes everything.
+
+    Args:
+        masked: there is a mask beyond plain causality.
+        grouped: fewer key/value heads than query heads.
+        dtype: that is computed in.
+        device: that computes.
+    """
+    if device.type == "cpu":
+        return AttentionRoute("flash" if dtype != torch.float64 else "math", False)
+    if device.type != "cuda":
+        return AttentionRoute("math", grouped)
+    if not masked and dtype in _HALF and device.capability is not None and device.capability >= (8, 0):
+        return AttentionRoute("flash", False)
+    if dtype == torch.float64:
+        return AttentionRoute("math", False)
+    return AttentionRoute("efficient", grouped, mask_multiple=8)
+
+
+def additive_mask(visible: Tensor, dtype: torch.dtype) -> Tensor:
+    """0 where `visible` (..., n) is True and -inf elsewhere, in `dtype`, its rows aligned for the kernel."""
+    multiple = attention_route(True, True, dtype, device_of(visible)).mask_multiple
+    n = visible.shape[-1]
+    rows = torch.zeros(*visible.shape[:-1], -(-n // multiple) * multiple, dtype=dtype, device=visible.device)
+    return rows[..., :n].masked_fill_(~visible, -torch.inf)
+
+
+def fused_attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, causal: bool, scale: float) -> Tensor:
+    """softmax(scale q k^T + mask) v (Vaswani et al. 2017, arXiv 1706.03762, eq. 1).
+
+    Args:
+        q: (B, T, H, D).
+        k, v: (B, n, Hkv, D), Hkv a divisor of H.
+        mask: additive, broadcast against (B, H, T, n); None: none.
+        causal: query i sees keys 0 to i alone; not with a mask.
+
+    Returns:
+        (B, T, H, D).
+    """
+    H, grouped = q.shape[2], q.shape[2] != k.shape[2]
+    if grouped and attention_route(mask is not None, True, compute_dtype(q), device_of(q)).repeat_heads:
+        k, v = (t.repeat_interleave(H // t.shape[2], dim=2) for t in (k, v))
+        grouped = False
+    q, k, v = (t.transpose(1, 2) for t in (q, k, v))
+    mask = None if mask is None else mask.to(q.dtype)
+    out = F.scaled_dot_product_attention(q, k, v, mask, is_causal=causal, scale=scale, enable_gqa=grouped)
+    return out.transpose(1, 2)
+
+
+# -- products and norms ----------------------------------------------------------------------------------------------
+
+
+def takes_grouped_products(dtype: torch.dtype, widths: tuple[int, ...], device: Device) -> bool:
+    """Whether `grouped_mm` is one kernel: bf16 in rows of whole 16 bytes, on sm90 and sm100. Elsewhere it is a loop
+    inside torch that reads the sizes on the host, slower than a loop of our own."""
+    on_card = device.type == "cuda" and device.capability in ((9, 0), (10, 0))
+    return on_card and hasattr(F, "grouped_mm") and dtype == torch.bfloat16 and all(w % 8 == 0 for w in widths)
+
+
+def reads_weight_as_pieces(x: Tensor, weight: Tensor) -> bool:
+    """Whether x (..., K) times weight (N, K) is a decoding step on the CPU, which `models/linear.py` does its own
+    way."""
+    return (
+        0 < x.numel() <= _FEW_ROWS * x.shape[-1]
+        and weight.numel() >= _LARGE_WEIGHT
+        and weight.is_contiguous()
+        and x.dtype == weight.dtype == torch.float32
+        and x.device.type == "cpu"
+        and not (torch.is_grad_enabled() or torch.is_autocast_enabled("cpu") or torch.compiler.is_compiling())
+    )
+
+
+def has_fused_rms_norm(x: Tensor) -> bool:
+    """Whether torch normalises x in one kernel: not on the CPU, unless it compiles one."""
+    return x.device.type != "cpu" or torch.compiler.is_compiling()
