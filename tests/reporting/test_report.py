@@ -170,7 +170,7 @@ def test_mixed_tasks_keep_every_metric_to_the_last_digit(tmp_path: Path) -> None
     assert rows["sst"]["accuracy"] == "0.9123 | 0.8923 to 0.9323"
     assert rows["lm"]["accuracy"] == ""
     assert "accuracy_low" not in rows["lm"]
-    assert rows["lm"]["task"] == "LanguageModeling"
+    assert rows["lm"]["task"] == "Pretraining"
     assert ("sst", "accuracy") in page.marks["best"]
     assert ("pt", "accuracy") not in page.marks["best"]
     assert all(head != "validation_loss" for _, head in page.marks["best"])  # nothing to choose from
@@ -394,10 +394,10 @@ def test_a_run_that_is_still_going(tmp_path: Path) -> None:
         os.utime(going / name, (time.time() - hours * 3600,) * 2)
     page = reported(tmp_path / "out", f"{tmp_path}/runs")
     rows = {row["run"]: row for row in page.table("runs")}
-    assert rows["going"]["status"] == "unfinished"
-    assert "unfinished: step 30 of 200" in page.text
-    assert "unfinished: no metrics yet" in page.text
-    assert "2 runs not finished (still going, or stopped)" in page.text
+    assert rows["going"]["status"] == "interrupted"
+    assert "interrupted: step 30 of 200" in page.text
+    assert "interrupted: no metrics yet" in page.text
+    assert "2 runs interrupted" in page.text
     assert "step 30 of 200, wrote 3 hours ago" in page.text
     assert len(page.data()["runs"][0]["series"]["loss"][1]) == 30
 

@@ -6,12 +6,12 @@ import json
 from collections.abc import Sequence
 from typing import Any
 
-from modern_llm.reporting.pages import blocks
 from modern_llm.reporting.comparison.compare import Comparison, Group, counted, progress
 from modern_llm.reporting.comparison.differences import setting_text, short_names
 from modern_llm.reporting.comparison.intervals import differ
 from modern_llm.reporting.comparison.notices import notices
 from modern_llm.reporting.curves import curve_data
+from modern_llm.reporting.pages import blocks
 from modern_llm.reporting.pages.blocks import Cell, Column
 from modern_llm.reporting.pages.run import command_of, curve_figure, metric_cell
 

@@ -7,8 +7,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from modern_llm.reporting.pages import blocks
 from modern_llm.reporting.curves import curve_data
+from modern_llm.reporting.pages import blocks
 from modern_llm.reporting.pages.blocks import Cell
 from modern_llm.reporting.pages.run import command_of, curve_figure, environment
 from modern_llm.reporting.record import RunRecord

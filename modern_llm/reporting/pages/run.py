@@ -6,9 +6,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from modern_llm.reporting.pages import blocks
 from modern_llm.reporting.curves import curve_data, draw_loss
 from modern_llm.reporting.metric_names import headline, is_bound
+from modern_llm.reporting.pages import blocks
 from modern_llm.reporting.pages.blocks import Cell
 from modern_llm.reporting.record import RunRecord, overrides_of
 from modern_llm.reporting.tables import shown, write_csv
