@@ -17,6 +17,8 @@ from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 from omegaconf import DictConfig, OmegaConf
 
+from modern_llm.config.choices import choices_of, target_of
+from modern_llm.config.names_of_the_field import key_for
 from modern_llm.config.renamed import target_now
 
 # Nothing outside the project is ever called by a configuration, whoever wrote it.
@@ -104,10 +106,30 @@ def _check_keys(node: dict[str, Any], key: str) -> None:
             continue
         full = _as_typed(f"{key}.{name}")
         if name not in parameters:
-            raise ConfigError(f"{full}={value!r}: {target.__name__} has no such key. {nearest(name, list(parameters))}")
+            raise ConfigError(
+                f"{full}={value!r}: {target.__name__} has no such key. {_suggested(name, full, list(parameters))}"
+            )
         if name in hints and not _fits(value, hints[name]):
             shown = value["_target_"] if isinstance(value, dict) and "_target_" in value else value
-            raise ConfigError(f"{full}={shown!r}: must be {_in_words(hints[name])}. Change the value.")
+            raise ConfigError(f"{full}={shown!r}: must be {_in_words(hints[name])}. {_fitting(full, hints[name])}")
+
+
+def _suggested(name: str, full: str, known: list[str]) -> str:
+    field = key_for(full)
+    return f"It is {field}." if field is not None else nearest(name, known)
+
+
+def _fitting(key: str, hint: Any) -> str:
+    """The way out where a value does not fit: the choices of its group that do."""
+    group = key.replace(".", "/")
+    targets = {choice: target_of(group, choice) for choice in choices_of(group)}
+    names = [name for name, target in targets.items() if target is not None and _fits({"_target_": target}, hint)]
+    if not names:
+        return "Change the value."
+    hints = {"pretrained": "model.name=<hub name or folder>", "from_run": "model.path=<run folder>"}
+    more = [f"model={name} with {hints[name]}" for name in names if group == "model" and name in hints]
+    own = [name for name in names if not (group == "model" and name in hints)]
+    return f"Choose {group}={', '.join(own)}" + "".join(f"; or {way}" for way in more) + "."
 
 
 def _fits(value: Any, hint: Any) -> bool:
@@ -153,6 +175,8 @@ def _in_words(hint: Any) -> str:
         return "one of " + ", ".join(map(str, arguments))
     if origin in (list, tuple):
         return "a list of " + " and ".join(dict.fromkeys(_in_words(a) for a in arguments))
+    if inspect.isclass(hint) and hint.__module__.startswith(_ALLOWED_PACKAGE):
+        return f"{'an' if hint.__name__[0] in 'AEIO' else 'a'} {hint.__name__}"
     names = {bool: "true or false", int: "a whole number", float: "a number", str: "a text", type(None): "null"}
     return names.get(hint, f"a {getattr(hint, '__name__', hint)}")
 

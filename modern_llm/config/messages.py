@@ -205,7 +205,7 @@ def _unknown_key(key: str, typed: Sequence[str]) -> str:
         return f"{key}: there is no such key. It is {field}."
     suggestion = f"Did you mean {leaf[last]!r}?" if last in leaf else nearest(key, known)
     if suggestion.startswith("Known"):
-        suggestion = "`python launch.py --cfg job` lists all keys."
+        suggestion = "`python launch.py --cfg job` lists all keys; variables of your own go below vars."
     return f"{key}: there is no such key. {suggestion}"
 
 

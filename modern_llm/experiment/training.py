@@ -127,10 +127,12 @@ def fit(
     Returns:
         How the loop ended, and the metrics that every training has.
     """
-    from modern_llm.experiment.loading import describe_model
+    from modern_llm.experiment.loading import describe_model, require_same_base
     from modern_llm.training.callbacks import Progress
     from modern_llm.training.checkpoint import load_model_tensors
     from modern_llm.training.trainer import Trainer
+
+    require_same_base(folder.path, loaded)
 
     def save_extras(checkpoint: Path) -> None:
         checkpoint.joinpath("config.yaml").write_text(describe_model(task.model, loaded))

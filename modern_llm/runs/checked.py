@@ -118,4 +118,6 @@ def check_overrides(config: DictConfig, overrides: Sequence[str]) -> None:
         if group in LINKS and group not in (*read, "paths"):
             raise ConfigError(f"{override}: this task does not read {group}. It reads {', '.join(read) or 'none'}.")
         if override.startswith("~") and key.count(".") + key.count("/") == 1 and group in LINKS:
-            raise ConfigError(f"{override}: a part may be chosen, and not be taken out. Choose one: {key}=…")
+            raise ConfigError(
+                f"{override}: a part may be chosen, and not be taken out. Choose one: {key.replace('.', '/')}=…"
+            )

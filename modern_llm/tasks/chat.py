@@ -13,6 +13,7 @@ from modern_llm.experiment.contract import Paths, RunFolder, require_pretrained,
 from modern_llm.models.config import ModernLLMConfig
 from modern_llm.models.sampling import Sampling
 from modern_llm.pretrained.settings import ModelFromRun, PretrainedModel
+from modern_llm.reporting.tables import visible
 from modern_llm.training.settings import Hardware
 
 if TYPE_CHECKING:
@@ -96,7 +97,7 @@ class Chat:
                 try:
                     with runtime.autocast():
                         for piece in (answer := talk.answer(line)):
-                            sys.stdout.write(piece)
+                            sys.stdout.write(visible(piece))
                             sys.stdout.flush()
                 except ContextFullError as full:
                     say(str(full))

@@ -236,6 +236,7 @@ class Pretraining:
         corpora: dict[Split, TokenCorpus],
     ) -> None:
         from modern_llm.reporting.pages.run import write_run_report
+        from modern_llm.reporting.tables import visible
 
         folder.write_json(
             "result.json",
@@ -258,7 +259,7 @@ class Pretraining:
         )
         written = write_run_report(folder.path)
         for sample in samples:
-            print(f"\n--- sample: {sample['prompt']!r}\n{sample['prompt']}{sample['text']}")
+            print(f"\n--- sample: {sample['prompt']!r}\n{visible(sample['prompt'] + sample['text'])}")
         print()
         for split in measured_splits(corpora):
             print(

@@ -192,7 +192,7 @@ class Checkpoints:
         """The best checkpoint that is still there, or None."""
         try:
             folder = self.folder / json.loads((self.folder / "best.json").read_text())["checkpoint"]
-        except FileNotFoundError:
+        except (OSError, ValueError, KeyError, TypeError):  # it is not there, or torn: the newest one counts
             return None
         return folder if folder.is_dir() else None
 

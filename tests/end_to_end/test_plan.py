@@ -129,7 +129,9 @@ def test_every_step_of_every_plan_composes(name: str, tmp_path: Path) -> None:
         config = compose("config", [f"experiment={name}", "name=x"])
         task = build(config.task)
         for step in task.steps:
-            overrides = [o.format_map({s: tmp_path / s for s in (*task.steps, "folder")}) for o in task.steps[step]["overrides"]]
+            overrides = [
+                o.format_map({s: tmp_path / s for s in (*task.steps, "folder")}) for o in task.steps[step]["overrides"]
+            ]
             compose("config", [*task.common, *overrides, "name=x"])
 
 
