@@ -1,24 +1,25 @@
 """Run an experiment: `python launch.py [group=choice] [key=value] …`; `python launch.py --help` tells more."""
 
-from pathlib import Path
+from contextlib import nullcontext
 
 import hydra
 from omegaconf import DictConfig
 
+from modern_llm.config.choices import CONFIG_FOLDER
+from modern_llm.config.composing import is_single_run
 from modern_llm.config.messages import readable_errors
-from modern_llm.runs.run import execute, register_resolvers
-
-CONFIG_FOLDER = Path(__file__).resolve().parent / "conf"
+from modern_llm.runs.folder import register_resolvers
+from modern_llm.runs.run import execute
 
 
 @hydra.main(version_base="1.3", config_path=str(CONFIG_FOLDER), config_name="config")
 def main(config: DictConfig) -> float | None:
     """Compose, check, run; the returned metric is what a sweeper optimises."""
-    with readable_errors(CONFIG_FOLDER):
+    with readable_errors() if is_single_run() else nullcontext():
         return execute(config)
 
 
 if __name__ == "__main__":
     register_resolvers()
-    with readable_errors(CONFIG_FOLDER):
+    with readable_errors():
         main()

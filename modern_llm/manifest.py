@@ -9,6 +9,8 @@ import stat
 from pathlib import Path, PurePosixPath
 from typing import Any
 
+from modern_llm.files import parsed_json, read_text
+
 NAME = "manifest.json"
 _LARGEST = 2**24  # bytes of a manifest
 
@@ -33,10 +35,7 @@ def read(folder: Path) -> dict[str, Any]:
     Raises:
         OSError, ValueError: it is not there, or is none.
     """
-    path = folder / NAME
-    if path.stat().st_size > _LARGEST:
-        raise ValueError(f"{NAME} has {path.stat().st_size} bytes")
-    content = json.loads(path.read_text(encoding="utf-8"))
+    content = parsed_json(read_text(folder / NAME, _LARGEST))
     if not isinstance(content, dict) or not isinstance(content.get("files"), dict):
         raise ValueError(f"{NAME} lists no files")
     return content
@@ -53,12 +52,12 @@ def fault(folder: Path) -> str | None:
             path = folder / name
             status = path.lstat()
             if not stat.S_ISREG(status.st_mode):
-                return f"{name} is no regular file"
+                return f"{name} is no plain file"
             if status.st_size != fact["bytes"]:
                 return f"{name} has {status.st_size} bytes instead of {fact['bytes']}"
             if _hash(path) != fact["sha256"]:
                 return f"{name} has another content than was written"
-    except (OSError, ValueError, KeyError, TypeError, RecursionError) as cause:
+    except (OSError, ValueError, KeyError, TypeError) as cause:
         return f"{type(cause).__name__}: {cause}"
     return None
 

@@ -15,7 +15,9 @@ from hydra.plugins.launcher import Launcher
 from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig, open_dict
 
-from modern_llm.runs.sweep import Sweep, run_in_process
+from modern_llm.config.overrides import quoted
+from modern_llm.runs.folder import require_name
+from modern_llm.runs.sweep import JobFailedError, Sweep, objective_of, refused_jobs, run_in_process, same_precision
 
 
 class AblationSweeper(BasicSweeper):
@@ -33,27 +35,40 @@ class AblationSweeper(BasicSweeper):
 
     def sweep(self, arguments: list[str]) -> Any:
         assert self.config is not None
-        assert self.launcher is not None
         assert self.hydra_context is not None
-        parser = OverridesParser.create(config_loader=self.hydra_context.config_loader)
+        loader = self.hydra_context.config_loader
+        parser = OverridesParser.create(config_loader=loader)
         given = {argument.split("=", 1)[0].lstrip("+~") for argument in arguments}
         recipe = [p for p in self._parse_config() if p.split("=", 1)[0] not in given]
         resume = [a.split("=", 1)[1] for a in arguments if a.startswith("resume=")]
         own = [a for a in arguments if not a.startswith("resume=")]
         jobs = [job for batch in self.split_arguments(parser.parse_overrides(recipe + own), None) for job in batch]
-        self.validate_batch_is_legal(jobs)
         outputs = Path(str(self.config.paths.outputs)).expanduser()
-        # The folder's name asks which groups were chosen; what is set there becomes read-only.
+        # What a job is composed of asks Hydra; what is set there becomes read-only.
         HydraConfig.instance().set_config(deepcopy(self.config))
-        folder = Path(str(self.config.hydra.sweep.dir))
-        sweep = Sweep.open(folder, outputs / "multirun", jobs, resume[-1] if resume else None)
+        refused = refused_jobs(jobs, lambda job: loader.load_sweep_config(self.config, list(job)))
+        require_name(self.config.name)
+        new = Path(str(self.config.hydra.sweep.dir))
+        sweep = Sweep.open(new, outputs / "multirun", jobs, resume[-1] if resume else None)
+        self.folder = sweep.folder
         with open_dict(self.config):
             self.config.hydra.sweep.dir = str(sweep.folder)
-        return sweep.run(self._launch, self.max_batch_size)
+        sweep.refuse(refused)
+        return sweep.run(self._launch, self.max_batch_size, refused)
 
     def _launch(self, jobs: Sequence[Sequence[str]], first: int) -> None:
         assert self.launcher is not None
-        self.launcher.launch(jobs, initial_job_idx=first)
+        if isinstance(self.launcher, ProcessLauncher):
+            self.launcher.launch(jobs, initial_job_idx=first)
+            return
+        # Other launchers compose each job anew, from its overrides alone.
+        place = f"hydra.sweep.dir={quoted(str(self.folder))}"
+        told = []
+        for number, job in enumerate(jobs, first):
+            folder = self.folder / str(number)
+            resume = [f"resume={quoted(str(folder))}"] if (folder / "config.yaml").is_file() else []
+            told.append([*job, *resume, place])
+        self.launcher.launch(told, initial_job_idx=first)
 
 
 class ProcessLauncher(Launcher):
@@ -61,13 +76,17 @@ class ProcessLauncher(Launcher):
 
     def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
         self.config = config
+        self.jobs: dict[int, list[str]] = {}
 
     def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> Sequence[JobReturn]:
-        returns = []
+        returns, sweep = [], Path(str(self.config.hydra.sweep.dir))
         for number, overrides in enumerate(job_overrides, initial_job_idx):
-            status = run_in_process(list(overrides), Path(str(self.config.hydra.sweep.dir)) / str(number))
+            self.jobs[number] = list(overrides)
+            folder = sweep / str(number)
+            status = run_in_process([*overrides, *same_precision(overrides, sweep, self.jobs)], folder)
             job = JobReturn()
             job.overrides = list(overrides)
             job.status = JobStatus.COMPLETED if status == 0 else JobStatus.FAILED
+            job.return_value = objective_of(folder) if status == 0 else JobFailedError(number, folder)
             returns.append(job)
         return returns

@@ -1,26 +1,30 @@
-"""From YAML nodes to objects: the only place that touches `hydra.utils`.
+"""From YAML nodes to objects.
 
-A node with `_target_` is checked before anything is built: the target must be a part of this project, its keys must
-be parameters of the target, and their values must have the annotated types. All targets import without torch, so a
-wrong configuration fails in a moment.
+A node with `_target_` is checked before anything is built: the target must be a settings class of this project, its
+keys must be parameters of the target, and their values must have the annotated types. All targets import without torch,
+so a wrong configuration fails in a moment. What is built is what was checked: nothing is resolved in between.
 """
 
 from __future__ import annotations
 
 import difflib
 import inspect
+import re
 import types
 from dataclasses import fields, is_dataclass
 from importlib import import_module
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
-from hydra.errors import InstantiationException
-from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
+
+from modern_llm.config.choices import choices_of, target_of
+from modern_llm.config.names_of_the_field import key_for
+from modern_llm.config.renamed import target_now
 
 # Nothing outside the project is ever called by a configuration, whoever wrote it.
 _ALLOWED_PACKAGE = "modern_llm."
-_SPECIAL_KEYS = {"_target_", "_partial_", "_convert_", "_recursive_"}
+# Of Hydra's own `instantiate`; here a node is a settings class and its values.
+_HYDRAS_KEYS = ("_partial_", "_convert_", "_recursive_", "_args_")
 # Groups that a task links to: a person names them without the task, and records keep them as links.
 LINKS = ("model", "trainer", "hardware", "logger", "paths", "seed")
 
@@ -45,17 +49,27 @@ def find_target(path: str, key: str) -> Any:
     """The class behind a `_target_`.
 
     Raises:
-        ConfigError: outside the project, or not there.
+        ConfigError: outside the project, not there, or no class of settings.
     """
-    if not isinstance(path, str) or not path.startswith(_ALLOWED_PACKAGE):
-        raise ConfigError(f"{key}._target_={path!r}: only parts of {_ALLOWED_PACKAGE[:-1]} may be instantiated.")
+    told = f"{key}._target_={path!r}"
+    if not isinstance(path, str) or not re.fullmatch(r"modern_llm(\.[A-Za-z]\w*)+", path):
+        raise ConfigError(f"{told}: only parts of {_ALLOWED_PACKAGE[:-1]} may be instantiated.")
     module, _, name = path.rpartition(".")
     try:
         target = getattr(import_module(module), name)
     except (ImportError, AttributeError) as cause:
-        raise ConfigError(f"{key}._target_={path!r}: there is no such class ({cause}).") from cause
+        now = target_now(path)
+        remedy = f" It is {now} now." if now != path else ""
+        raise ConfigError(f"{told}: there is no such class ({cause}).{remedy}") from cause
     if not inspect.isclass(target):
-        raise ConfigError(f"{key}._target_={path!r}: is no class.")
+        raise ConfigError(f"{told}: is no class.")
+    if not target.__module__.startswith(_ALLOWED_PACKAGE):
+        raise ConfigError(
+            f"{told}: only parts of {_ALLOWED_PACKAGE[:-1]} may be instantiated, and this is {target.__module__}'s."
+        )
+    # Settings hold values and check them; other classes do things when they are made.
+    if not is_dataclass(target):
+        raise ConfigError(f"{told}: only settings may be instantiated, and {name} is no dataclass.")
     return target
 
 
@@ -70,6 +84,9 @@ def check(node: Any, key: str = "task") -> None:
             check(item, f"{key}[{index}]")
     if not isinstance(node, dict):
         return
+    for name in _HYDRAS_KEYS:
+        if name in node:
+            raise ConfigError(f"{_as_typed(key)}.{name}={node[name]!r}: is not used here. Leave it out.")
     if "_target_" in node:
         _check_keys(node, key)
     for name, value in node.items():
@@ -79,20 +96,40 @@ def check(node: Any, key: str = "task") -> None:
 def _check_keys(node: dict[str, Any], key: str) -> None:
     target = find_target(node["_target_"], _as_typed(key))
     parameters = inspect.signature(target).parameters
-    hints = get_type_hints(target) if is_dataclass(target) else get_type_hints(target.__init__)
+    hints = get_type_hints(target)
     for name, parameter in parameters.items():
         full = _as_typed(f"{key}.{name}")
         if node.get(name, "???" if parameter.default is parameter.empty else None) == "???":
             raise ConfigError(f"{full}: is missing. Set it: {full}=…")
     for name, value in node.items():
-        if name in _SPECIAL_KEYS:
+        if name == "_target_":
             continue
         full = _as_typed(f"{key}.{name}")
         if name not in parameters:
-            raise ConfigError(f"{full}={value!r}: {target.__name__} has no such key. {nearest(name, list(parameters))}")
+            raise ConfigError(
+                f"{full}={value!r}: {target.__name__} has no such key. {_suggested(name, full, list(parameters))}"
+            )
         if name in hints and not _fits(value, hints[name]):
             shown = value["_target_"] if isinstance(value, dict) and "_target_" in value else value
-            raise ConfigError(f"{full}={shown!r}: must be {_in_words(hints[name])}. Change the value.")
+            raise ConfigError(f"{full}={shown!r}: must be {_in_words(hints[name])}. {_fitting(full, hints[name])}")
+
+
+def _suggested(name: str, full: str, known: list[str]) -> str:
+    field = key_for(full)
+    return f"It is {field}." if field is not None else nearest(name, known)
+
+
+def _fitting(key: str, hint: Any) -> str:
+    """The way out where a value does not fit: the choices of its group that do."""
+    group = key.replace(".", "/")
+    targets = {choice: target_of(group, choice) for choice in choices_of(group)}
+    names = [name for name, target in targets.items() if target is not None and _fits({"_target_": target}, hint)]
+    if not names:
+        return "Change the value."
+    hints = {"pretrained": "model.name=<hub name or folder>", "from_run": "model.path=<run folder>"}
+    more = [f"model={name} with {hints[name]}" for name in names if group == "model" and name in hints]
+    own = [name for name in names if not (group == "model" and name in hints)]
+    return f"Choose {group}={', '.join(own)}" + "".join(f"; or {way}" for way in more) + "."
 
 
 def _fits(value: Any, hint: Any) -> bool:
@@ -138,6 +175,8 @@ def _in_words(hint: Any) -> str:
         return "one of " + ", ".join(map(str, arguments))
     if origin in (list, tuple):
         return "a list of " + " and ".join(dict.fromkeys(_in_words(a) for a in arguments))
+    if inspect.isclass(hint) and hint.__module__.startswith(_ALLOWED_PACKAGE):
+        return f"{'an' if hint.__name__[0] in 'AEIO' else 'a'} {hint.__name__}"
     names = {bool: "true or false", int: "a whole number", float: "a number", str: "a text", type(None): "null"}
     return names.get(hint, f"a {getattr(hint, '__name__', hint)}")
 
@@ -146,7 +185,8 @@ def build(node: Any, key: str = "task") -> Any:
     """Build a node and all below it.
 
     Args:
-        node: a `DictConfig`, or a plain container, with `_target_`.
+        node: a `DictConfig`, or a plain container, with `_target_`. A plain one is taken as it stands: nothing in it is
+            resolved, so that one from a file can be handed over.
         key: where it stands, for messages.
 
     Raises:
@@ -154,10 +194,21 @@ def build(node: Any, key: str = "task") -> Any:
     """
     container = OmegaConf.to_container(node, resolve=True) if isinstance(node, DictConfig) else node
     check(container, key)
+    return _made(container)
+
+
+def _made(node: Any) -> Any:
+    if isinstance(node, list):
+        return [_made(item) for item in node]
+    if not isinstance(node, dict):
+        return node
+    values = {name: _made(value) for name, value in node.items() if name != "_target_"}
+    if "_target_" not in node:
+        return values
     try:
-        return instantiate(container, _convert_="all")
-    except InstantiationException as failure:
-        raise ConfigError(str(failure.__cause__ or failure)) from failure
+        return find_target(node["_target_"], "")(**values)
+    except (ValueError, TypeError, OSError) as cause:
+        raise ConfigError(str(cause)) from cause
 
 
 def _as_node(value: Any) -> Any:

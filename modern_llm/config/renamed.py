@@ -34,6 +34,13 @@ KEYS = {
     "task.preferences": "task.data",
     "task.problems": "task.data",
 }
+# `group/choice` of before -> what is typed now.
+CHOICES = {
+    "trainer/debug": "debug=default",
+    "task/language_modeling": "task=python_docs",
+    "task/data/supervised": "task/data=labelled",
+    "task/data/files": "task/data=text_files",
+}
 _TASK_KEYS = tuple(old.partition(".")[2] for old in KEYS if "." in old)
 
 
@@ -42,6 +49,14 @@ def target_now(path: str) -> str:
     module, _, name = path.rpartition(".")
     path = f"{_MODULES.get(module, module)}.{name}"
     return _CLASSES.get(path, path)
+
+
+def key_now(key: str) -> str | None:
+    """What a key or group of before, or one inside it, is called now; None: it was never one."""
+    for old, new in KEYS.items():
+        if key == old or key.startswith((f"{old}.", f"{old}/")):
+            return new + key[len(old) :]
+    return None
 
 
 def record_now(record: Any) -> Any:

@@ -4,10 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
+from modern_llm.data.bounded import bounded
 from modern_llm.data.text.tokenizers import Tokenizer
 
+# What a conversation may take to be written: a template may come from anyone.
+_SECONDS, _BYTES = 5.0, 500 * 10**6
 Message = dict[str, str]  # role: system, user or assistant; content
 _ROLES = {"system": "system", "user": "user", "human": "user", "assistant": "assistant", "gpt": "assistant"}
 
@@ -47,28 +51,52 @@ def render_chat(template: str, messages: Sequence[Message], answer_follows: bool
     """The text of a conversation.
 
     Args:
-        template: jinja, run in transformers' sandbox.
+        template: jinja, run in transformers' sandbox, with bounds on its time and memory.
         messages: `role` and `content` of each turn.
         answer_follows: end with what stands in front of the assistant's next turn.
         eos, bos: tokens that the template may name.
 
     Raises:
-        ValueError: the template refuses the conversation.
+        ValueError: the template refuses the conversation, or fails on it.
     """
-    from jinja2 import TemplateError
     from transformers.utils.chat_template_utils import render_jinja_template
 
+    require_no_powers(template)
     try:
-        rendered: Any = render_jinja_template(
-            conversations=[[dict(m) for m in messages]],
-            chat_template=template,
-            add_generation_prompt=answer_follows,
-            eos_token=eos,
-            bos_token=bos,
-        )[0]
-    except TemplateError as cause:
-        raise ValueError(f"the chat template refuses the conversation: {cause}") from cause
+        with bounded(_SECONDS, _BYTES):
+            rendered: Any = render_jinja_template(
+                conversations=[[dict(m) for m in messages]],
+                chat_template=template,
+                add_generation_prompt=answer_follows,
+                eos_token=eos,
+                bos_token=bos,
+            )[0]
+    except Exception as cause:  # whatever a template can make fail
+        why = "it asks for too much memory" if isinstance(cause, MemoryError) else str(cause)
+        raise ValueError(f"the chat template refuses the conversation: {why}") from cause
     return str(rendered[0])
+
+
+@lru_cache
+def require_no_powers(template: str) -> None:
+    """Refuse a template with powers, which no conversation needs: one of large numbers cannot be stopped once it has
+    begun.
+
+    Raises:
+        ValueError: it has one, or is no template.
+    """
+    from jinja2 import TemplateError
+    from jinja2.nodes import Pow
+    from transformers.utils.chat_template_utils import _compile_jinja_template
+
+    try:
+        # To compile it would be to compute what is constant in it.
+        tree = _compile_jinja_template("").environment.parse(template)
+        powers = next(tree.find_all(Pow), None)
+    except (TemplateError, RecursionError) as cause:
+        raise ValueError(f"the chat template is none: {cause}") from cause
+    if powers is not None:
+        raise ValueError("the chat template computes a power, which no conversation needs. Use another template.")
 
 
 # For models that have learned no chat yet. It begins like every text of the model, and the assistant's turns end in

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 import sys
 import time
@@ -12,6 +11,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from modern_llm.checks import require
+from modern_llm.files import json_text, write_json, write_text
 from modern_llm.models.config import ModernLLMConfig
 
 
@@ -52,23 +52,25 @@ class RunFolder:
     record: dict[str, Any]
 
     def write_json(self, name: str, content: Any) -> Path:
-        """Write a JSON file in one go; a reader never sees half of it."""
-        aside = self.path / f"{name}.part"
-        text = json.dumps(content, indent=2, ensure_ascii=False)
-        # What UTF-8 cannot hold, a lone surrogate, is written as JSON's own escape.
-        aside.write_text(text, encoding="utf-8", errors="backslashreplace")
-        return aside.replace(self.path / name)
+        """Write a JSON file in one go; NaN and infinities, which JSON does not have, become null.
+
+        Raises:
+            OSError: it cannot be written; what stood there stays.
+        """
+        return write_json(self.path / name, content)
 
     def write_lines(self, name: str, rows: list[dict[str, Any]]) -> Path:
-        """Write a JSON-lines file in one go."""
-        aside = self.path / f"{name}.part"
-        aside.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), encoding="utf-8")
-        return aside.replace(self.path / name)
+        """Write a JSON-lines file in one go.
+
+        Raises:
+            OSError: it cannot be written; what stood there stays.
+        """
+        return write_text(self.path / name, "".join(json_text(row) + "\n" for row in rows))
 
     def write_result(
         self, objective_metric: str, metrics: dict[str, float], headline: Sequence[str] = (), **more: Any
     ) -> Path:
-        """Write `result.json`, by which a run counts as finished.
+        """Write `result.json`: the figures are there from here on, and what fails behind it costs a page, not the run.
 
         Args:
             objective_metric: the one that a sweep optimises.

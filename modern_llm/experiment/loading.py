@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import torch
-from omegaconf import OmegaConf
+from safetensors import SafetensorError
 
-from modern_llm.config.instantiate import build, describe
+from modern_llm.config.instantiate import ConfigError, build, describe
+from modern_llm.config.records import read_record
 from modern_llm.data.batches import MULTIPLE
 from modern_llm.data.chat import with_chat
 from modern_llm.data.text.tokenizers import Tokenizer
@@ -27,7 +29,7 @@ from modern_llm.pretrained.loading import (
     with_classification_head,
 )
 from modern_llm.pretrained.settings import LoRA, ModelFromRun, PretrainedChoice, PretrainedModel
-from modern_llm.training.checkpoint import load_model_tensors
+from modern_llm.training.checkpoint import Checkpoints, load_model_tensors, torn
 from modern_llm.training.runtime import Runtime
 
 _ENDLESS = 2**31  # T5's relative positions know no last one
@@ -49,6 +51,7 @@ def load_model(
         FileNotFoundError: it is nowhere.
         ValueError: it cannot do what is asked; the message says why.
     """
+    _require_an_end(choice)
     # Frozen weights are only read, so they may have the precision that is computed in.
     frozen = isinstance(choice.lora, LoRA) or not train
     dtype = torch.bfloat16 if runtime.precision == "bf16" and frozen else torch.float32
@@ -69,8 +72,9 @@ def _load(
 
 def is_encoder_decoder(choice: PretrainedChoice, mirror: str | None) -> bool:
     """Whether an encoder reads the input, found without loading weights."""
+    _require_an_end(choice)
     if isinstance(choice, ModelFromRun):
-        inner = build(OmegaConf.load(choice.checkpoint() / "config.yaml").model, "model")
+        inner = _described(read_record(choice.checkpoint() / "config.yaml"))
         return not isinstance(inner, ModernLLMConfig | VerifierConfig) and is_encoder_decoder(inner, mirror)
     return hugging_face_config(choice, mirror).is_encoder_decoder
 
@@ -79,15 +83,80 @@ def classifier_labels(choice: PretrainedChoice) -> list[str]:
     """Classes of the classifier that an earlier run trained; empty for a language model."""
     if isinstance(choice, PretrainedModel):
         return []
-    return list(OmegaConf.select(OmegaConf.load(choice.checkpoint() / "config.yaml"), "labels") or [])
+    return _labels(read_record(choice.checkpoint() / "config.yaml"))
+
+
+def _described(record: dict[str, Any]) -> Any:
+    """The model that a checkpoint's record describes: how ours is built, or what it builds upon.
+
+    Raises:
+        ConfigError: it describes none.
+    """
+    model = build(record.get("model"), "model")
+    if not isinstance(model, ModernLLMConfig | VerifierConfig | PretrainedModel | ModelFromRun):
+        raise ConfigError(
+            f"model={record.get('model')!r}: a checkpoint's config.yaml describes no model. Use another one."
+        )
+    return model
+
+
+def _require_an_end(choice: PretrainedChoice) -> None:
+    """Refuse checkpoints that build upon each other in a circle.
+
+    Raises:
+        ValueError: they do.
+    """
+    seen: list[Path] = []
+    model: Any = choice
+    while isinstance(model, ModelFromRun):
+        folder = model.checkpoint()
+        if folder in seen:
+            raise ValueError(f"model.path={choice}: {folder} builds upon itself. Use another checkpoint.")
+        seen.append(folder)
+        model = _described(read_record(folder / "config.yaml"))
+
+
+def _labels(record: dict[str, Any]) -> list[str]:
+    labels = record.get("labels") or []
+    if not isinstance(labels, list) or not all(isinstance(label, str) for label in labels):
+        raise ConfigError(f"labels={labels!r}: must be a list of texts in a checkpoint's config.yaml. Use another one.")
+    return labels
+
+
+def require_same_base(folder: Path, loaded: LoadedModel) -> None:
+    """Refuse to go on with a run whose base has other weights now: what was trained suits the former ones alone.
+
+    Args:
+        folder: of the run.
+        loaded: the model as it was loaded now.
+
+    Raises:
+        ValueError: the newest checkpoint was trained on another base.
+    """
+    newest = Checkpoints(folder / "checkpoints", keep=1).all()[-1:]
+    for checkpoint in newest:
+        if not (checkpoint / "config.yaml").is_file() or (loaded.is_own and loaded.adapter is None):
+            continue
+        before = read_record(checkpoint / "config.yaml").get("base_fingerprint")
+        if before is not None and before != loaded.fingerprint:
+            raise ValueError(
+                f"resume={folder}: was trained on another {loaded.name} than the one that is found now. "
+                "Put the former back, or start a new run."
+            )
 
 
 def _from_checkpoint(
     choice: ModelFromRun, mirror: str | None, labels: list[str], train: bool, dtype: torch.dtype
 ) -> LoadedModel:
     folder = choice.checkpoint()
-    record = OmegaConf.load(folder / "config.yaml")
-    had = list(OmegaConf.select(record, "labels") or [])
+    fault = torn(folder)
+    if fault is not None:
+        raise ValueError(
+            f"model.path={choice.path}: the checkpoint {folder.name} is damaged ({fault}). Name another one of the "
+            "run, as model.path=<run>/checkpoints/step_…"
+        )
+    record = read_record(folder / "config.yaml")
+    had = _labels(record)
     if had and not labels:
         raise ValueError(
             f"model.path={choice.path}: is a classifier ({', '.join(had)}) and writes no text. "
@@ -98,7 +167,7 @@ def _from_checkpoint(
             f"model.path={choice.path}: classifies {', '.join(had)}, and the data have {', '.join(labels)}. "
             "Choose the data it was trained on, or a language model."
         )
-    inner = build(record.model, "model")
+    inner = _described(record)
     if isinstance(inner, ModernLLMConfig):
         tokenizer = Tokenizer.load(folder / "tokenizer")
         loaded = own_decoder(ModernDecoderLM(inner), tokenizer, str(folder), had)
@@ -107,7 +176,7 @@ def _from_checkpoint(
     else:
         merges = train or (labels and not had)
         loaded = _load(inner, mirror, had, True, torch.float32 if merges else dtype)
-        if loaded.fingerprint != record.base_fingerprint:
+        if loaded.fingerprint != record.get("base_fingerprint"):
             raise ValueError(
                 f"model.path={choice.path}: was trained on another {loaded.name} than the one that is found now. "
                 "Put the former into the mirror, or train anew."
@@ -119,7 +188,12 @@ def _from_checkpoint(
                 "weights mean other tokens. Put the former into the mirror, or train anew."
             )
         loaded = replace(loaded, tokenizer=tokenizer)  # with the chat template of the training
-    load_model_tensors(loaded.model, folder)
+    try:
+        load_model_tensors(loaded.model, folder)
+    except SafetensorError as cause:
+        raise ValueError(
+            f"model.path={choice.path}: its weights are none ({cause}). Use another checkpoint."
+        ) from cause
     if isinstance(inner, ModernLLMConfig | VerifierConfig):  # built with random weights
         loaded = replace(loaded, fingerprint=weights_fingerprint(loaded.base))
     if train or (labels and not had):

@@ -51,6 +51,7 @@ def conclude(
 ) -> dict[str, float]:
     """Write result and page, and print the headline with its intervals. Returns the metrics."""
     from modern_llm.reporting.pages.run import write_run_report
+    from modern_llm.reporting.tables import visible
 
     metrics = measured.metrics
     folder.write_result(
@@ -65,7 +66,7 @@ def conclude(
     )
     written = write_run_report(folder.path)
     for sample in measured.more.get("samples", []):
-        print(f"\n--- sample: {sample['prompt']!r}\n{sample['prompt']}{sample['text']}")
+        print(f"\n--- sample: {sample['prompt']!r}\n{visible(sample['prompt'] + sample['text'])}")
     for name in measured.headline:
         low, high = metrics.get(f"{name}_low"), metrics.get(f"{name}_high")
         bounds = f" (95 % interval {low:.4f} to {high:.4f})" if low is not None and high is not None else ""

@@ -156,12 +156,13 @@ class TrainingTask(ABC):
     def _fit(self, at: Session) -> dict[str, float]:
         """Train, leave the model at its best checkpoint, and save it in its own format. Returns the metrics that every
         training has."""
-        from modern_llm.experiment.loading import describe_model
+        from modern_llm.experiment.loading import describe_model, require_same_base
         from modern_llm.training.callbacks import Progress
         from modern_llm.training.checkpoint import load_model_tensors
         from modern_llm.training.trainer import Trainer
 
         loaded, folder = at.loaded, at.folder
+        require_same_base(folder.path, loaded)
 
         def save_extras(checkpoint: Path) -> None:
             checkpoint.joinpath("config.yaml").write_text(describe_model(self.model, loaded))

@@ -195,7 +195,7 @@ def load_hugging_face(
 
     Raises:
         FileNotFoundError: it is nowhere; the message names the places.
-        ValueError: an architecture or kind that cannot be used here.
+        ValueError: an architecture or kind that cannot be used here, or no weights as safetensors.
     """
     from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM, AutoModelForSequenceClassification
 
@@ -203,6 +203,11 @@ def load_hugging_face(
     folder = Path(find_model(settings.name, mirror))
     packed = gguf_file(folder)
     where: dict[str, Any] = {"gguf_file": packed} if packed else {}
+    if not packed and not any(folder.glob("*.safetensors")):
+        raise ValueError(
+            f"model.name={settings.name!r}: {folder} holds no weights as *.safetensors. Pickled ones may run anything "
+            "and are not read. Convert them first, or choose another model."
+        )
     tokenizer = Tokenizer.load(folder)
     with _quiet():
         if config.is_encoder_decoder and labels:

@@ -98,14 +98,18 @@ class ModelFromRun:
         Raises:
             ValueError: there is none.
         """
-        import json
+        from modern_llm.files import DamagedError, read_json
 
         folder = Path(self.path).expanduser().resolve()
         if (folder / "model.safetensors").is_file() and (folder / "config.yaml").is_file():
             return folder
         checkpoints = folder / "checkpoints"
-        best = checkpoints / "best.json"
-        named = checkpoints / json.loads(best.read_text())["checkpoint"] if best.is_file() else None
+        try:
+            best = read_json(checkpoints / "best.json")
+        except (DamagedError, FileNotFoundError):  # the newest one counts
+            best = None
+        name = best.get("checkpoint") if isinstance(best, dict) else None
+        named = checkpoints / name if isinstance(name, str) and Path(name).name == name else None
         newest = sorted(p for p in checkpoints.glob("step_*") if p.is_dir() and not p.suffix)
         chosen = named if named is not None and named.is_dir() else newest[-1] if newest else None
         require(chosen is not None, "model.path", self.path, "holds no checkpoint",

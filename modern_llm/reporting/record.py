@@ -2,20 +2,23 @@
 
 from __future__ import annotations
 
-import json
 import math
 import os
 import re
 import shlex
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from modern_llm.files import DamagedError, parsed_json, parsed_yaml, read_text
+from modern_llm.locks import holder, left_open
 from modern_llm.reporting.tables import INVISIBLE
 
 _RECORDS = ("config.yaml", "metrics.jsonl", "result.json", "sittings.jsonl", "failure.txt")
+# What went wrong behind the figures, which are kept: a page or a picture is missing.
+PAGE_FAILURE = "page_failure.txt"
 
 
 # What is read of `result.json`; a task writes those that it has.
@@ -37,6 +40,8 @@ class RunRecord:
         result: of `result.json`; empty while the run is not finished.
         sittings: of `sittings.jsonl`: when, by which command, with which code and packages.
         failure: `failure.txt`: the reason in its first line; empty where the run did not fail.
+        running: a process is writing to it, as far as this machine can tell.
+        cut_off: its last process ended before it was done, as one that is killed does.
         job: overrides of the job that it is in a sweep; None outside one.
         notes: what could not be read, in words.
     """
@@ -48,6 +53,8 @@ class RunRecord:
     result: dict[str, Any]
     sittings: list[dict[str, Any]]
     failure: str = ""
+    running: bool = False
+    cut_off: bool = False
     job: list[str] | None = None
     notes: list[str] = field(default_factory=list)
 
@@ -55,20 +62,29 @@ class RunRecord:
     def read(cls, folder: Path) -> RunRecord:
         """The record in a folder. What is not there is empty; what is damaged is left out and told in `notes`."""
         notes: list[str] = []
-        result = _json_object(_text(folder / "result.json"), "result.json", notes)
+
+        def text(name: str) -> str:
+            return _text(folder / name, notes)
+
+        result = _json_object(text("result.json"), "result.json", notes)
         for key, shape in _SHAPES.items():
             if not isinstance(result.get(key) or shape(), shape):
                 notes.append(f"result.json: {key} is no {'table' if shape is dict else 'list'} and was left out")
                 del result[key]
-        config = _text(folder / "config.yaml")
+        config = text("config.yaml")
+        page = text(PAGE_FAILURE)
+        if page:
+            notes.append(f"its page or pictures could not be made: {page.splitlines()[0]}")
         return cls(
             folder,
             config,
             _yaml_table(config, "config.yaml", notes),
-            _json_lines(_text(folder / "metrics.jsonl"), "metrics.jsonl", notes),
+            _json_lines(text("metrics.jsonl"), "metrics.jsonl", notes),
             result,
-            _json_lines(_text(folder / "sittings.jsonl"), "sittings.jsonl", notes),
-            _text(folder / "failure.txt") or ("no reason is recorded" if (folder / "failure.txt").is_file() else ""),
+            _json_lines(text("sittings.jsonl"), "sittings.jsonl", notes),
+            text("failure.txt") or ("no reason is recorded" if (folder / "failure.txt").is_file() else ""),
+            holder(folder) is not None,
+            left_open(folder),
             _job_of_a_sweep(folder),
             notes,
         )
@@ -79,13 +95,21 @@ class RunRecord:
         return {name: value for name, value in (self.result.get("metrics") or {}).items() if is_number(value)}
 
     @property
+    def tags(self) -> list[str]:
+        """What the run was tagged with."""
+        tags = self.settings.get("tags")
+        return [str(tag) for tag in tags] if isinstance(tags, list) else []
+
+    @property
     def status(self) -> str:
-        """`finished`, `failed`, `unfinished` (still going, or stopped without a word) or `not run`."""
+        """`running`, `finished`, `failed`, `interrupted` (killed, or stopped by a signal) or `not run`."""
+        if self.running:
+            return "running"
         if self.failure:
             return "failed"
-        if self.result:
-            return str(self.result.get("status", "finished"))
-        return "unfinished" if self.config else "not run"
+        if self.result and not self.cut_off:
+            return "finished"
+        return "interrupted" if self.config else "not run"
 
     @property
     def why(self) -> str:
@@ -120,7 +144,7 @@ class RunRecord:
             words = shlex.split(str(first))
         except ValueError:  # a quote without its end
             words = []
-        flags = _config_flags(words[1:])
+        flags = config_flags(words[1:])
         # A job of a recipe that sweeps would start the whole sweep again.
         mode = [word for word in words if word == "hydra.mode=RUN"]
         return " ".join(["python", "launch.py", *map(shell_quoted, [*flags, *self.overrides, *mode])])
@@ -141,21 +165,28 @@ def overrides_of(sitting: dict[str, Any]) -> list[str]:
 
 def read_rows(path: Path, notes: list[str]) -> list[dict[str, Any]]:
     """Rows of a JSON-lines file; what is torn or damaged is left out and told in `notes`."""
-    return _json_lines(_text(path), path.name, notes)
+    return _json_lines(_text(path, notes), path.name, notes)
 
 
 def is_number(value: Any) -> bool:
-    """Whether a value read from JSON is a finite number."""
-    return type(value) in (int, float) and math.isfinite(value)
+    """Whether a value read from JSON is a finite number; an integer may be too large to be one."""
+    return (type(value) is int and abs(value) < 1e300) or (type(value) is float and math.isfinite(value))
 
 
 def job_status(folder: Path) -> str:
-    """`finished`, `failed: <why>`, `interrupted` or `not run`, for a folder that no run is writing to."""
+    """`running`, `finished`, `failed: <why>`, `interrupted` or `not run`."""
+    if holder(folder) is not None:
+        return "running"
     if (folder / "failure.txt").is_file():
         return "failed: " + next(iter(_text(folder / "failure.txt").splitlines()), "")
-    if (folder / "result.json").is_file():
+    if (folder / "result.json").is_file() and not left_open(folder):
         return "finished"
     return "interrupted" if (folder / "config.yaml").is_file() else "not run"
+
+
+def is_complete(folder: Path) -> bool:
+    """Whether a run is finished, its page included."""
+    return job_status(folder) == "finished" and not (folder / PAGE_FAILURE).is_file()
 
 
 def find_runs(patterns: Sequence[str], without_task: str | None = None) -> tuple[list[Path], list[str]]:
@@ -233,32 +264,33 @@ def _is_run_of(folder: Path, task: str | None) -> bool:
     return task is not None and f"_target_: {task}\n" in _text(folder / "config.yaml")
 
 
-def _text(path: Path) -> str:
-    """A file's text, whatever its bytes; empty where it is not there."""
-    return path.read_text(encoding="utf-8", errors="replace") if path.is_file() else ""
+def _text(path: Path, notes: list[str] | None = None) -> str:
+    """A file's text, whatever its bytes; empty where it is not there or cannot be read, which is told in `notes`."""
+    try:
+        return read_text(path)
+    except FileNotFoundError:
+        return ""
+    except DamagedError as fault:
+        if notes is not None:
+            notes.append(f"{path.name} was left out: {fault}")
+        return ""
 
 
 def _json_object(text: str, name: str, notes: list[str]) -> dict[str, Any]:
-    if not text:
-        return {}
-    try:
-        content = json.loads(text)
-    except ValueError as fault:
-        notes.append(f"{name} is damaged and was left out ({fault})")
-        return {}
-    if not isinstance(content, dict):
-        notes.append(f"{name} is no table and was left out")
-        return {}
-    return content
+    return _table(parsed_json, text, name, notes)
 
 
 def _yaml_table(text: str, name: str, notes: list[str]) -> dict[str, Any]:
-    import yaml
+    return _table(parsed_yaml, text, name, notes)
 
+
+def _table(parse: Callable[[str], Any], text: str, name: str, notes: list[str]) -> dict[str, Any]:
+    if not text:
+        return {}
     try:
-        content = yaml.load(text, getattr(yaml, "CSafeLoader", yaml.SafeLoader)) or {}
-    except (yaml.YAMLError, ValueError) as fault:
-        notes.append(f"{name} is damaged and was left out ({' '.join(str(fault).split())[:200]})")
+        content = parse(text)
+    except DamagedError as fault:
+        notes.append(f"{name} is damaged and was left out ({fault})")
         return {}
     if not isinstance(content, dict):
         notes.append(f"{name} is no table and was left out")
@@ -273,8 +305,8 @@ def _json_lines(text: str, name: str, notes: list[str]) -> list[dict[str, Any]]:
         if not line.strip():
             continue
         try:
-            row = json.loads(line)
-        except ValueError:
+            row = parsed_json(line)
+        except DamagedError:
             row = None
         if isinstance(row, dict):
             rows.append(row)
@@ -292,10 +324,11 @@ def _job_of_a_sweep(folder: Path) -> list[str] | None:
     """The overrides that the sweep around a folder gives it."""
     jobs = _json_object(_text(folder.parent / "sweep.json"), "sweep.json", []).get("jobs")
     number = int(folder.name) if folder.name.isdecimal() else -1
-    return [str(o) for o in jobs[number]] if isinstance(jobs, list) and 0 <= number < len(jobs) else None
+    job = jobs[number] if isinstance(jobs, list) and 0 <= number < len(jobs) else None
+    return [str(override) for override in job] if isinstance(job, list) else None
 
 
-def _config_flags(words: list[str]) -> list[str]:
+def config_flags(words: list[str]) -> list[str]:
     """Flags of a command that decide which configuration is composed."""
     flags = []
     for place, word in enumerate(words):

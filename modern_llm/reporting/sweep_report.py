@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
+from modern_llm.files import read_json
 from modern_llm.reporting.comparison.compare import Comparison, counted
 from modern_llm.reporting.comparison.text import comparison_tables, write_comparison_csv
 from modern_llm.reporting.curves import draw_loss
@@ -22,12 +22,12 @@ def write_sweep_report(folder: Path) -> dict[str, Path]:
     Returns:
         What was written, by name.
     """
-    jobs = [dict(o.split("=", 1) for o in job) for job in json.loads((folder / "sweep.json").read_text())["jobs"]]
+    jobs = [dict(o.split("=", 1) for o in job if "=" in o) for job in read_json(folder / "sweep.json")["jobs"]]
     keys = list(dict.fromkeys(key for job in jobs for key in job))
     varied = [key for key in keys if len({job.get(key) for job in jobs}) > 1]
     runs = [RunRecord.read(folder / str(number)) for number in range(len(jobs))]
     choices = [{key: job[key] for key in varied if key in job} for job in jobs]
-    compared = Comparison(runs, [str(n) for n in range(len(jobs))], kind="job", choices=choices, ended=True)
+    compared = Comparison(runs, [str(n) for n in range(len(jobs))], kind="job", choices=choices)
 
     table = folder / "sweep.md"
     table.write_text(comparison_tables(compared) + "\n", encoding="utf-8")

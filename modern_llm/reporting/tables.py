@@ -51,10 +51,21 @@ def markdown_text(text: str) -> str:
 
 
 def write_csv(columns: Sequence[str], rows: Sequence[dict[str, Any]], path: Path) -> Path:
-    """A CSV file with full precision."""
+    """A CSV file with full precision. A text that a spreadsheet would compute gets an apostrophe in front."""
     # A lone surrogate, which JSON can hold, is no text that a file can hold.
     with path.open("w", newline="", encoding="utf-8", errors="replace") as file:
         writer = csv.DictWriter(file, columns, extrasaction="ignore", restval="")
-        writer.writeheader()
-        writer.writerows(rows)
+        writer.writerow({column: _defused(column) for column in columns})
+        writer.writerows({name: _defused(value) for name, value in row.items()} for row in rows)
     return path
+
+
+def _defused(value: Any) -> Any:
+    """A text that begins as a formula does, so that a spreadsheet shows it; a number in words stays one."""
+    if not isinstance(value, str) or not value.startswith(("=", "+", "-", "@", "\t", "\r")):
+        return value
+    try:
+        float(value)
+        return value
+    except ValueError:
+        return f"'{value}"

@@ -2,23 +2,26 @@
 
 from __future__ import annotations
 
-import json
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from hydra import compose
 from omegaconf import DictConfig, OmegaConf
 
 from modern_llm.checks import require
-from modern_llm.config.instantiate import ConfigError, build
-from modern_llm.config.overrides import as_overrides, chosen, group_of, laid_over, override
+from modern_llm.config.composing import composed
+from modern_llm.config.instantiate import LINKS, ConfigError, build
+from modern_llm.config.messages import in_words, is_mistake
+from modern_llm.config.overrides import as_overrides, chosen, group_of, laid_over, override, require_own
 from modern_llm.experiment.contract import Paths, RunFolder, say, tell_paths
+from modern_llm.files import DamagedError, read_json
 from modern_llm.models.config import ModernLLMConfig
 from modern_llm.pretrained.settings import ModelFromRun, PretrainedModel
 from modern_llm.reporting.record import RunRecord, job_status
+from modern_llm.runs.checked import checked
 from modern_llm.runs.policies import Measures, StageSettings, measure_policies
 from modern_llm.runs.sweep import run_in_process, set_aside
 from modern_llm.training.loggers import FilesOnly, Logger
@@ -63,6 +66,7 @@ class Pipeline:
 
     Raises:
         ValueError: stages in a wrong order, twice or none.
+        ConfigError: an override that no stage may be given.
     """
 
     model: PretrainedModel | ModelFromRun | ModernLLMConfig
@@ -84,6 +88,8 @@ class Pipeline:
         ordered = [stage for stage in STAGES if stage in self.stages]
         require(self.stages == ordered, "task.stages", self.stages, "must be in their order, each once",
                 f"Write task.stages=[{','.join(ordered)}]")  # fmt: skip
+        for stage, overrides in self.given.items():
+            require_own(f"task.{stage}", overrides)
         if not self.objective_metric:
             object.__setattr__(self, "objective_metric", _OBJECTIVES[self.stages[-1]])
 
@@ -146,13 +152,13 @@ class Pipeline:
 
     def _plan(self, folder: RunFolder) -> dict[str, list[str]]:
         """Overrides of every stage."""
-        path, config = folder.path, OmegaConf.create(folder.record)
+        path, record = folder.path, folder.record
         if (path / _STATE).is_file():
-            base = json.loads((path / _STATE).read_text(encoding="utf-8"))["base"]
+            base = _state(path)["base"]
         else:  # only the first command says which groups were chosen
-            base = as_overrides(config, ["model"], chosen("model"))
+            base = as_overrides(record, ["model"], chosen("model"))
             folder.write_json(_STATE, {"base": base, "stages": {}})
-        shared = as_overrides(config, [group for group in _SHARED if group in config])
+        shared = as_overrides(record, [group for group in _SHARED if group in record])
         # A decoder from scratch is small: all of its weights are trained on.
         kind = ["model/lora=off"] if self.trains_base else []
 
@@ -170,32 +176,38 @@ class Pipeline:
             "verifier": ["task=verifier", "model=verifier"],
             "best_of_n": ["task=best_of_n", *model_of(last), override("task.verifier", str(path / "verifier"))],
         }
-        return {stage: laid_over(shared, own[stage], self.given[stage]) for stage in STAGES}
+        plan: dict[str, list[str]] = {}
+        for stage in STAGES:
+            with _told_of(stage, self.given[stage]):
+                task = composed(laid_over(own[stage], self.given[stage])).task
+            read = [text for text in shared if group_of(text) in ("paths", *(link for link in LINKS if link in task))]
+            plan[stage] = laid_over(read, own[stage], self.given[stage])
+        return plan
 
     def _settings(self, folder: Path, plan: dict[str, list[str]]) -> StageSettings:
         """The stages' own settings: of all that will run, built and their data looked up before the first one runs."""
         built: dict[str, Any] = {}
+        done = [stage for stage in STAGES if job_status(folder / stage) == "finished"]
         for stage in STAGES:
-            done, asked = job_status(folder / stage) == "finished", stage in self.stages
-            if stage != "base" and not (done or asked):
+            if stage != "base" and stage not in (*done, *self.stages):
                 continue
-            try:
-                config = compose("config", plan[stage])
+            with _told_of(stage, self.given[stage]):
+                config = composed(plan[stage])
                 if stage == "base":
                     built |= {key: build(config.task[key], f"task.{key}") for key in ("data", "evaluation")}
                     if self.trains_base:
-                        build(config.task)
+                        checked(config, plan[stage])
                 else:
                     built[stage] = build(_with_stand_ins(config).task)
-                    if not done:
-                        _look_up(built[stage], self.paths.mirror)
-            except Exception as cause:
-                raise ConfigError(f"task.{stage}={self.given[stage]}: {cause.__cause__ or cause}") from cause
+        for stage in self.stages:  # only now: to look for data may mean to wait for the network
+            if stage in built and stage not in done:
+                with _told_of(stage, self.given[stage]):
+                    _look_up(built[stage], self.paths.mirror)
         return StageSettings(built["data"], built["evaluation"], built.get("sft"), built.get("dpo"))
 
     def _run_stage(self, folder: RunFolder, stage: StageName, overrides: list[str], title: str) -> None:
         path, before = folder.path / stage, self._noted(folder).get(stage)
-        if before is not None and path.is_dir() and _essential(before["overrides"]) != _essential(overrides):
+        if before is not None and path.is_dir() and _essential(before.get("overrides", [])) != _essential(overrides):
             # Another policy stands before it now, say; what was made stays beside.
             say(f"{title}: was run with other settings before; that run is kept as {set_aside(path).name}")
         if job_status(path) == "finished":
@@ -215,10 +227,10 @@ class Pipeline:
             )
 
     def _noted(self, folder: RunFolder) -> dict[str, Any]:
-        return json.loads((folder.path / _STATE).read_text(encoding="utf-8"))["stages"]
+        return _state(folder.path)["stages"]
 
     def _note(self, folder: RunFolder, stage: str, what: dict[str, Any]) -> None:
-        state = json.loads((folder.path / _STATE).read_text(encoding="utf-8"))
+        state = _state(folder.path)
         state["stages"][stage] = state["stages"].get(stage, {}) | what
         folder.write_json(_STATE, state)
 
@@ -257,6 +269,41 @@ class Pipeline:
         print(written["table"].read_text(encoding="utf-8"))
         tell_paths({"result": folder.path / "result.json", **written})
         return metrics
+
+
+def _state(folder: Path) -> dict[str, Any]:
+    """What the pipeline has noted: `base`, overrides of the base model, and `stages`, what is known of each.
+
+    Raises:
+        ConfigError: it is damaged, or not what a pipeline writes.
+    """
+    path = folder / _STATE
+    try:
+        state = read_json(path)
+    except (DamagedError, FileNotFoundError) as cause:
+        raise ConfigError(f"{path}: is damaged: {cause}. Start a new pipeline; this one's stages stay.") from cause
+    base = state.get("base") if isinstance(state, dict) else None
+    stages = state.get("stages") if isinstance(state, dict) else None
+    right = isinstance(base, list) and all(isinstance(text, str) for text in base) and isinstance(stages, dict)
+    if not right or not all(isinstance(noted, dict) for noted in stages.values()):  # type: ignore[union-attr]
+        raise ConfigError(f"{path}: is damaged: it is no pipeline's. Start a new pipeline; this one's stages stay.")
+    require_own(str(path), base)  # type: ignore[arg-type]
+    return state
+
+
+@contextmanager
+def _told_of(stage: StageName, given: Sequence[str]) -> Iterator[None]:
+    """Say of a mistake in which stage it is.
+
+    Raises:
+        ConfigError: in place of what was raised.
+    """
+    try:
+        yield
+    except Exception as cause:
+        if not is_mistake(cause):
+            raise
+        raise ConfigError(f"task.{stage}={list(given)}: {in_words(cause, given)}") from cause
 
 
 def _essential(overrides: Sequence[str]) -> list[str]:

@@ -5,29 +5,35 @@ from __future__ import annotations
 import re
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar
 
-from hydra import compose
 from hydra.core.hydra_config import HydraConfig
-from omegaconf import OmegaConf
 
 from modern_llm.checks import require
+from modern_llm.config.composing import composed
 from modern_llm.config.differences import differences
-from modern_llm.config.instantiate import LINKS
-from modern_llm.config.overrides import group_of
+from modern_llm.config.instantiate import LINKS, ConfigError
+from modern_llm.config.messages import in_words, is_mistake
+from modern_llm.config.overrides import group_of, quoted, require_own
+from modern_llm.config.records import read_record
 from modern_llm.experiment.contract import Paths, RunFolder, say, tell_paths
+from modern_llm.files import write_text
 from modern_llm.reporting.record import RunRecord, job_status
+from modern_llm.runs.checked import checked, settled_and_typed
+from modern_llm.runs.folder import hold_run
 from modern_llm.runs.resume import settled
 from modern_llm.runs.sweep import run_in_process, set_aside
 from modern_llm.training.loggers import FilesOnly, Logger
 from modern_llm.training.settings import Hardware
 
-_STEP = re.compile(r"\{(\w+)\}")
+# The folder of a step, and what is named inside it.
+_STEP = re.compile(r"\{(\w+)\}([\w./-]*)")
+_PLAN = "folder"  # stands for the plan's own folder
 # Where a run is kept, on what it runs and how it is watched does not make it another run.
-_NOT_PART_OF_A_STEP = ("name", "hardware", "logger", "paths.outputs", "paths.cache")
+_NOT_PART_OF_A_STEP = ("name", "hardware", "logger", "paths", "tags", "vars")
 
 
 @dataclass(frozen=True)
@@ -37,7 +43,7 @@ class Plan:
 
     Args:
         steps: name -> `overrides` of the run, and `needs`, names of steps that must be finished before it; `{name}` in
-            an override is the folder of a step, which it then needs.
+            an override is the folder of a step, which it then needs; `{folder}` is that of the plan.
         common: overrides of every step that reads them, before its own.
         folder: holds a folder per step, from one command to the next.
         hardware, logger, paths, seed: of the same names in the configuration; what is typed of them goes to every step
@@ -45,6 +51,7 @@ class Plan:
 
     Raises:
         ValueError: a step that is not described as it should be, or needs what is not there, or itself.
+        ConfigError: an override that no step may be given.
     """
 
     steps: Any
@@ -55,14 +62,16 @@ class Plan:
     paths: Paths = field(default_factory=Paths)
     seed: int = 0
     objective_metric: ClassVar[str] = "finished"
+    # Its steps do.
+    measures_precision: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
         require(isinstance(self.steps, dict) and bool(self.steps), "task.steps", self.steps, "names no step",
                 "Give name: {overrides: [...], needs: [...]}, or choose experiment=smoke")  # fmt: skip
         for name, step in self.steps.items():
             key = f"task.steps.{name}"
-            require(re.fullmatch(r"\w+", str(name)) is not None, key, name, "is no name",
-                    "Use letters, digits and _")  # fmt: skip
+            require(re.fullmatch(r"\w+", str(name)) is not None and name != _PLAN, key, name, "is no name",
+                    f"Use letters, digits and _, and not {_PLAN}")  # fmt: skip
             right = isinstance(step, dict) and not {*step} - {"overrides", "needs"} and "overrides" in step
             right = right and all(isinstance(v, list) and all(isinstance(x, str) for x in v) for v in step.values())
             require(right, key, step, "must have overrides and may have needs, both lists of texts",
@@ -70,12 +79,14 @@ class Plan:
             for needed in self._needs(name):
                 require(needed in self.steps, f"{key}.needs", needed, "is no step",
                         f"Choose among {', '.join(self.steps)}")  # fmt: skip
+            require_own(key, [_filled(text, lambda _: "x") for text in step["overrides"]])
+        require_own("task.common", [_filled(text, lambda _: "x") for text in self.common])
         list(self._in_order())
 
     def _needs(self, name: str) -> list[str]:
         """Steps that must be finished before one."""
         step = self.steps[name]
-        named = [found for override in step["overrides"] for found in _STEP.findall(override)]
+        named = [found for override in step["overrides"] for found, _ in _STEP.findall(override) if found != _PLAN]
         return list(dict.fromkeys([*step.get("needs", []), *named]))
 
     def _in_order(self) -> Iterator[str]:
@@ -98,13 +109,19 @@ class Plan:
         """
         base, ended = Path(self.folder).expanduser(), dict[str, str]()
         base.mkdir(parents=True, exist_ok=True)
+        hold_run(base)
         order = list(self._in_order())
         say(f"plan: {len(order)} steps in {base}")
+        refused = self._refused(base, order)
         for number, name in enumerate(order, 1):
             missing = [needed for needed in self._needs(name) if ended[needed] != "finished"]
             if missing:
                 ended[name] = f"skipped: it needs {', '.join(missing)}"
                 say(f"  - {number}/{len(order)} {name}  {ended[name]}")
+                continue
+            if name in refused:
+                ended[name] = f"failed: {refused[name]}"
+                say(f"  ✗ {number}/{len(order)} {name}  refused")
                 continue
             status, seconds, before = self._step(base, name)
             ended[name] = status
@@ -115,14 +132,38 @@ class Plan:
                 say(f"    its output is in {base / name / 'output.txt'}")
         return self._report(folder, base, ended)
 
+    def _refused(self, base: Path, order: list[str]) -> dict[str, str]:
+        """Steps that could never run, and why: all are composed and checked before the first one runs. Of one that
+        reads what others make, values can only be checked when those are there; keys and types can be now."""
+        refused = {}
+        for name in order:
+            there = all(job_status(base / needed) == "finished" for needed in self._needs(name))
+            try:
+                overrides = [*self._overrides(base, name), f"name={name}"]
+                (checked if there else settled_and_typed)(composed(overrides), overrides)
+            except Exception as cause:
+                if not is_mistake(cause):
+                    raise
+                refused[name] = in_words(cause, self.steps[name]["overrides"])
+                say(f"  ✗ {name} is refused: {refused[name]}")
+                if (base / name / "config.yaml").is_file():
+                    continue  # a run that is there keeps its record
+                (base / name).mkdir(parents=True, exist_ok=True)
+                write_text(base / name / "failure.txt", refused[name] + "\n")
+        return refused
+
     def _step(self, base: Path, name: str) -> tuple[str, float, bool]:
         """Run a step unless it is finished: its status, seconds, and whether it was finished before."""
         path = base / name
         overrides = self._overrides(base, name)
-        if (path / "config.yaml").is_file():
-            recorded = OmegaConf.to_container(OmegaConf.load(path / "config.yaml"))
-            wanted = settled(compose("config", [*overrides, f"name={name}"]))
-            changed = [k for k in differences(recorded, wanted) if not _bystander(k)]  # type: ignore[arg-type]
+        if (path / "config.yaml").exists():
+            wanted = settled(composed([*overrides, f"name={name}"]))
+            try:
+                recorded = read_record(path / "config.yaml")
+                changed = [key for key in differences(recorded, wanted) if not _bystander(key)]
+            except ConfigError as damaged:
+                say(f"    {damaged}")
+                changed = ["config.yaml"]
             stale = [needed for needed in self._needs(name) if _started(base / needed) > _started(path)]
             if changed or stale:
                 why = f"{', '.join(changed[:3])} changed" if changed else f"{', '.join(stale)} was done again"
@@ -138,10 +179,10 @@ class Plan:
         """What a step is run with: what all have, its own, and of what was typed that which it reads."""
 
         def filled(override: str) -> str:
-            return _STEP.sub(lambda found: str((base / found[1]).resolve()), override)
+            return _filled(override, lambda step: str((base if step == _PLAN else base / step).resolve()))
 
         own = [filled(override) for override in self.steps[name]["overrides"]]
-        task = compose("config", [*own, f"name={name}"]).task
+        task = composed([*own, f"name={name}"]).task
         read = {"paths", *(link for link in LINKS if link in task)}
 
         def suits(override: str) -> bool:
@@ -159,7 +200,7 @@ class Plan:
         there = [name for name in self.steps if (base / name).is_dir()]
         remarks = [f"{name}: {status}" for name, status in ended.items() if status.startswith("skipped")]
         runs = [RunRecord.read(base / name) for name in there]
-        compared = Comparison(runs, there, kind="step", remarks=remarks, ended=True)
+        compared = Comparison(runs, there, kind="step", remarks=remarks)
         title = f"Plan {base.name}"
         written = write_comparison(folder.path, compared, title, f"{len(self.steps)} steps in {base}")
         rows = [{"step": n, "status": s, "figures": _headline(base / n).strip()} for n, s in ended.items()]
@@ -175,6 +216,17 @@ class Plan:
             print("Steps that are not finished are run again by the same command.", file=sys.stderr)
             raise SystemExit(1)
         return metrics
+
+
+def _filled(override: str, place: Callable[[str], str]) -> str:
+    """An override with folders in place of names of steps, quoted where Hydra would read signs in them."""
+
+    def folder(found: re.Match[str]) -> str:
+        path = place(found[1]) + found[2]
+        in_quotes = found.start() > 0 and override[found.start() - 1] in "'\""
+        return path if in_quotes or re.fullmatch(r"[\w./-]+", path) else quoted(path)
+
+    return _STEP.sub(folder, override)
 
 
 def _bystander(key: str) -> bool:

@@ -7,6 +7,9 @@ may not change what the run is: seed, model, data, batch, kind of optimiser. Any
 
 from __future__ import annotations
 
+import sys
+from collections.abc import Iterator
+from copy import deepcopy
 from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
@@ -15,6 +18,9 @@ from omegaconf import DictConfig, OmegaConf
 
 from modern_llm.config.differences import differences
 from modern_llm.config.instantiate import LINKS, ConfigError
+from modern_llm.config.overrides import key_of
+from modern_llm.config.records import link, read_record, require_plain
+from modern_llm.reporting.record import is_complete, job_status
 
 CHANGEABLE = (
     "trainer.max_steps",
@@ -41,20 +47,28 @@ CHANGEABLE = (
     "logger.*",
     "paths.*",
 )
-_NOT_PART_OF_THE_RUN = ("resume", "name", "hydra")
+# What variables stand for is compared where they are used.
+_NOT_PART_OF_THE_RUN = ("resume", "name", "hydra", "tags", "tags.*", "vars", "vars.*")
 
 
 def settled(config: DictConfig) -> dict[str, Any]:
     """The composed configuration without Hydra's part and without groups that the task does not link to: everything
-    resolved, the task's links kept."""
+    resolved, the task's links kept.
+
+    Raises:
+        ConfigError: a value that looks like an interpolation is left, which no record may hold.
+    """
     linked = config.task if isinstance(config.get("task"), DictConfig) else {}
-    unused = {"hydra", "resume", *(link for link in LINKS if link not in linked)}
+    unused = {"hydra", "resume", *(name for name in LINKS if name not in linked)}
     own = [str(key) for key in config if key != "hydra"]
     resolved = OmegaConf.to_container(OmegaConf.masked_copy(config, own), resolve=True)
     assert isinstance(resolved, dict)
     plain = {str(key): value for key, value in resolved.items() if key not in unused}
     if linked:
-        plain["task"] |= {link: f"${{{link}}}" for link in LINKS if link in linked}
+        plain["task"] |= {name: link(name) for name in LINKS if name in linked}
+    if not plain.get("vars"):
+        plain.pop("vars", None)
+    require_plain(plain, "the configuration")
     return plain
 
 
@@ -62,13 +76,6 @@ def protected(changes: dict[str, Any]) -> list[str]:
     """Of the changed keys, those that a resumed run may not change."""
     free = (*CHANGEABLE, *_NOT_PART_OF_THE_RUN)
     return [key for key in changes if not any(fnmatchcase(key, pattern) for pattern in free)]
-
-
-def _plain(config: Any) -> dict[str, Any]:
-    """As plain containers, links kept as links."""
-    container = OmegaConf.to_container(config, resolve=False)
-    assert isinstance(container, dict)
-    return {str(key): value for key, value in container.items()}
 
 
 def resumed_config(folder: Path, composed: DictConfig, overrides: list[str]) -> dict[str, Any]:
@@ -82,19 +89,40 @@ def resumed_config(folder: Path, composed: DictConfig, overrides: list[str]) -> 
     Raises:
         ConfigError: an override changes what may not be changed.
     """
-    recorded = _plain(OmegaConf.load(folder / "config.yaml"))
-    fresh = settled(composed)
-    wanted = OmegaConf.create(recorded)
+    recorded = read_record(folder / "config.yaml")
+    fresh, wanted = settled(composed), deepcopy(recorded)
     for override in overrides:
-        key = override.lstrip("+~").split("=", 1)[0].split("@")[0].replace("/", ".")
-        if key == "experiment":  # a recipe brings no changes, but must be that of the run
+        key = key_of(override).split("@")[0].replace("/", ".")
+        if key in ("experiment", "debug"):  # a recipe brings no changes, but must be that of the run
             _refuse(folder, differences(recorded, fresh))
-        if key.split(".")[0] in (*_NOT_PART_OF_THE_RUN, "experiment"):
+        if key.split(".")[0] in (*_NOT_PART_OF_THE_RUN, "experiment", "debug"):
             continue
-        value = OmegaConf.select(OmegaConf.create(fresh), key)
-        OmegaConf.update(wanted, key, value, merge=False, force_add=True)
-    _refuse(folder, differences(recorded, _plain(wanted)))
-    return _plain(wanted)
+        _lay_over(wanted, fresh, key.split("."))
+    _keep_precision(recorded, wanted)
+    _refuse(folder, differences(recorded, wanted))
+    return wanted
+
+
+def _lay_over(wanted: dict[str, Any], fresh: Any, path: list[str]) -> None:
+    """Take the value at a path over, or its absence."""
+    *above, last = path
+    for name in above:
+        fresh = fresh.get(name) if isinstance(fresh, dict) else None
+        below = wanted.get(name)
+        wanted[name] = wanted = dict(below) if isinstance(below, dict) else {}
+    if isinstance(fresh, dict) and last in fresh:
+        wanted[last] = fresh[last]
+    else:
+        wanted.pop(last, None)
+
+
+def _keep_precision(recorded: dict[str, Any], wanted: dict[str, Any]) -> None:
+    """`auto` means what it came to when the run began, as long as the device is the same."""
+    before, now = recorded.get("hardware"), wanted.get("hardware")
+    if isinstance(before, dict) and isinstance(now, dict):
+        measured = before.get("precision", "auto")
+        if now.get("precision") == "auto" and now.get("device") == before.get("device") and measured != "auto":
+            now["precision"] = measured
 
 
 def _refuse(folder: Path, changes: dict[str, tuple[Any, Any]]) -> None:
@@ -107,11 +135,17 @@ def _refuse(folder: Path, changes: dict[str, tuple[Any, Any]]) -> None:
         )
 
 
-def newest_unfinished(outputs: Path, wanted: dict[str, Any]) -> Path | None:
-    """The newest run that has not finished and differs from `wanted` only in what may change."""
+def unfinished(outputs: Path, wanted: dict[str, Any]) -> Iterator[Path]:
+    """Runs that have not come to their end, are not going, and differ from `wanted` only in what may change; the newest
+    first. A record that cannot be read is told of and passed over."""
     for record in sorted(outputs.glob("*/*/config.yaml"), key=lambda p: p.parent.as_posix(), reverse=True):
-        if (record.parent / "result.json").exists() or record.parent.parent.name == "multirun":
+        folder = record.parent
+        if folder.parent.name in ("multirun", "plans") or job_status(folder) == "running" or is_complete(folder):
             continue
-        if not protected(differences(_plain(OmegaConf.load(record)), wanted)):
-            return record.parent
-    return None
+        try:
+            recorded = read_record(record)
+        except ConfigError as damaged:
+            print(f"resume=auto passes over {folder}: {damaged}", file=sys.stderr)
+            continue
+        if not protected(differences(recorded, wanted)):
+            yield folder

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import platform
 import shlex
 import subprocess
 import sys
 import time
 import traceback
+from contextlib import suppress
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -16,83 +16,21 @@ from typing import Any
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 
-from modern_llm.config.instantiate import LINKS, ConfigError, build, nearest
-from modern_llm.config.overrides import group_of
+from modern_llm import locks
+from modern_llm.config.instantiate import ConfigError, build
+from modern_llm.config.messages import in_words, is_mistake
 from modern_llm.experiment.contract import RunFolder, Task
-from modern_llm.runs.pipeline import Pipeline
-from modern_llm.runs.resume import newest_unfinished, resumed_config, settled
+from modern_llm.files import json_text, write_text
+from modern_llm.reporting.record import PAGE_FAILURE, RunRecord, is_complete, is_number
+from modern_llm.runs.checked import check_overrides, check_root, checked, task_of
+from modern_llm.runs.folder import hold_given
+from modern_llm.runs.resume import resumed_config
 
-_ROOT_KEYS = ("name", "seed", "resume", "model", "task", "trainer", "hardware", "logger", "paths")
 _PACKAGES = ("torch", "numpy", "hydra-core", "omegaconf", "tokenizers", "safetensors", "transformers", "datasets")
 
 
-def run_folder(resume: str | None, outputs: str, name: str, _root_: DictConfig) -> str:
-    """What `hydra.run.dir` is: the folder of the run to resume, or a new one.
-
-    Raises:
-        ConfigError: `resume` names no run.
-    """
-    if resume not in (None, "auto"):
-        folder = Path(str(resume)).expanduser()
-        if not (folder / "config.yaml").is_file():
-            raise ConfigError(
-                f"resume={resume}: is not the folder of a run (no config.yaml in it). "
-                "Give a folder below outputs/, or resume=auto for the newest unfinished run like this one."
-            )
-        return str(folder)
-    if resume == "auto":
-        found = newest_unfinished(Path(outputs).expanduser(), settled(_root_))
-        if found is not None:
-            return str(found)
-    base = Path(outputs).expanduser() / time.strftime("%Y-%m-%d") / f"{time.strftime('%H-%M-%S')}_{name}"
-    folder, number = base, 1
-    while folder.exists():
-        folder, number = base.with_name(f"{base.name}_{number}"), number + 1
-    return str(folder)
-
-
-def run_name(task: str, model: str, _root_: DictConfig) -> str:
-    """The names of the task and of the model, where the task has one."""
-    return f"{task}_{model}" if "model" in _root_.task else task
-
-
-def register_resolvers() -> None:
-    """Make `${run_folder:…}` and `${run_name:…}` known. One folder per process: Hydra asks twice, and time goes on."""
-    answers: dict[tuple[str | None, str, str], str] = {}
-
-    def once(resume: str | None, outputs: str, name: str, _root_: DictConfig) -> str:
-        key = (resume, outputs, name)
-        if key not in answers:
-            answers[key] = run_folder(resume, outputs, name, _root_)
-        return answers[key]
-
-    OmegaConf.register_new_resolver("run_folder", once, replace=True)
-    OmegaConf.register_new_resolver("run_name", run_name, replace=True)
-
-
-def check_root(config: DictConfig) -> None:
-    """Refuse keys at the top that nothing reads.
-
-    Raises:
-        ConfigError: with the nearest real key.
-    """
-    for key in map(str, config):
-        if key not in _ROOT_KEYS:
-            raise ConfigError(f"{key}={config[key]!r}: there is no such key. {nearest(key, list(_ROOT_KEYS))}")
-
-
-def check_overrides(config: DictConfig, overrides: list[str]) -> None:
-    """Refuse overrides of a group that the task does not read.
-
-    Raises:
-        ConfigError: with the groups that it reads.
-    """
-    read = [link for link in LINKS if link in config.task]
-    for override in overrides:
-        group = group_of(override)
-        # Every run has a folder, which `paths` places.
-        if group in LINKS and group not in (*read, "paths"):
-            raise ConfigError(f"{override}: this task does not read {group}. It reads {', '.join(read) or 'none'}.")
+class RunFolderGoneError(RuntimeError):
+    """The folder of a run was taken away while the run was going on."""
 
 
 def execute(config: DictConfig) -> float | None:
@@ -103,35 +41,77 @@ def execute(config: DictConfig) -> float | None:
 
     Raises:
         ConfigError: anything wrong with the configuration, before torch is imported.
+        RunFolderGoneError: the folder was taken away.
     """
-    check_root(config)
     hydra = HydraConfig.get()
     path, overrides = Path(hydra.runtime.output_dir), list(hydra.overrides.task)
-    check_overrides(config, overrides)
+    hold_given(path)
     resuming = (path / "config.yaml").is_file()
     if resuming:
         if config.resume is None:
             raise ConfigError(
                 f"{path} holds a run already. Continue it with resume={path}, or choose another hydra.run.dir."
             )
+        check_root(config)
+        check_overrides(config, overrides)
         record = resumed_config(path, config, overrides)
+        if is_complete(path):
+            _require_further_work(task_of(record), path, record)
     else:
-        record = settled(config)
+        record = checked(config, overrides)
         if config.resume == "auto":
             print("resume=auto: no unfinished run like this one; starting a new one", file=sys.stderr)
-    task: Task = build(OmegaConf.create(record).task)
-    if resuming and (path / "result.json").exists():
-        _require_further_work(task, path, record)
-    _write_record(path, record, overrides, resuming)
-    (path / "failure.txt").unlink(missing_ok=True)  # of an earlier sitting: this one is not over
+    if getattr(task_of(record), "measures_precision", True):
+        _settle_precision(record)
+    task = task_of(record)
+    _begin(path, record, overrides, resuming)
     print(f"run folder: {path}", file=sys.stderr)
+    before = _written(path / "result.json")
     try:
         metrics = task.run(RunFolder(path, record))
     except Exception as failure:
-        lines = traceback.format_exception_only(failure)
-        (path / "failure.txt").write_text("".join(lines) + "\n" + traceback.format_exc(), encoding="utf-8")
-        raise
-    return metrics[task.objective_metric]
+        if not path.is_dir():
+            raise RunFolderGoneError(
+                f"{path}: was taken away while the run was going on, so nothing can be kept. Start it again."
+            ) from failure
+        if _written(path / "result.json") == before:
+            _note_failure(path / "failure.txt", failure)
+            raise
+        _note_failure(path / PAGE_FAILURE, failure)
+        print(f"The figures are kept in {path / 'result.json'}. What comes behind them failed: {in_words(failure)}\n"
+              f"When the cause is mended, resume={path} makes what is missing", file=sys.stderr)  # fmt: skip
+        metrics = RunRecord.read(path).metrics
+    locks.end(path)
+    return metrics.get(task.objective_metric)
+
+
+def _settle_precision(record: dict[str, Any]) -> None:
+    """Measure once what `hardware.precision=auto` comes to: the record says it, so that the run goes on with it
+    wherever it is resumed.
+
+    Raises:
+        ValueError: the machine has not what `hardware` asks for.
+    """
+    hardware = record.get("hardware")
+    if isinstance(hardware, dict) and hardware.get("precision") == "auto":
+        from modern_llm.training.runtime import Runtime
+
+        hardware["precision"] = Runtime(build(hardware, "hardware")).precision
+
+
+def _written(path: Path) -> int | None:
+    """When a file was written; None: it is not there."""
+    try:
+        return path.stat().st_mtime_ns
+    except OSError:
+        return None
+
+
+def _note_failure(path: Path, failure: Exception) -> None:
+    """Write down why, the reason in the first line. On a full disk the failure itself is what is told."""
+    reason = in_words(failure) if is_mistake(failure) else "".join(traceback.format_exception_only(failure))
+    with suppress(OSError):
+        write_text(path, reason.strip() + "\n\n" + "".join(traceback.format_exception(failure)))
 
 
 def _require_further_work(task: Task, path: Path, record: dict[str, Any]) -> None:
@@ -140,24 +120,33 @@ def _require_further_work(task: Task, path: Path, record: dict[str, Any]) -> Non
     Raises:
         ConfigError: with what would give it more.
     """
-    if isinstance(task, Pipeline):
-        if not task.further_work(path):
+    further_work = getattr(task, "further_work", None)
+    if further_work is not None:
+        if not further_work(path):
             raise ConfigError(f"resume={path}: this pipeline is finished. Ask for further stages: task.stages=[…].")
         return
-    length = OmegaConf.select(OmegaConf.create(record), "trainer.max_steps")
-    if length is None:
+    length = (record.get("trainer") or {}).get("max_steps")
+    if not is_number(length):
         raise ConfigError(f"resume={path}: this run is finished. Leave resume out to start a new one.")
-    done = json.loads((path / "result.json").read_text(encoding="utf-8"))["metrics"].get("steps", 0)
+    done = RunRecord.read(path).metrics.get("steps", 0)
+    assert length is not None
     if length <= done:
         raise ConfigError(
             f"resume={path}: this run is finished. Lengthen it with trainer.max_steps=<more than {done:.0f}>."
         )
 
 
-def _write_record(path: Path, record: dict[str, Any], overrides: list[str], resuming: bool) -> None:
-    aside = path / "config.yaml.part"
-    OmegaConf.save(OmegaConf.create(record), aside)
-    aside.replace(path / "config.yaml")
+def _begin(path: Path, record: dict[str, Any], overrides: list[str], resuming: bool) -> None:
+    """Write down what runs. What an earlier sitting left half-written or failed at is no longer true.
+
+    Raises:
+        OSError: nothing can be written there.
+    """
+    locks.begin(path)
+    for left in (*path.glob("*.part"), path / "failure.txt", path / PAGE_FAILURE):
+        with suppress(OSError):
+            left.unlink()
+    write_text(path / "config.yaml", OmegaConf.to_yaml(OmegaConf.create(record)))
     sitting = {
         "time": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
         "command": shlex.join(sys.argv),
@@ -169,7 +158,7 @@ def _write_record(path: Path, record: dict[str, Any], overrides: list[str], resu
         "code": _code_version(),
     }
     with (path / "sittings.jsonl").open("a", encoding="utf-8") as file:
-        file.write(json.dumps(sitting) + "\n")
+        file.write(json_text(sitting) + "\n")
 
 
 def _version(package: str) -> str | None:

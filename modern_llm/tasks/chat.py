@@ -12,6 +12,7 @@ from modern_llm.checks import require
 from modern_llm.experiment.contract import Paths, RunFolder, say
 from modern_llm.models.sampling import Sampling
 from modern_llm.pretrained.settings import ModelFromRun, PretrainedModel
+from modern_llm.reporting.tables import visible
 from modern_llm.training.settings import Hardware
 
 if TYPE_CHECKING:
@@ -98,7 +99,7 @@ class Chat:
                 try:
                     with runtime.autocast():
                         for piece in (answer := talk.answer(line)):
-                            sys.stdout.write(piece)
+                            sys.stdout.write(visible(piece))
                             sys.stdout.flush()
                 except ContextFullError as full:
                     say(str(full))

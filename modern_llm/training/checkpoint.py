@@ -7,12 +7,9 @@ by its manifest, and the one before is used.
 from __future__ import annotations
 
 import errno
-import hashlib
 import json
-import os
 import random
 import shutil
-import stat
 import warnings
 from collections.abc import Callable
 from pathlib import Path
@@ -23,12 +20,12 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from modern_llm import manifest
+from modern_llm.files import write_json
+
 MODEL_FILE = "model.safetensors"
 STATE_TENSORS = "trainer.safetensors"
 STATE_JSON = "trainer.json"
-MANIFEST = "manifest.json"
-_LARGEST_MANIFEST = 2**24  # bytes
-_LARGEST_FILE = 2**40
 
 
 class CheckpointError(RuntimeError):
@@ -113,59 +110,14 @@ def restore_random_states(state: dict[str, Any]) -> None:
                 torch.cuda.set_rng_state(state[f"cuda{i}"], i)
 
 
-def _hash(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def _sync(path: Path) -> None:
-    """Force a file or folder to disk; Windows does not open folders."""
-    if os.name == "nt" and path.is_dir():
-        return
-    descriptor = os.open(path, os.O_RDONLY if path.is_dir() else os.O_RDWR)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
 def torn(folder: Path) -> str | None:
-    """What is wrong with a checkpoint, or None where every file is as the manifest says.
-
-    Nothing is read that is not a plain file of the size that the manifest gives, inside the folder.
-    """
-    try:
-        fault = _unreadable(folder / MANIFEST, _LARGEST_MANIFEST)
-        if fault is not None:
-            return fault
-        files = json.loads((folder / MANIFEST).read_text())["files"]
-        for name, fact in files.items():
-            path = folder / name
-            if Path(name).is_absolute() or ".." in Path(name).parts:
-                return f"{name} lies outside the folder"
-            fault = _unreadable(path, _LARGEST_FILE)
-            if fault is not None:
-                return fault
-            if path.stat().st_size != fact["bytes"]:
-                return f"{name} has {path.stat().st_size} bytes instead of {fact['bytes']}"
-            if _hash(path) != fact["sha256"]:
-                return f"{name} has another content than was written"
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as cause:
-        return f"{type(cause).__name__}: {cause}"
-    return None
-
-
-def _unreadable(path: Path, largest: int) -> str | None:
-    """Why a file should not be read: a link, device or pipe, or far too large."""
-    facts = path.lstat()
-    if not stat.S_ISREG(facts.st_mode):
-        return f"{path.name} is no plain file"
-    return f"{path.name} has {facts.st_size} bytes" if facts.st_size > largest else None
+    """What is wrong with a checkpoint, or None where every file is as the manifest says."""
+    return manifest.fault(folder)
 
 
 def steps_and_tokens(folder: Path) -> tuple[int, int | None]:
     """Optimiser steps behind a checkpoint, and tokens that were read; None where it does not say."""
-    step = int(json.loads((folder / MANIFEST).read_text())["step"])
+    step = int(manifest.read(folder)["step"])
     state = join_tensors(json.loads((folder / STATE_JSON).read_text()), _Anything())
     return step, state.get("progress", {}).get("tokens")
 
@@ -179,13 +131,6 @@ class _Anything(dict[str, Tensor]):
 
 def _evaluation_file(folder: Path) -> Path:
     return folder.with_suffix(".evaluation.json")
-
-
-def _write_whole(path: Path, content: dict[str, Any]) -> None:
-    """Write JSON beside the file and rename it into place."""
-    aside = path.with_suffix(".json.part")
-    aside.write_text(json.dumps(content))
-    aside.replace(path)
 
 
 class Checkpoints:
@@ -241,7 +186,7 @@ class Checkpoints:
 
     def note_evaluation(self, folder: Path, found: dict[str, Any]) -> None:
         """Keep what an evaluation of a checkpoint found, beside its folder: the checkpoint is written already."""
-        _write_whole(_evaluation_file(folder), found)
+        write_json(_evaluation_file(folder), found)
 
     def evaluation(self, folder: Path) -> dict[str, Any] | None:
         """What `note_evaluation` kept, or None where no evaluation was finished."""
@@ -255,7 +200,7 @@ class Checkpoints:
         """The best checkpoint that is still there, or None."""
         try:
             folder = self.folder / json.loads((self.folder / "best.json").read_text())["checkpoint"]
-        except FileNotFoundError:
+        except (OSError, ValueError, KeyError, TypeError):  # it is not there, or torn: the newest one counts
             return None
         return folder if folder.is_dir() else None
 
@@ -265,7 +210,7 @@ class Checkpoints:
         if folder is None:
             path.unlink(missing_ok=True)
             return
-        _write_whole(path, {"checkpoint": folder.name, "value": value})
+        write_json(path, {"checkpoint": folder.name, "value": value})
         self._forget_old()
 
     def save(self, step: int, model: nn.Module, state: dict[str, Any], extras: Callable[[Path], None]) -> Path:
@@ -290,19 +235,12 @@ class Checkpoints:
             save_file(tensors, aside / STATE_TENSORS)
             (aside / STATE_JSON).write_text(json.dumps(plain))
             extras(aside)
-            files = {
-                str(path.relative_to(aside)): {"bytes": path.stat().st_size, "sha256": _hash(path)}
-                for path in sorted(aside.rglob("*"))
-                if path.is_file()
-            }
-            (aside / MANIFEST).write_text(json.dumps({"step": step, "files": files}, indent=1))
-            for path in [*(aside / name for name in files), aside / MANIFEST, aside]:
-                _sync(path)
+            manifest.write(aside, step=step)
             if target.exists():  # a torn one of the same step
                 shutil.rmtree(target)
             _evaluation_file(target).unlink(missing_ok=True)
             aside.rename(target)
-            _sync(self.folder)
+            manifest.sync(self.folder)
         except Exception as cause:
             shutil.rmtree(aside, ignore_errors=True)
             last = self.all()

@@ -7,13 +7,19 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar, Literal
 
 from modern_llm.training.callbacks import Callback
 
 
 class Logger:
-    """A choice of `logger`: gives the callbacks that forward metrics."""
+    """A choice of `logger`: gives the callbacks that forward metrics.
+
+    Attributes:
+        package: that must be installed for it; None: nothing more.
+    """
+
+    package: ClassVar[str | None] = None
 
     def callbacks(self, folder: Path, record: dict[str, Any]) -> list[Callback]:
         """Callbacks for the run in `folder` with the configuration `record`."""
@@ -28,6 +34,8 @@ class FilesOnly(Logger):
 @dataclass(frozen=True)
 class TensorBoard(Logger):
     """Event files in the run folder; needs `pip install modern-llm[tensorboard]`."""
+
+    package: ClassVar[str | None] = "tensorboard"
 
     def callbacks(self, folder: Path, record: dict[str, Any]) -> list[Callback]:
         from torch.utils.tensorboard import SummaryWriter
@@ -56,8 +64,9 @@ class WandB(Logger):
         mode: online, offline (synchronised later with `wandb sync`) or disabled.
     """
 
+    package: ClassVar[str | None] = "wandb"
     project: str = "modern_llm"
-    mode: str = "offline"
+    mode: Literal["online", "offline", "disabled"] = "offline"
 
     def callbacks(self, folder: Path, record: dict[str, Any]) -> list[Callback]:
         import wandb
@@ -90,6 +99,7 @@ class MLflow(Logger):
         experiment: its experiment.
     """
 
+    package: ClassVar[str | None] = "mlflow"
     folder: str = "outputs/mlruns"
     experiment: str = "modern_llm"
 

@@ -57,7 +57,8 @@ def test_a_failed_step_leaves_the_others_standing_and_nothing_is_done_twice(fold
     assert outcome["bad"].startswith("failed: ")
     assert outcome["behind"] == "skipped: it needs bad"
     base = folder / "outputs" / "plans" / "tried"
-    assert "no run is found" in (base / "bad" / "output.txt").read_text()
+    assert "no run is found" in (base / "bad" / "failure.txt").read_text()
+    assert done.stderr.index("bad is refused: task.runs=['nowhere']") < done.stderr.index("first  finished")
     assert not (base / "behind").exists()
     page = read_page(max(folder.glob("outputs/2*/*_tried/report.html")))
     assert "behind: skipped: it needs bad" in page.text
@@ -101,7 +102,7 @@ def test_a_changed_step_is_done_again_with_all_that_need_it_and_its_run_is_kept(
 @pytest.mark.parametrize(
     ("steps", "message"),
     [
-        ("{a: {overrides: [], needs: [b]}, b: {overrides: ['x={a}']}}", r"need each other in a circle"),
+        ("{a: {overrides: [], needs: [b]}, b: {overrides: ['task.title={a}']}}", r"need each other in a circle"),
         ("{a: {overrides: ['task.path={nothing}']}}", r"task\.steps\.a\.needs='nothing': is no step"),
         ("{a: {override: []}}", r"task\.steps\.a=.*must have overrides"),
         ("{}", r"task\.steps=\{\}: names no step"),
@@ -128,7 +129,9 @@ def test_every_step_of_every_plan_composes(name: str, tmp_path: Path) -> None:
         config = compose("config", [f"experiment={name}", "name=x"])
         task = build(config.task)
         for step in task.steps:
-            overrides = [o.format_map({s: tmp_path / s for s in task.steps}) for o in task.steps[step]["overrides"]]
+            overrides = [
+                o.format_map({s: tmp_path / s for s in (*task.steps, "folder")}) for o in task.steps[step]["overrides"]
+            ]
             compose("config", [*task.common, *overrides, "name=x"])
 
 

@@ -46,7 +46,8 @@ def test_a_failing_job_leaves_the_others_alone_and_is_run_again_alone(tmp_path: 
     assert again.returncode == 1
     assert only_sweep(place) == folder
     assert {n: (folder / n / "result.json").stat().st_mtime_ns for n in before} == before
-    assert "job 1:" in again.stderr
+    assert "job 1 is refused (model/gqa=mha model.head_dim=7): model.head_dim=7" in again.stderr
+    assert "job 1:" not in again.stderr
     assert "job 0:" not in again.stderr
 
 

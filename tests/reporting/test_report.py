@@ -407,10 +407,10 @@ def test_a_run_that_is_still_going(tmp_path: Path) -> None:
         os.utime(going / name, (time.time() - hours * 3600,) * 2)
     page = reported(tmp_path / "out", f"{tmp_path}/runs")
     rows = {row["run"]: row for row in page.table("runs")}
-    assert rows["going"]["status"] == "unfinished"
-    assert "unfinished: step 30 of 200" in page.text
-    assert "unfinished: no metrics yet" in page.text
-    assert "2 runs not finished (still going, or stopped)" in page.text
+    assert rows["going"]["status"] == "interrupted"
+    assert "interrupted: step 30 of 200" in page.text
+    assert "interrupted: no metrics yet" in page.text
+    assert "2 runs interrupted" in page.text
     assert "step 30 of 200, wrote 3 hours ago" in page.text
     assert len(page.data()["runs"][0]["series"]["loss"][1]) == 30
 

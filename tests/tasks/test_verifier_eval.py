@@ -176,7 +176,7 @@ class TestRefusals:
         [
             ("missing", "there is no such folder"),
             ("empty", "it is no run"),
-            ("unfinished", "it is unfinished"),
+            ("unfinished", "it is interrupted"),
             ("failed", "it is failed"),
             ("torn", "it lacks"),
             ("other", r"it is a run of modern_llm\.tasks\."),

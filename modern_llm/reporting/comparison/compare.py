@@ -48,7 +48,6 @@ class Comparison:
         kind: what one is: `run`, or `job` in a sweep.
         choices: for a sweep, the overrides that vary: key -> value for each run; None: the configurations are compared.
         remarks: what is to be said besides.
-        ended: no run is being written to, so that an unfinished one was interrupted.
     """
 
     runs: Sequence[RunRecord]
@@ -56,7 +55,6 @@ class Comparison:
     kind: str = "run"
     choices: Sequence[dict[str, str]] | None = None
     remarks: Sequence[str] = ()
-    ended: bool = False
 
     @cached_property
     def configuration(self) -> Differences:
@@ -126,7 +124,7 @@ class Comparison:
     @cached_property
     def finished(self) -> dict[int, RunRecord]:
         """The runs that have final metrics and did not fail afterwards."""
-        return {i: run for i, run in enumerate(self.runs) if run.result and run.status != "failed"}
+        return {i: run for i, run in enumerate(self.runs) if run.result and run.status == "finished"}
 
     @cached_property
     def groups(self) -> list[Group]:
@@ -147,8 +145,7 @@ class Comparison:
 
     def status(self, place: int) -> str:
         """A run's status in one word."""
-        status = self.runs[place].status
-        return "interrupted" if self.ended and status == "unfinished" else status
+        return self.runs[place].status
 
     def seed(self, place: int) -> str:
         """A run's seed; its own place where none is known, so that it counts as one of its own."""

@@ -31,11 +31,9 @@ def _states(compared: Comparison) -> list[str]:
         label = compared.labels[i]
         if run.status == "failed":
             failures.setdefault(run.why, []).append(label)
-        elif compared.status(i) == "interrupted":
-            others.setdefault("interrupted", {})[label] = progress(run)
-        elif run.status == "unfinished":
+        elif run.status in ("running", "interrupted"):
             ago = f", wrote {_duration(time.time() - run.last_written)} ago" if run.last_written else ""
-            others.setdefault("not finished (still going, or stopped)", {})[label] = progress(run) + ago
+            others.setdefault(run.status, {})[label] = progress(run) + ago
         elif _went_on(run):
             known = f"step {shown(run.metrics['steps'])} of {shown(run.last_step)}"
             others.setdefault("with final metrics older than the curve", {})[label] = known

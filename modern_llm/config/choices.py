@@ -1,0 +1,35 @@
+"""The choices of the groups in `conf/`, read from its files without composing anything."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from modern_llm.files import DamagedError, read_yaml
+
+CONFIG_FOLDER = Path(__file__).resolve().parents[2] / "conf"
+
+
+def is_group(name: str) -> bool:
+    """Whether a name such as `task/data` is that of a group."""
+    return bool(name) and (CONFIG_FOLDER / name).is_dir()
+
+
+def choices_of(group: str) -> list[str]:
+    """Names of a group's choices; bases, which others build upon, begin with _ and are none."""
+    names = (path.stem for path in (CONFIG_FOLDER / group).glob("*.yaml"))
+    return sorted(name for name in names if not name.startswith("_"))
+
+
+def target_of(group: str, choice: str) -> str | None:
+    """The `_target_` that a choice builds: its own, or that of the file of the same group that it builds upon."""
+    try:
+        content: Any = read_yaml(CONFIG_FOLDER / group / f"{choice}.yaml")
+    except (DamagedError, FileNotFoundError):
+        return None
+    if not isinstance(content, dict):
+        return None
+    if "_target_" in content:
+        return str(content["_target_"])
+    bases = [base for base in content.get("defaults", []) if isinstance(base, str) and base != "_self_"]
+    return next((found for base in bases if (found := target_of(group, base)) is not None), None)
