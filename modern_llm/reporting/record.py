@@ -145,9 +145,12 @@ class RunRecord:
         except ValueError:  # a quote without its end
             words = []
         flags = config_flags(words[1:])
-        # A job of a recipe that sweeps would start the whole sweep again.
-        mode = [word for word in words if word == "hydra.mode=RUN"]
-        return " ".join(["python", "launch.py", *map(shell_quoted, [*flags, *self.overrides, *mode])])
+        # Where it was kept and how many there were is another run's own; a job of a recipe that sweeps keeps its mode,
+        # because without it the whole sweep would start again.
+        hydra = [word for word in words if word.lstrip("+~").startswith(("hydra.", "hydra/"))]
+        once = ("hydra.run", "hydra.sweep", "hydra/sweep", "hydra.launcher", "hydra/launcher", "hydra.mode=MULTIRUN")
+        own = [word for word in hydra if not word.lstrip("+~").startswith(once)]
+        return " ".join(["python", "launch.py", *map(shell_quoted, [*flags, *self.overrides, *own])])
 
     def series(self, name: str) -> tuple[list[int], list[float]]:
         """Steps and values of one metric over the run."""

@@ -370,6 +370,18 @@ def test_a_torn_last_line_costs_that_line_alone(tmp_path: Path) -> None:
         ("config.yaml", "just text", "config.yaml is no table"),
         ("sittings.jsonl", '{"overrides": ["seed=1"', "sittings.jsonl: its last line is torn"),
         ("metrics.jsonl", b"\xff\xfe\x00broken", "torn"),
+        ("result.json", f'{{"metrics": {{"validation_loss": {"9" * 400}}}}}', "good"),
+        ("result.json", "[" * 200_000 + "]" * 200_000, "nested too deeply"),
+        (
+            "metrics.jsonl",
+            f'{{"step": 1, "loss": {"[" * 200_000}\n{{"step": {"9" * 400}, "loss": 3}}\n',
+            "damaged line",
+        ),
+        ("config.yaml", "a: " + "[" * 200_000 + "]" * 200_000, "config.yaml is damaged"),
+        ("config.yaml", "a: " + "[" * 100 + "]" * 100, "nested too deeply"),
+        ("config.yaml", "a: &a [x, x]\nb: &b [*a, *a]\nc: [*b, *b]\n", "YAML alias"),
+        ("config.yaml", f"name: {'x' * 5_000_000}", "are the most"),
+        ("sittings.jsonl", f'{{"time": {"9" * 400}, "overrides": [{"9" * 400}]}}\n', "good"),
     ],
 )
 def test_a_damaged_file_is_told_and_the_rest_is_shown(
