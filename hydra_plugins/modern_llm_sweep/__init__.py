@@ -7,14 +7,18 @@ from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
+from hydra._internal.core_plugins import file_config_source
 from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
+from hydra._internal.sources_registry import SourcesRegistry
 from hydra.core.hydra_config import HydraConfig
+from hydra.core.object_type import ObjectType
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.utils import JobReturn, JobStatus
 from hydra.plugins.launcher import Launcher
 from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig, open_dict
 
+from modern_llm.config.choices import is_base
 from modern_llm.config.overrides import quoted
 from modern_llm.runs.folder import require_name
 from modern_llm.runs.sweep import (
@@ -26,6 +30,19 @@ from modern_llm.runs.sweep import (
     run_in_process,
     same_precision,
 )
+
+
+class FileConfigSource(file_config_source.FileConfigSource):
+    """Configuration files as Hydra finds them. Bases can be named, and are no choices in help, completion and
+    messages."""
+
+    def list(self, config_path: str, results_filter: ObjectType | None) -> list[str]:
+        folder = Path(self.path, config_path)
+        return [name for name in super().list(config_path, results_filter) if not is_base(folder / f"{name}.yaml")]
+
+
+# Hydra keeps the first source that is registered for files, which is its own.
+SourcesRegistry.instance().types[FileConfigSource.scheme()] = FileConfigSource
 
 
 class AblationSweeper(BasicSweeper):

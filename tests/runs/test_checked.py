@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import json
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
