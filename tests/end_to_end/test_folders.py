@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import signal
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -10,7 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
-from commands import ROOT, Workplace, result
+from commands import ROOT, Workplace, result, wait_for
 from records import composed, language_model, training_rows, write_run
 
 from modern_llm import locks
@@ -184,3 +185,17 @@ def test_a_page_that_fails_costs_the_page(tmp_path: Path) -> None:
     assert is_complete(folder)
     assert (folder / "report.html").is_file()
     assert result(folder)["metrics"]["validation_loss"] == figures["validation_loss"]
+
+
+def test_a_signal_before_the_first_step_is_told(tmp_path: Path) -> None:
+    place = Workplace(tmp_path)
+    run = subprocess.Popen(
+        place.command(), stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True, env=place.environment()
+    )
+    wait_for(lambda: any(place.outputs.glob("*/*/sittings.jsonl")), run)
+    run.send_signal(signal.SIGTERM)
+    stderr = run.communicate(timeout=60)[1]
+    assert run.returncode == 128 + signal.SIGTERM
+    assert "stopped by SIGTERM\nContinue with the same command and resume=auto" in stderr
+    assert "Traceback" not in stderr
+    assert job_status(place.only_run()) == "interrupted"

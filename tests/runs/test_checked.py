@@ -47,6 +47,7 @@ def config(*overrides: str) -> Any:
             r"an InstructionData\. Choose task/data=al.*p3",
         ),
         (["logger=wandb", "logger.mode=onlin"], r"logger\.mode='onlin': must be one of online, offline, disabled"),
+        (["task=generate", "model=gpt2", "task.models=[gpt2,gpt2]"], r"task\.models=.*: names one twice"),
         (["tags=mine"], r"tags='mine': must be a list of texts"),
         (["+trainer.learning_rate=1"], r"TrainerSettings has no such key\. It is trainer\.optimizer\.lr\."),
     ],
