@@ -16,9 +16,18 @@ def is_group(name: str) -> bool:
 
 
 def choices_of(group: str) -> list[str]:
-    """Names of a group's choices; bases, which others build upon, begin with _ and are none."""
-    names = (path.stem for path in (CONFIG_FOLDER / group).glob("*.yaml"))
-    return sorted(name for name in names if not name.startswith("_"))
+    """Names of a group's choices, bases left out."""
+    return sorted(path.stem for path in (CONFIG_FOLDER / group).glob("*.yaml") if not is_base(path))
+
+
+def is_base(path: Path) -> bool:
+    """Whether a file is there for others to build upon: it leaves something open, and its first line begins with
+    `# Base:`."""
+    try:
+        with path.open(encoding="utf-8", errors="replace") as file:
+            return file.readline(100).startswith("# Base:")
+    except OSError:
+        return False
 
 
 def target_of(group: str, choice: str) -> str | None:

@@ -185,7 +185,6 @@ def _unknown_choice(place: str, there: list[str]) -> str:
         return (
             f"Could not find {place!r}: there is no such configuration. Look for it with --config-dir or --config-name."
         )
-    there = [name for name in there if not name.startswith("_")]
     suggestion = nearest(choice, there)
     choices = "" if suggestion.startswith("Known") else f" Choices: {', '.join(there)}."
     return f"{group}={choice}: Could not find '{place}'. {suggestion}{choices}"

@@ -51,7 +51,7 @@ def load_model(
         FileNotFoundError: it is nowhere.
         ValueError: it cannot do what is asked; the message says why.
     """
-    _require_an_end(choice)
+    _require_whole(choice)
     # Frozen weights are only read, so they may have the precision that is computed in.
     frozen = isinstance(choice.lora, LoRA) or not train
     dtype = torch.bfloat16 if runtime.precision == "bf16" and frozen else torch.float32
@@ -72,8 +72,8 @@ def _load(
 
 def is_encoder_decoder(choice: PretrainedChoice, mirror: str | None) -> bool:
     """Whether an encoder reads the input, found without loading weights."""
-    _require_an_end(choice)
     if isinstance(choice, ModelFromRun):
+        _require_whole(choice)
         inner = _described(read_record(choice.checkpoint() / "config.yaml"))
         return not isinstance(inner, ModernLLMConfig | VerifierConfig) and is_encoder_decoder(inner, mirror)
     return hugging_face_config(choice, mirror).is_encoder_decoder
@@ -100,19 +100,25 @@ def _described(record: dict[str, Any]) -> Any:
     return model
 
 
-def _require_an_end(choice: PretrainedChoice) -> None:
-    """Refuse checkpoints that build upon each other in a circle.
+def _require_whole(choice: PretrainedChoice) -> None:
+    """Refuse a checkpoint that is not what was written, and checkpoints that build upon each other in a circle.
 
     Raises:
-        ValueError: they do.
+        ValueError: with the checkpoint.
     """
     seen: list[Path] = []
     model: Any = choice
     while isinstance(model, ModelFromRun):
         folder = model.checkpoint()
         if folder in seen:
-            raise ValueError(f"model.path={choice}: {folder} builds upon itself. Use another checkpoint.")
+            raise ValueError(f"model.path={model.path}: {folder} builds upon itself. Use another checkpoint.")
         seen.append(folder)
+        fault = torn(folder)
+        if fault is not None:
+            raise ValueError(
+                f"model.path={model.path}: the checkpoint {folder.name} is damaged ({fault}). Name another one of the "
+                "run, as model.path=<run>/checkpoints/step_…"
+            )
         model = _described(read_record(folder / "config.yaml"))
 
 
@@ -149,12 +155,6 @@ def _from_checkpoint(
     choice: ModelFromRun, mirror: str | None, labels: list[str], train: bool, dtype: torch.dtype
 ) -> LoadedModel:
     folder = choice.checkpoint()
-    fault = torn(folder)
-    if fault is not None:
-        raise ValueError(
-            f"model.path={choice.path}: the checkpoint {folder.name} is damaged ({fault}). Name another one of the "
-            "run, as model.path=<run>/checkpoints/step_…"
-        )
     record = read_record(folder / "config.yaml")
     had = _labels(record)
     if had and not labels:

@@ -17,6 +17,8 @@ from modern_llm.locks import holder, left_open
 from modern_llm.reporting.tables import INVISIBLE
 
 _RECORDS = ("config.yaml", "metrics.jsonl", "result.json", "sittings.jsonl", "failure.txt")
+_NOT_MEASURED = ("modern_llm.tasks.report.Report", "modern_llm.tasks.doctor.Doctor", "modern_llm.tasks.chat.Chat",
+                 "modern_llm.runs.plan.Plan", "modern_llm.orchestration.plan.Plan")  # fmt: skip
 # What went wrong behind the figures, which are kept: a page or a picture is missing.
 PAGE_FAILURE = "page_failure.txt"
 
@@ -145,9 +147,12 @@ class RunRecord:
         except ValueError:  # a quote without its end
             words = []
         flags = config_flags(words[1:])
-        # A job of a recipe that sweeps would start the whole sweep again.
-        mode = [word for word in words if word == "hydra.mode=RUN"]
-        return " ".join(["python", "launch.py", *map(shell_quoted, [*flags, *self.overrides, *mode])])
+        # Where it was kept and how many there were is another run's own; a job of a recipe that sweeps keeps its mode,
+        # because without it the whole sweep would start again.
+        hydra = [word for word in words if word.lstrip("+~").startswith(("hydra.", "hydra/"))]
+        once = ("hydra.run", "hydra.sweep", "hydra/sweep", "hydra.launcher", "hydra/launcher", "hydra.mode=MULTIRUN")
+        own = [word for word in hydra if not word.lstrip("+~").startswith(once)]
+        return " ".join(["python", "launch.py", *map(shell_quoted, [*flags, *self.overrides, *own])])
 
     def series(self, name: str) -> tuple[list[int], list[float]]:
         """Steps and values of one metric over the run."""
@@ -189,12 +194,13 @@ def is_complete(folder: Path) -> bool:
     return job_status(folder) == "finished" and not (folder / PAGE_FAILURE).is_file()
 
 
-def find_runs(patterns: Sequence[str], without_task: str | None = None) -> tuple[list[Path], list[str]]:
+def find_runs(patterns: Sequence[str], only_measured: bool = False) -> tuple[list[Path], list[str]]:
     """Folders of runs: `config.yaml` beside one more record; or a job of a sweep that failed before it began.
 
     Args:
         patterns: folders, searched at any depth (checkpoints and hidden folders aside), or globs of such folders.
-        without_task: `_target_` of a task whose runs are left out.
+        only_measured: leave out what measures nothing by itself (reports, plans, doctors, chats), and what a plan or a
+            pipeline set aside.
 
     Returns:
         The folders, each once, in the order of the patterns and then of their names (2 before 10); and the patterns
@@ -208,7 +214,7 @@ def find_runs(patterns: Sequence[str], without_task: str | None = None) -> tuple
         for start in _starts(pattern):
             real = start.resolve()
             if real not in searched:
-                searched[real] = [folder for folder in _search(start) if not _is_run_of(folder, without_task)]
+                searched[real] = [folder for folder in _search(start) if not (only_measured and _is_aside(folder))]
             runs += searched[real]
         if not runs:
             empty.append(pattern)
@@ -260,8 +266,11 @@ def _search(start: Path) -> list[Path]:
     return runs
 
 
-def _is_run_of(folder: Path, task: str | None) -> bool:
-    return task is not None and f"_target_: {task}\n" in _text(folder / "config.yaml")
+def _is_aside(folder: Path) -> bool:
+    """Whether a run measures nothing by itself, or was set aside for another one."""
+    set_aside = re.search(r"\.before_\d+$", folder.name) is not None
+    found = re.search(r"^task:\n(?:  .*\n)*?  _target_: (\S+)$", _text(folder / "config.yaml"), flags=re.M)
+    return set_aside or (found is not None and found[1] in _NOT_MEASURED)
 
 
 def _text(path: Path, notes: list[str] | None = None) -> str:

@@ -75,7 +75,7 @@ def _require_usable(task: Any, record: dict[str, Any]) -> None:
 
 
 def check_root(config: DictConfig) -> None:
-    """Refuse keys at the top that nothing reads, and what stands in place of a task's links.
+    """Refuse keys at the top that nothing reads.
 
     Raises:
         ConfigError: with the key that is meant.
@@ -91,11 +91,6 @@ def check_root(config: DictConfig) -> None:
         raise ConfigError(f"tags={tags!r}: must be a list of texts, as tags=[baseline,paper]. Change the value.")
     if not OmegaConf.is_dict(config.get("task")):
         raise ConfigError(f"task={config.get('task')!r}: is no task. Choose one: task=python_docs")
-    task = OmegaConf.to_container(config.task, resolve=False)
-    assert isinstance(task, dict)
-    for name in LINKS:
-        if name in task and task[name] != link(name):
-            raise ConfigError(_said_elsewhere(f"task.{name}", name))
 
 
 def _said_elsewhere(typed: str, name: str) -> str:
@@ -103,7 +98,8 @@ def _said_elsewhere(typed: str, name: str) -> str:
 
 
 def check_overrides(config: DictConfig, overrides: Sequence[str]) -> None:
-    """Refuse overrides of a group that the task does not read, and of a link to one that it does.
+    """Refuse overrides of a group that the task does not read, and of a link to one that it does; and what a file puts
+    in the place of a link.
 
     Raises:
         ConfigError: with what is right.
@@ -121,3 +117,8 @@ def check_overrides(config: DictConfig, overrides: Sequence[str]) -> None:
             raise ConfigError(
                 f"{override}: a part may be chosen, and not be taken out. Choose one: {key.replace('.', '/')}=…"
             )
+    task = OmegaConf.to_container(config.task, resolve=False)
+    assert isinstance(task, dict)
+    for name in LINKS:
+        if name in task and task[name] != link(name):
+            raise ConfigError(_said_elsewhere(f"task.{name}", name))

@@ -74,6 +74,14 @@ def refused_jobs(jobs: Sequence[Sequence[str]], compose: Callable[[Sequence[str]
     return refused
 
 
+def refuse_job(folder: Path, why: str) -> int:
+    """Note why a job is not started; a record that is there stays. Returns the exit status that it would have had."""
+    if not (folder / "config.yaml").exists():
+        folder.mkdir(parents=True, exist_ok=True)
+        write_text(folder / "failure.txt", f"{why}\n")
+    return 1
+
+
 @dataclass(frozen=True)
 class Sweep:
     """A folder with one numbered folder per job.
@@ -123,7 +131,8 @@ class Sweep:
                 )
             hold_run(found)
             return cls(found, jobs)
-        if (folder / "sweep.json").exists():
+        # Where a person named the folder, it is that one or none; else a sweep of the same second has it.
+        if (folder / "sweep.json").exists() and multirun not in folder.parents:
             raise ConfigError(f"{folder} holds a sweep already. Take it up again with resume={folder}.")
         try:
             folder = _made_alone(folder)
@@ -149,10 +158,7 @@ class Sweep:
             if len(reasons) < len(self.jobs):
                 own = " ".join(text for text in self.jobs[number] if not all(text in job for job in self.jobs))
                 print(f"job {number} is refused ({own}): {why}", file=sys.stderr)
-            folder = self.folder / str(number)
-            if not (folder / "config.yaml").exists():
-                folder.mkdir(exist_ok=True)
-                write_text(folder / "failure.txt", f"{why}\n")
+            refuse_job(self.folder / str(number), why)
         if len(reasons) == len(self.jobs):
             told = list(dict.fromkeys(reasons.values()))
             more = f" ({len(told) - 1} more kinds of mistakes are in the other jobs)" if len(told) > 1 else ""

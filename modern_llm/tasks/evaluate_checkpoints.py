@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -10,7 +9,9 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from modern_llm.checks import require
 from modern_llm.data.text.sources import PythonDocs, Source, Split
 from modern_llm.experiment.contract import Paths, RunFolder, say, tell_paths
+from modern_llm.files import json_text
 from modern_llm.pretrained.settings import FullFinetuning, ModelFromRun, find_checkpoints
+from modern_llm.reporting.record import read_rows
 from modern_llm.training.settings import Hardware
 
 if TYPE_CHECKING:
@@ -63,14 +64,19 @@ class EvaluateCheckpoints:
                 "Give a run, a sweep or a folder above them")  # fmt: skip
 
     def run(self, folder: RunFolder) -> dict[str, float]:
-        """Measure what is not measured yet, and write the table. Returns the best loss and how many there are."""
+        """Measure what is not measured yet, and write the table. Returns the best loss and how many there are.
+
+        Raises:
+            ValueError: no checkpoint could be measured.
+        """
         from modern_llm.training.runtime import Runtime
 
         runtime = Runtime(self.hardware)
         start = Path(self.path).expanduser().resolve()
         log = folder.path / _ROWS
-        lines = log.read_text(encoding="utf-8").splitlines() if log.is_file() else []
-        rows = {row["folder"]: row for row in map(json.loads, lines)}
+        # What could not be measured is tried again; a line that a stop tore was not measured.
+        known = [row for row in read_rows(log, []) if row.get("status") == "measured" and "loss" in row]
+        rows = {str(row.get("folder")): row for row in known}
         found = find_checkpoints(start)
         for number, checkpoint in enumerate(found, 1):
             if str(checkpoint) in rows:
@@ -85,8 +91,15 @@ class EvaluateCheckpoints:
                 row["status"] = " ".join(f"{type(cause).__name__}: {cause}".split())
                 say(f"  {row['status']}")
             rows[str(checkpoint)] = row
+            torn = log.is_file() and not log.read_bytes().endswith(b"\n")
             with log.open("a", encoding="utf-8") as file:
-                file.write(json.dumps(row) + "\n")
+                file.write("\n" if torn else "")
+                file.write(json_text(row) + "\n")
+        if not any(rows[str(checkpoint)]["status"] == "measured" for checkpoint in found):
+            why = rows[str(found[0])]["status"]
+            raise ValueError(
+                f"task.path={self.path}: none of {len(found)} checkpoints could be measured. The first: {why}"
+            )
         return self._write(folder, [rows[str(checkpoint)] for checkpoint in found], runtime)
 
     def _measure(self, checkpoint: Path, runtime: Runtime) -> dict[str, Any]:

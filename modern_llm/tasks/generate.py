@@ -54,6 +54,8 @@ class Generate:
         require(self.max_new_tokens >= 1, "task.max_new_tokens", self.max_new_tokens, "must be at least 1", "Raise it")
         require("" not in self.stop, "task.stop", self.stop, "holds an empty text, which ends every text",
                 "Leave it out")  # fmt: skip
+        require(len({*self.models}) == len(self.models), "task.models", self.models, "names one twice",
+                "Name each once; for other draws, use another seed")  # fmt: skip
         require(bool(self.all_prompts()), "task.prompts", self.prompts, "names no prompt",
                 "Give texts, or task.prompts_file")  # fmt: skip
         if not self.models:

@@ -17,8 +17,6 @@ from modern_llm.reporting.record import RunRecord, find_runs
 if TYPE_CHECKING:
     from modern_llm.reporting.comparison.compare import Comparison
 
-_TARGET = f"{__name__}.Report"
-
 
 @dataclass(frozen=True)
 class Report:
@@ -37,7 +35,7 @@ class Report:
     objective_metric: ClassVar[str] = "runs"
 
     def __post_init__(self) -> None:
-        found, _ = find_runs(self.runs, without_task=_TARGET)
+        found, _ = find_runs(self.runs, only_measured=True)
         require(bool(found), "task.runs", self.runs, f"no run is found from {Path.cwd()}",
                 "Name folders of runs, folders above them, or globs such as 'outputs/2026-11-*'; a run is a folder "
                 "with config.yaml beside sittings.jsonl or metrics.jsonl")  # fmt: skip
@@ -47,7 +45,7 @@ class Report:
         from modern_llm.reporting.comparison.compare import Comparison, counted
         from modern_llm.reporting.comparison.notices import notices
 
-        found, empty = find_runs(self.runs, without_task=_TARGET)
+        found, empty = find_runs(self.runs, only_measured=True)
         remarks = [f"{pattern!r} led to no run" for pattern in empty] + _waiting_jobs(found)
         compared = Comparison([RunRecord.read(path) for path in found], labels(found), remarks=remarks)
         title = self.title or f"Report on {counted(len(found), 'run')}"

@@ -23,6 +23,7 @@ from modern_llm.reporting.comparison.intervals import Mean, differ, t_quantile
 from modern_llm.reporting.curves import thin
 from modern_llm.reporting.pages.run import write_run_report
 from modern_llm.reporting.record import RunRecord, find_runs, shell_quoted
+from modern_llm.reporting.tables import write_csv
 from modern_llm.tasks.report import Report
 
 SMALL = ["model.d_model=32", "model.n_layers=1"]
@@ -383,6 +384,18 @@ def test_a_torn_last_line_costs_that_line_alone(tmp_path: Path) -> None:
         ("config.yaml", "just text", "config.yaml is no table"),
         ("sittings.jsonl", '{"overrides": ["seed=1"', "sittings.jsonl: its last line is torn"),
         ("metrics.jsonl", b"\xff\xfe\x00broken", "torn"),
+        ("result.json", f'{{"metrics": {{"validation_loss": {"9" * 400}}}}}', "good"),
+        ("result.json", "[" * 200_000 + "]" * 200_000, "nested too deeply"),
+        (
+            "metrics.jsonl",
+            f'{{"step": 1, "loss": {"[" * 200_000}\n{{"step": {"9" * 400}, "loss": 3}}\n',
+            "damaged line",
+        ),
+        ("config.yaml", "a: " + "[" * 200_000 + "]" * 200_000, "config.yaml is damaged"),
+        ("config.yaml", "a: " + "[" * 100 + "]" * 100, "nested too deeply"),
+        ("config.yaml", "a: &a [x, x]\nb: &b [*a, *a]\nc: [*b, *b]\n", "YAML alias"),
+        ("config.yaml", f"name: {'x' * 5_000_000}", "are the most"),
+        ("sittings.jsonl", f'{{"time": {"9" * 400}, "overrides": [{"9" * 400}]}}\n', "good"),
     ],
 )
 def test_a_damaged_file_is_told_and_the_rest_is_shown(
@@ -540,3 +553,20 @@ def test_five_hundred_runs(tmp_path: Path) -> None:
         values = data["runs"][number]["series"]["metric_5"][1]
         assert (values[0], values[-1]) == (5 + number, 300 + number)
     assert len(markdown_rows((tmp_path / "out/report.md").read_text())) == 500 + 2 + 50 + 2
+
+
+def test_what_measures_nothing_by_itself_is_no_row(tmp_path: Path) -> None:
+    write_run(tmp_path / "runs/a", composed(*SMALL), training_rows(5), language_model(5.0))
+    write_run(tmp_path / "runs/a.before_1", composed(*SMALL), training_rows(5), language_model(5.0))
+    for name, overrides in {"plan": ["experiment=smoke"], "doctor": ["task=doctor"],
+                            "chat": ["task=chat", "model=gpt2"], "report": ["task=report"]}.items():  # fmt: skip
+        write_run(tmp_path / "runs" / name, composed(*overrides), result={"metrics": {"x": 1}})
+    page = reported(tmp_path / "out", f"{tmp_path}/runs")
+    assert [row["run"] for row in page.table("runs")] == ["a"]
+
+
+def test_cells_that_a_spreadsheet_would_compute_are_texts(tmp_path: Path) -> None:
+    rows = [{"a": "=1+1", "b": -1.5, "c": "-2e-3"}, {"a": "@x", "b": "+cmd", "c": "plain"}]
+    with write_csv(["a", "b", "c"], rows, tmp_path / "t.csv").open() as file:
+        read = list(csv.DictReader(file))
+    assert read == [{"a": "'=1+1", "b": "-1.5", "c": "-2e-3"}, {"a": "'@x", "b": "'+cmd", "c": "plain"}]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import math
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -15,8 +16,11 @@ from records import read_page
 
 from modern_llm.data.text.sources import TextFiles
 from modern_llm.experiment.contract import Paths, RunFolder
-from modern_llm.pretrained.settings import LoRA, PretrainedModel
+from modern_llm.experiment.loading import load_model
+from modern_llm.pretrained.settings import LoRA, ModelFromRun, PretrainedModel
+from modern_llm.reporting.record import read_rows
 from modern_llm.tasks.evaluate_checkpoints import EvaluateCheckpoints
+from modern_llm.training.runtime import Runtime
 from modern_llm.training.settings import Hardware
 
 CPU = Hardware(device="cpu", precision="fp32")
@@ -80,10 +84,29 @@ def test_what_is_measured_is_not_measured_again(place: Workplace, tmp_path: Path
     assert again[1:] == [json.loads(line) for line in lines[1:]]
 
 
+def test_what_failed_or_was_torn_is_tried_again_and_nothing_measured_is_a_failure(
+    place: Workplace, tmp_path: Path
+) -> None:
+    whole = task(place, max_tokens=64)
+    whole.run(RunFolder(tmp_path, {}))
+    lines = (tmp_path / "checkpoints.jsonl").read_text().splitlines()
+    failed = {**json.loads(lines[0]), "status": "OSError: of that day"}
+    (tmp_path / "checkpoints.jsonl").write_text(f"{json.dumps(failed)}\n{lines[1][:40]}")
+    assert whole.run(RunFolder(tmp_path, {}))["unreadable"] == 2
+    told = [row["status"] for row in read_rows(tmp_path / "checkpoints.jsonl", [])]
+    assert told.count("measured") == 3
+    (tmp_path / "none").mkdir()
+    other = next(place.outputs.glob("*/other"))
+    with pytest.raises(ValueError, match=r"none of 2 checkpoints could be measured\. The first: CheckpointError: torn"):
+        task(place, other).run(RunFolder(tmp_path / "none", {}))
+    assert not (tmp_path / "none" / "result.json").exists()
+    with pytest.raises(ValueError, match=r"model\.path=.*: the checkpoint step_00000002 is damaged"):
+        load_model(ModelFromRun(str(other / "checkpoints" / "step_00000002")), Runtime(CPU), None, [], train=False)
+
+
 def test_a_finetuned_hugging_face_model_is_measured(place: Workplace, tmp_path: Path) -> None:
-    from modern_llm.experiment.loading import describe_model, load_model
+    from modern_llm.experiment.loading import describe_model, require_same_base
     from modern_llm.training.checkpoint import Checkpoints
-    from modern_llm.training.runtime import Runtime
 
     mirror = str(make_mirror(tmp_path / "mirror"))
     choice = PretrainedModel(NAMES["gpt2"], LoRA())
@@ -98,6 +121,9 @@ def test_a_finetuned_hugging_face_model_is_measured(place: Workplace, tmp_path: 
         loaded.tokenizer.save(checkpoint / "tokenizer")
 
     Checkpoints(tmp_path / "run" / "checkpoints", 1).save(3, loaded.model, {"progress": {"tokens": 7}}, extras)
+    require_same_base(tmp_path / "run", loaded)
+    with pytest.raises(ValueError, match=r"resume=.*: was trained on another .*gpt2 than the one that is found now"):
+        require_same_base(tmp_path / "run", replace(loaded, fingerprint="of other weights"))
     (tmp_path / "out").mkdir()
     measure = task(place, tmp_path / "run", mirror=mirror, max_tokens=50, context=50)
     metrics = measure.run(RunFolder(tmp_path / "out", {}))

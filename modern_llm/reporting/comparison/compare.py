@@ -17,7 +17,7 @@ from modern_llm.reporting.record import RunRecord
 from modern_llm.reporting.tables import shown
 
 # Settings that say where a run is kept, how it is watched and what it shows, not what it measures.
-_BYSTANDERS = ("name", "paths", "logger", "task.samples")
+_BYSTANDERS = ("name", "paths", "logger", "task.samples", "tags", "vars")
 # What a run is, before anything else.
 _FIRST = ("task", "task.data")
 _SETTINGS_AT_FIRST = 8
@@ -93,8 +93,8 @@ class Comparison:
 
     @cached_property
     def main_settings(self) -> list[str]:
-        """The differing settings that are shown at first: not the bystanders, and none that changes together with one
-        before it unless it was typed, as the many that a choice of a task brings along."""
+        """The differing settings that are shown at first: tags; of the others not the bystanders, and none that
+        changes together with one before it unless it was typed, as the many that a choice of a task brings along."""
         if self.choices is not None:
             return list(self.settings)
         kept, patterns = [], set()
@@ -103,7 +103,7 @@ class Comparison:
             pattern = tuple(order.get(values[i]) if i in values else None for i in range(len(self.runs)))
             # The choice of a whole group, as task=wikitext2, types none of its settings by itself.
             by_itself = any(_inside(key, t) for t in self._typed if "." in t or t == key)
-            if not _is_bystander(key) and (by_itself or pattern not in patterns):
+            if key == "tags" or (not _is_bystander(key) and (by_itself or pattern not in patterns)):
                 kept.append(key)
             patterns.add(pattern)
         return kept[:_SETTINGS_AT_FIRST]
