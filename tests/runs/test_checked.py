@@ -41,7 +41,8 @@ def config(*overrides: str) -> Any:
         (["++task.model.d_model=3"], r"task\.model\.d_model: .* Write model\.d_model=…"),
         (["~task.trainer"], r"task\.trainer: trainer is set without the task"),
         (["~trainer.optimizer"], r"a part may be chosen, and not be taken out. Choose one: trainer/optimizer=…"),
-        (["task=wikitext2", "model=gpt2"], r"must be a ModernLLMConfig\. Choose model=.*tiny"),
+        (["task=wikitext2", "model=verifier"], r"must be a ModernLLMConfig or .* Choose model=.*tiny"),
+        (["task=sft"], r"must be a PretrainedModel or .* Choose model=.*gpt2.*from_run"),
         (
             ["task=sft", "model=gpt2", "task/data=gsm8k_solutions"],
             r"an InstructionData\. Choose task/data=al.*p3",
