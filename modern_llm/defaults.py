@@ -1,4 +1,4 @@
-"""Defaults of settings stand once, in `conf/`: classes read them from there, so that Python and the command line agree."""
+"""Defaults of settings stand once, in `conf/`: classes read them there, so Python and the command line agree."""
 
 from __future__ import annotations
 
@@ -35,6 +35,9 @@ class Defaults:
         if isinstance(value, list | dict):
             return field(default_factory=lambda: copy.deepcopy(value))
         return value
+
+
+ROOT = Defaults("config")
 
 
 @lru_cache

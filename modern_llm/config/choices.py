@@ -5,9 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from modern_llm.defaults import CONFIG_FOLDER
 from modern_llm.files import DamagedError, read_yaml
-
-CONFIG_FOLDER = Path(__file__).resolve().parents[2] / "conf"
 
 
 def is_group(name: str) -> bool:

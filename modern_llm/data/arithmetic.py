@@ -8,6 +8,9 @@ from typing import Literal
 
 from modern_llm.checks import require
 from modern_llm.data.rows import Part, Row, Rows, choose_rows, gather_rows
+from modern_llm.defaults import Defaults
+
+_DEFAULTS = Defaults("task/rows/arithmetic")
 
 
 @dataclass(frozen=True)
@@ -22,8 +25,8 @@ class Arithmetic:
     """
 
     kind: Literal["instructions", "preferences", "solutions"]
-    largest: int = 9
-    held_out: int = 12
+    largest: int = _DEFAULTS("largest")
+    held_out: int = _DEFAULTS("held_out")
 
     def __post_init__(self) -> None:
         require(self.largest >= 1, "task.data.source.largest", self.largest, "must be at least 1", "Use 9")

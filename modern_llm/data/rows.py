@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Protocol, TextIO
 
 from modern_llm.checks import require
+from modern_llm.defaults import Defaults
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -156,6 +157,9 @@ def look_at(data: ReadsRows, mirror: str | None) -> None:
         require_columns(data.source.name, data.source.rows(part, mirror, 1), data.columns)
 
 
+_HUB_ROWS = Defaults("task/rows/hub")
+
+
 @dataclass(frozen=True)
 class HubRows:
     """A data set of the hub or the mirror.
@@ -168,9 +172,9 @@ class HubRows:
     """
 
     name: str
-    config: str | None = None
-    evaluation_split: Literal["validation", "test"] = "validation"
-    held_out: int = 100
+    config: str | None = _HUB_ROWS("config")
+    evaluation_split: Literal["validation", "test"] = _HUB_ROWS("evaluation_split")
+    held_out: int = _HUB_ROWS("held_out")
 
     def __post_init__(self) -> None:
         require(self.held_out >= 1, "task.data.source.held_out", self.held_out, "must be at least 1", "Use 100")
@@ -202,6 +206,9 @@ class HubRows:
         return None
 
 
+_FILE_ROWS = Defaults("task/rows/files")
+
+
 @dataclass(frozen=True)
 class FileRows:
     """Files of your own: JSON lines, one object a line, or a table with a header (`.csv`, `.tsv`).
@@ -213,8 +220,8 @@ class FileRows:
     """
 
     train: str
-    evaluation: str | None = None
-    held_out: int = 100
+    evaluation: str | None = _FILE_ROWS("evaluation")
+    held_out: int = _FILE_ROWS("held_out")
 
     def __post_init__(self) -> None:
         for key in ("train", "evaluation"):

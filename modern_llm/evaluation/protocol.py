@@ -5,6 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from modern_llm.checks import require
+from modern_llm.defaults import Defaults
+
+_DEFAULTS = Defaults("task/pretraining", "evaluation")
 
 
 @dataclass(frozen=True)
@@ -18,9 +21,9 @@ class PerplexityProtocol:
         tokens_in_training: tokens of the validation split that the evaluations during training score.
     """
 
-    context: int | None = None
-    stride: int | None = None
-    tokens_in_training: int = 65536
+    context: int | None = _DEFAULTS("context")
+    stride: int | None = _DEFAULTS("stride")
+    tokens_in_training: int = _DEFAULTS("tokens_in_training")
 
     def __post_init__(self) -> None:
         for key in ("context", "stride"):

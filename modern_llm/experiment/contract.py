@@ -11,8 +11,11 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from modern_llm.checks import require
+from modern_llm.defaults import Defaults
 from modern_llm.files import json_text, write_json, write_text
 from modern_llm.models.config import ModernLLMConfig
+
+_DEFAULTS = Defaults("paths/default")
 
 
 @dataclass(frozen=True)
@@ -25,7 +28,7 @@ class Paths:
         mirror: local mirror in the hub's own layout, looked at first; null: none.
     """
 
-    outputs: str = "outputs"
+    outputs: str = _DEFAULTS("outputs")
     cache: str = "~/.cache/modern_llm"
     mirror: str | None = None
 

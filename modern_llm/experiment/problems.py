@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 from modern_llm.checks import require
 from modern_llm.data.rows import FileRows
 from modern_llm.data.solutions.settings import MOST_SAMPLES, ProblemData, Reading, SolutionData
+from modern_llm.defaults import Defaults
 from modern_llm.experiment.contract import RunFolder, say
 from modern_llm.models.sampling import Sampling
 from modern_llm.pretrained.settings import ModelFromRun, PretrainedChoice, PretrainedModel
@@ -25,6 +26,9 @@ if TYPE_CHECKING:
 SAMPLES_FILE = "samples.jsonl"
 
 
+_ASKING = Defaults("task/asking/drawn")
+
+
 @dataclass(frozen=True)
 class Asking:
     """How a model is asked, and how its answers are read.
@@ -37,9 +41,9 @@ class Asking:
     """
 
     sampling: Sampling = field(default_factory=lambda: Sampling(temperature=0.7))
-    max_new_tokens: int = 256
-    chat: bool = False
-    reading: Reading = "flexible"
+    max_new_tokens: int = _ASKING("max_new_tokens")
+    chat: bool = _ASKING("chat")
+    reading: Reading = _ASKING("reading")
 
     def __post_init__(self) -> None:
         require(self.max_new_tokens >= 1, "task.asking.max_new_tokens", self.max_new_tokens, "must be at least 1",
@@ -171,6 +175,9 @@ def scored(
     return scores.reshape(len(problems), -1).tolist()
 
 
+_SAMPLED_SOLUTIONS = Defaults("task/data/sampled")
+
+
 @dataclass(frozen=True)
 class SampledSolutions:
     """Answers that a model at hand draws to problems of the training split, marked by the number they come to.
@@ -188,10 +195,10 @@ class SampledSolutions:
 
     generator: PretrainedModel | ModelFromRun
     problems: ProblemData
-    samples: int = 4
+    samples: int = _SAMPLED_SOLUTIONS("samples")
     asking: Asking = field(default_factory=Asking)
-    max_problems: int | None = None
-    held_out: int = 50
+    max_problems: int | None = _SAMPLED_SOLUTIONS("max_problems")
+    held_out: int = _SAMPLED_SOLUTIONS("held_out")
 
     def __post_init__(self) -> None:
         self.asking.require_variety("task.data.samples", self.samples)

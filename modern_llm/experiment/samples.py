@@ -23,8 +23,8 @@ class Samples:
         sampling: how a token is chosen.
     """
 
-    prompts: list[str] = field(default_factory=lambda: ["The"])
-    max_new_tokens: int = 100
+    prompts: list[str]
+    max_new_tokens: int
     sampling: Sampling = field(default_factory=Sampling)
 
     def __post_init__(self) -> None:

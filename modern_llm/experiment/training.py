@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from modern_llm.checks import require
+from modern_llm.defaults import ROOT
 from modern_llm.evaluation.metrics.registry import directions
 from modern_llm.experiment.contract import Paths, RunFolder, say
 from modern_llm.training.loggers import FilesOnly, Logger
@@ -86,7 +87,7 @@ class TrainingTask(ABC):
     hardware: Hardware
     logger: Logger = field(default_factory=FilesOnly)
     paths: Paths = field(default_factory=Paths)
-    seed: int = 0
+    seed: int = ROOT("seed")
     suggested_steps: int
     objective_metric: str
 

@@ -16,6 +16,7 @@ from modern_llm.config.composing import composed
 from modern_llm.config.instantiate import LINKS, ConfigError, build
 from modern_llm.config.messages import in_words, is_mistake
 from modern_llm.config.overrides import as_overrides, chosen, group_of, laid_over, override, require_own
+from modern_llm.defaults import ROOT, Defaults
 from modern_llm.experiment.contract import Paths, RunFolder, say, tell_paths
 from modern_llm.files import DamagedError, read_json
 from modern_llm.models.config import ModernLLMConfig
@@ -46,6 +47,9 @@ class StageFailedError(RuntimeError):
     """A stage ended without a result; the message says why and how to go on."""
 
 
+_DEFAULTS = Defaults("task/pipeline")
+
+
 @dataclass(frozen=True)
 class Pipeline:
     """Run stages that are not done, each in a process and a folder of its own; then measure the policy after each stage
@@ -73,15 +77,15 @@ class Pipeline:
     hardware: Hardware
     logger: Logger = field(default_factory=FilesOnly)
     paths: Paths = field(default_factory=Paths)
-    seed: int = 0
-    stages: list[StageName] = field(default_factory=lambda: list(STAGES))
-    base: list[str] = field(default_factory=list)
-    sft: list[str] = field(default_factory=list)
-    dpo: list[str] = field(default_factory=list)
-    verifier: list[str] = field(default_factory=list)
-    best_of_n: list[str] = field(default_factory=list)
+    seed: int = ROOT("seed")
+    stages: list[StageName] = _DEFAULTS("stages")
+    base: list[str] = _DEFAULTS("base")
+    sft: list[str] = _DEFAULTS("sft")
+    dpo: list[str] = _DEFAULTS("dpo")
+    verifier: list[str] = _DEFAULTS("verifier")
+    best_of_n: list[str] = _DEFAULTS("best_of_n")
     measures: Measures = field(default_factory=Measures)
-    objective_metric: str = ""
+    objective_metric: str = _DEFAULTS("objective_metric")
 
     def __post_init__(self) -> None:
         require(bool(self.stages), "task.stages", self.stages, "names none", f"Choose among {', '.join(STAGES)}")

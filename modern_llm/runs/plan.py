@@ -19,6 +19,7 @@ from modern_llm.config.instantiate import LINKS, ConfigError
 from modern_llm.config.messages import in_words, is_mistake
 from modern_llm.config.overrides import group_of, quoted, require_own
 from modern_llm.config.records import read_record
+from modern_llm.defaults import ROOT, Defaults
 from modern_llm.experiment.contract import Paths, RunFolder, say, tell_paths
 from modern_llm.files import write_text
 from modern_llm.reporting.record import RunRecord, job_status
@@ -34,6 +35,9 @@ _STEP = re.compile(r"\{(\w+)\}([\w./-]*)")
 _PLAN = "folder"  # stands for the plan's own folder
 # Where a run is kept, on what it runs and how it is watched does not make it another run.
 _NOT_PART_OF_A_STEP = ("name", "hardware", "logger", "paths", "tags", "vars")
+
+
+_DEFAULTS = Defaults("task/plan")
 
 
 @dataclass(frozen=True)
@@ -57,10 +61,10 @@ class Plan:
     steps: Any
     hardware: Hardware
     folder: str
-    common: list[str] = field(default_factory=list)
+    common: list[str] = _DEFAULTS("common")
     logger: Logger = field(default_factory=FilesOnly)
     paths: Paths = field(default_factory=Paths)
-    seed: int = 0
+    seed: int = ROOT("seed")
     objective_metric: ClassVar[str] = "finished"
     # Its steps do.
     measures_precision: ClassVar[bool] = False

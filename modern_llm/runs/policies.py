@@ -5,13 +5,14 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from modern_llm.checks import require
 from modern_llm.data.text.sources import Source
+from modern_llm.defaults import Defaults
 from modern_llm.evaluation.protocol import PerplexityProtocol
 from modern_llm.experiment.contract import Paths, progress_of, say
 from modern_llm.experiment.samples import Samples
@@ -31,6 +32,9 @@ if TYPE_CHECKING:
 Policies = dict[str, PretrainedModel | ModelFromRun]
 
 
+_DEFAULTS = Defaults("task/pipeline", "measures")
+
+
 @dataclass(frozen=True)
 class Measures:
     """What is measured of every policy.
@@ -43,12 +47,12 @@ class Measures:
         duels: held-out prompts to which the answers of a stage and of the one before it are compared.
     """
 
-    prompts: list[str] = field(default_factory=list)
-    max_new_tokens: int = 64
-    perplexity_tokens: int | None = 65536
-    max_conversations: int | None = 200
-    max_pairs: int | None = 200
-    duels: int = 50
+    prompts: list[str] = _DEFAULTS("prompts")
+    max_new_tokens: int = _DEFAULTS("max_new_tokens")
+    perplexity_tokens: int | None = _DEFAULTS("perplexity_tokens")
+    max_conversations: int | None = _DEFAULTS("max_conversations")
+    max_pairs: int | None = _DEFAULTS("max_pairs")
+    duels: int = _DEFAULTS("duels")
 
     def __post_init__(self) -> None:
         for key in ("max_new_tokens", "perplexity_tokens", "max_conversations", "max_pairs", "duels"):

@@ -6,9 +6,12 @@ from dataclasses import dataclass, field
 from typing import ClassVar
 
 from modern_llm.checks import require
+from modern_llm.defaults import Defaults
 from modern_llm.experiment.contract import Paths, RunFolder, say, tell_paths
 from modern_llm.pretrained.settings import ModelFromRun, PretrainedModel
 from modern_llm.training.settings import Hardware
+
+_DEFAULTS = Defaults("task/attention_maps")
 
 
 @dataclass(frozen=True)
@@ -27,8 +30,8 @@ class AttentionMapsOfText:
     model: PretrainedModel | ModelFromRun
     hardware: Hardware
     paths: Paths = field(default_factory=Paths)
-    text: str = "The cat sat on the mat because it was tired."
-    max_tokens: int = 64
+    text: str = _DEFAULTS("text")
+    max_tokens: int = _DEFAULTS("max_tokens")
     objective_metric: ClassVar[str] = "sink_mass"
 
     def __post_init__(self) -> None:

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from modern_llm.checks import require
 from modern_llm.data.solutions.settings import ProblemData
+from modern_llm.defaults import ROOT, Defaults
 from modern_llm.experiment.contract import Paths, RunFolder
 from modern_llm.experiment.problems import SAMPLES_FILE, Asking
 from modern_llm.experiment.training import require_positive
@@ -21,6 +22,9 @@ if TYPE_CHECKING:
 
 CURVE, PICTURE = "Problems solved with k answers", "solved.png"
 _METRICS = ("greedy_em", "majority_em", "verifier_em", "weighted_em", "sample_em")
+
+
+_DEFAULTS = Defaults("task/best_of_n")
 
 
 @dataclass(frozen=True)
@@ -45,12 +49,12 @@ class BestOfN:
     hardware: Hardware
     data: ProblemData
     paths: Paths = field(default_factory=Paths)
-    seed: int = 0
-    samples: int = 8
+    seed: int = ROOT("seed")
+    samples: int = _DEFAULTS("samples")
     asking: Asking = field(default_factory=Asking)
-    max_problems: int | None = None
-    verifier: str | None = None
-    objective_metric: str = "majority_em"
+    max_problems: int | None = _DEFAULTS("max_problems")
+    verifier: str | None = _DEFAULTS("verifier")
+    objective_metric: str = _DEFAULTS("objective_metric")
 
     def __post_init__(self) -> None:
         require_positive(self, "max_problems")

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from modern_llm.checks import require
+from modern_llm.defaults import ROOT, Defaults
 from modern_llm.experiment.contract import Paths, RunFolder, say
 from modern_llm.models.sampling import Sampling
 from modern_llm.pretrained.settings import ModelFromRun, PretrainedModel
@@ -20,6 +21,9 @@ if TYPE_CHECKING:
     from modern_llm.training.runtime import Runtime
 
 _COMMANDS = "/reset begins anew, /quit ends (so does Ctrl-D); Ctrl-C stops an answer"
+
+
+_DEFAULTS = Defaults("task/chat")
 
 
 @dataclass(frozen=True)
@@ -36,9 +40,9 @@ class Chat:
     model: PretrainedModel | ModelFromRun
     hardware: Hardware
     paths: Paths = field(default_factory=Paths)
-    seed: int = 0
-    system: str = ""
-    max_new_tokens: int = 400
+    seed: int = ROOT("seed")
+    system: str = _DEFAULTS("system")
+    max_new_tokens: int = _DEFAULTS("max_new_tokens")
     sampling: Sampling = field(default_factory=lambda: Sampling(temperature=0.7, top_p=0.95))
     objective_metric: ClassVar[str] = "answers"
 

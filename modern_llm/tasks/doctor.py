@@ -25,6 +25,7 @@ from modern_llm.config.instantiate import ConfigError, build, find_target
 from modern_llm.data.rows import HubRows
 from modern_llm.data.text.sources import HubText
 from modern_llm.data.text.tokenizers import HubTokenizer
+from modern_llm.defaults import Defaults
 from modern_llm.experiment.contract import Paths, RunFolder
 from modern_llm.hub import MIRROR_VARIABLE, found_offline
 from modern_llm.models.config import ModernLLMConfig
@@ -54,6 +55,9 @@ class Finding:
     detail: str
 
 
+_DEFAULTS = Defaults("task/doctor")
+
+
 @dataclass(frozen=True)
 class Doctor:
     """Look at versions, device, precision, memory, disk, mirror and caches, then at every choice of `task` and `model`.
@@ -65,7 +69,7 @@ class Doctor:
 
     hardware: Hardware
     paths: Paths = field(default_factory=Paths)
-    minimum_free_gb: float = 2.0
+    minimum_free_gb: float = _DEFAULTS("minimum_free_gb")
     objective_metric: ClassVar[str] = "problems"
 
     def __post_init__(self) -> None:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, cast
 from modern_llm.checks import require
 from modern_llm.data.preferences.settings import PreferenceData
 from modern_llm.data.rows import PARTS, look_at
+from modern_llm.defaults import Defaults
 from modern_llm.experiment.contract import progress_of
 from modern_llm.experiment.samples import Samples
 from modern_llm.experiment.training import (
@@ -34,6 +35,9 @@ _MEASURED = ("preference_accuracy", "reward_margin", "log_prob_accuracy", "loss"
 _WORST = 50
 
 
+_DEFAULTS = Defaults("task/dpo")
+
+
 @dataclass(frozen=True, kw_only=True)
 class DPO(TrainingTask):
     """Train a policy on preferences, choose the best checkpoint on held-out pairs, report on others.
@@ -57,12 +61,12 @@ class DPO(TrainingTask):
     model: PretrainedModel | ModelFromRun
     data: PreferenceData
     loss: PreferenceLoss = field(default_factory=SigmoidDPO)
-    max_tokens: int = 1024
-    max_train_examples: int | None = None
-    max_evaluation_examples: int | None = None
-    samples: Samples = field(default_factory=lambda: Samples([]))
-    suggested_steps: int = 200
-    objective_metric: str = "evaluation_preference_accuracy"
+    max_tokens: int = _DEFAULTS("max_tokens")
+    max_train_examples: int | None = _DEFAULTS("max_train_examples")
+    max_evaluation_examples: int | None = _DEFAULTS("max_evaluation_examples")
+    samples: Samples
+    suggested_steps: int = _DEFAULTS("suggested_steps")
+    objective_metric: str = _DEFAULTS("objective_metric")
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -7,12 +7,16 @@ from pathlib import Path
 from typing import Any, ClassVar, Literal
 
 from modern_llm.checks import require
+from modern_llm.defaults import Defaults
 from modern_llm.evaluation.metrics.registry import METRICS
 from modern_llm.experiment.contract import RunFolder, tell_paths
 from modern_llm.reporting.record import RunRecord, read_rows
 
 _ANSWERS = "predictions.jsonl"
 _FIELDS: dict[str, Any] = {"input": str, "reference": str, "prediction": str, "score": int | float}
+
+
+_DEFAULTS = Defaults("task/error_analysis")
 
 
 @dataclass(frozen=True)
@@ -29,8 +33,8 @@ class ErrorAnalysis:
     """
 
     path: str
-    worst: int = 50
-    length_groups: int = 4
+    worst: int = _DEFAULTS("worst")
+    length_groups: int = _DEFAULTS("length_groups")
     objective_metric: ClassVar[str] = "error_share"
 
     def __post_init__(self) -> None:

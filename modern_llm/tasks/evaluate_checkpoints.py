@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from modern_llm.checks import require
 from modern_llm.data.text.sources import PythonDocs, Source, Split
+from modern_llm.defaults import Defaults
 from modern_llm.experiment.contract import Paths, RunFolder, say, tell_paths
 from modern_llm.files import json_text
 from modern_llm.pretrained.settings import FullFinetuning, ModelFromRun, find_checkpoints
@@ -21,6 +22,9 @@ _LONGEST_CONTEXT = 1024
 _ROWS = "checkpoints.jsonl"
 _COLUMNS = ("run", "checkpoint", "status", "step", "tokens", "flops", "loss", "token_perplexity", "word_perplexity",
             "bits_per_byte", "tokens_scored", "context", "stride", "parameters")  # fmt: skip
+
+
+_DEFAULTS = Defaults("task/evaluate_checkpoints")
 
 
 @dataclass(frozen=True)
@@ -45,10 +49,10 @@ class EvaluateCheckpoints:
     hardware: Hardware
     paths: Paths = field(default_factory=Paths)
     data: Source = field(default_factory=PythonDocs)
-    split: Split = "validation"
-    context: int | None = None
-    stride: int | None = None
-    max_tokens: int | None = None
+    split: Split = _DEFAULTS("split")
+    context: int | None = _DEFAULTS("context")
+    stride: int | None = _DEFAULTS("stride")
+    max_tokens: int | None = _DEFAULTS("max_tokens")
     objective_metric: ClassVar[str] = "best_loss"
 
     def __post_init__(self) -> None:

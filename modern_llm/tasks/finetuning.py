@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from modern_llm.data.labelled import LabelledData
 from modern_llm.data.rows import look_at
+from modern_llm.defaults import Defaults
 from modern_llm.experiment.contract import say
 from modern_llm.experiment.examples import FormName, chosen_metric, require_form
 from modern_llm.experiment.training import Parts, Selection, Session, TrainingTask, require_metric, require_positive
@@ -17,6 +18,9 @@ if TYPE_CHECKING:
     from modern_llm.objectives.base import Objective
     from modern_llm.pretrained.loading import LoadedModel
     from modern_llm.training.runtime import Runtime
+
+
+_DEFAULTS = Defaults("task/finetuning")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,13 +44,13 @@ class Finetuning(TrainingTask):
 
     model: PretrainedModel | ModelFromRun
     data: LabelledData
-    form: FormName = "auto"
-    train: bool = True
-    max_tokens: int = 512
-    max_train_examples: int | None = None
-    max_evaluation_examples: int | None = None
-    suggested_steps: int = 1000
-    objective_metric: str = ""
+    form: FormName = _DEFAULTS("form")
+    train: bool = _DEFAULTS("train")
+    max_tokens: int = _DEFAULTS("max_tokens")
+    max_train_examples: int | None = _DEFAULTS("max_train_examples")
+    max_evaluation_examples: int | None = _DEFAULTS("max_evaluation_examples")
+    suggested_steps: int = _DEFAULTS("suggested_steps")
+    objective_metric: str = _DEFAULTS("objective_metric")
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from modern_llm.checks import require
+from modern_llm.defaults import ROOT, Defaults
 from modern_llm.experiment.contract import Paths, RunFolder, require_pretrained, say, tell_paths
 from modern_llm.models.config import ModernLLMConfig
 from modern_llm.models.sampling import GREEDY, Sampling
@@ -17,6 +18,9 @@ from modern_llm.training.settings import Hardware
 if TYPE_CHECKING:
     from modern_llm.pretrained.loading import LoadedModel
     from modern_llm.training.runtime import Runtime
+
+
+_DEFAULTS = Defaults("task/generate")
 
 
 @dataclass(frozen=True)
@@ -40,13 +44,13 @@ class Generate:
     model: PretrainedModel | ModelFromRun | ModernLLMConfig
     hardware: Hardware
     paths: Paths = field(default_factory=Paths)
-    seed: int = 0
-    models: list[str] = field(default_factory=list)
-    prompts: list[str] = field(default_factory=lambda: ["The"])
-    prompts_file: str | None = None
-    chat: bool = False
-    max_new_tokens: int = 100
-    stop: list[str] = field(default_factory=list)
+    seed: int = ROOT("seed")
+    models: list[str] = _DEFAULTS("models")
+    prompts: list[str] = _DEFAULTS("prompts")
+    prompts_file: str | None = _DEFAULTS("prompts_file")
+    chat: bool = _DEFAULTS("chat")
+    max_new_tokens: int = _DEFAULTS("max_new_tokens")
+    stop: list[str] = _DEFAULTS("stop")
     sampling: Sampling = GREEDY
     objective_metric: ClassVar[str] = "texts"
 

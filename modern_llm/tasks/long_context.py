@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from modern_llm.checks import require
 from modern_llm.data.text.sources import PythonDocs, Source, Split
+from modern_llm.defaults import Defaults
 from modern_llm.experiment.contract import Paths, RunFolder, require_pretrained, say, tell_paths
 from modern_llm.models.config import ModernLLMConfig
 from modern_llm.models.sinks import StreamingSinks
@@ -33,6 +34,9 @@ _IN_WORDS = {
     "recomputed": "the context read anew",
 }
 _HOLDS, _COLLAPSES = 0.1, 1.0  # nats per token above the recomputed loss
+
+
+_DEFAULTS = Defaults("task/long_context")
 
 
 @dataclass(frozen=True)
@@ -60,16 +64,16 @@ class LongContext:
     model: PretrainedModel | ModelFromRun | ModernLLMConfig
     hardware: Hardware
     paths: Paths = field(default_factory=Paths)
-    models: list[str] = field(default_factory=list)
+    models: list[str] = _DEFAULTS("models")
     data: Source = field(default_factory=PythonDocs)
-    split: Split = "validation"
-    base_length: int | None = None
-    factors: list[int] = field(default_factory=lambda: [1, 2, 4, 16, 64])
-    policies: list[str] = field(default_factory=lambda: list(_POLICIES))
-    window: int | None = None
-    num_sinks: int = 4
-    texts: int = 6
-    chunk: int = 256
+    split: Split = _DEFAULTS("split")
+    base_length: int | None = _DEFAULTS("base_length")
+    factors: list[int] = _DEFAULTS("factors")
+    policies: list[str] = _DEFAULTS("policies")
+    window: int | None = _DEFAULTS("window")
+    num_sinks: int = _DEFAULTS("num_sinks")
+    texts: int = _DEFAULTS("texts")
+    chunk: int = _DEFAULTS("chunk")
     objective_metric: ClassVar[str] = "curves"
 
     def __post_init__(self) -> None:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from modern_llm.checks import require
 from modern_llm.data.text.sources import PythonDocs, Source, Split
 from modern_llm.data.text.tokenizers import BPETokenizer, ByteTokenizer, TokenizerChoice
+from modern_llm.defaults import Defaults
 from modern_llm.evaluation.metrics.registry import directions
 from modern_llm.evaluation.protocol import PerplexityProtocol
 from modern_llm.experiment.contract import say
@@ -28,6 +29,9 @@ _LONGEST = 1024  # tokens of a sequence, unless asked for, where a model would t
 _MONITORED = ("loss", "token_perplexity")
 _HEADLINE = ("token_perplexity", "word_perplexity", "bits_per_byte")
 _METRICS = (*_MONITORED, "word_perplexity", "byte_perplexity", "bits_per_byte")
+
+
+_DEFAULTS = Defaults("task/pretraining")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,15 +54,15 @@ class Pretraining(TrainingTask):
     """
 
     model: ModernLLMConfig | PretrainedModel | ModelFromRun
-    train: bool = True
+    train: bool = _DEFAULTS("train")
     data: Source = field(default_factory=PythonDocs)
     tokenizer: TokenizerChoice = field(default_factory=BPETokenizer)
     seq_len: int | None = None
-    document_masking: bool = False
+    document_masking: bool = _DEFAULTS("document_masking")
     evaluation: PerplexityProtocol = field(default_factory=PerplexityProtocol)
-    samples: Samples = field(default_factory=Samples)
-    suggested_steps: int = 1000
-    objective_metric: str = "validation_loss"
+    samples: Samples
+    suggested_steps: int = _DEFAULTS("suggested_steps")
+    objective_metric: str = _DEFAULTS("objective_metric")
 
     def __post_init__(self) -> None:
         super().__post_init__()

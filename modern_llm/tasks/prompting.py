@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from modern_llm.checks import require
 from modern_llm.data.labelled import Example, LabelledData
 from modern_llm.data.rows import look_at
+from modern_llm.defaults import ROOT, Defaults
 from modern_llm.experiment.contract import Paths, RunFolder, progress_of, say
 from modern_llm.experiment.examples import chosen_metric, require_form
 from modern_llm.pretrained.settings import ModelFromRun, PretrainedModel
@@ -20,6 +21,9 @@ if TYPE_CHECKING:
     from modern_llm.data.shots import Prompt, PromptWriter
     from modern_llm.evaluation.metrics.scoring import Scored
     from modern_llm.pretrained.loading import LoadedModel
+
+
+_DEFAULTS = Defaults("task/prompting")
 
 
 @dataclass(frozen=True)
@@ -47,13 +51,13 @@ class Prompting:
     hardware: Hardware
     data: LabelledData
     paths: Paths = field(default_factory=Paths)
-    seed: int = 0
-    num_shots: int = 0
-    calibrate: bool = False
-    chat: bool = False
-    max_tokens: int | None = None
-    max_evaluation_examples: int | None = None
-    objective_metric: str = ""
+    seed: int = ROOT("seed")
+    num_shots: int = _DEFAULTS("num_shots")
+    calibrate: bool = _DEFAULTS("calibrate")
+    chat: bool = _DEFAULTS("chat")
+    max_tokens: int | None = _DEFAULTS("max_tokens")
+    max_evaluation_examples: int | None = _DEFAULTS("max_evaluation_examples")
+    objective_metric: str = _DEFAULTS("objective_metric")
 
     def __post_init__(self) -> None:
         require(self.seed >= 0, "seed", self.seed, "must not be negative", "Use 0 or more")

@@ -11,11 +11,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar
 
 from modern_llm.checks import require
+from modern_llm.defaults import Defaults
 from modern_llm.experiment.contract import RunFolder
 from modern_llm.reporting.record import RunRecord, find_runs
 
 if TYPE_CHECKING:
     from modern_llm.reporting.comparison.compare import Comparison
+
+
+_DEFAULTS = Defaults("task/report")
 
 
 @dataclass(frozen=True)
@@ -31,7 +35,7 @@ class Report:
     """
 
     runs: list[str] = field(default_factory=lambda: ["outputs"])
-    title: str | None = None
+    title: str | None = _DEFAULTS("title")
     objective_metric: ClassVar[str] = "runs"
 
     def __post_init__(self) -> None:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from modern_llm.checks import require
 from modern_llm.data.instructions.settings import InstructionData
 from modern_llm.data.rows import look_at
+from modern_llm.defaults import Defaults
 from modern_llm.experiment.samples import Samples
 from modern_llm.experiment.training import (
     Parts,
@@ -30,6 +31,9 @@ if TYPE_CHECKING:
 _HEADLINE = ("evaluation_loss", "evaluation_perplexity")
 
 
+_DEFAULTS = Defaults("task/sft")
+
+
 @dataclass(frozen=True, kw_only=True)
 class SFT(TrainingTask):
     """Train on conversations, choose the best checkpoint on held-out ones, report the loss on others.
@@ -49,13 +53,13 @@ class SFT(TrainingTask):
 
     model: PretrainedModel | ModelFromRun
     data: InstructionData
-    packing: bool = True
-    max_tokens: int = 1024
-    max_train_examples: int | None = None
-    max_evaluation_examples: int | None = None
-    samples: Samples = field(default_factory=lambda: Samples([]))
-    suggested_steps: int = 500
-    objective_metric: str = "evaluation_loss"
+    packing: bool = _DEFAULTS("packing")
+    max_tokens: int = _DEFAULTS("max_tokens")
+    max_train_examples: int | None = _DEFAULTS("max_train_examples")
+    max_evaluation_examples: int | None = _DEFAULTS("max_evaluation_examples")
+    samples: Samples
+    suggested_steps: int = _DEFAULTS("suggested_steps")
+    objective_metric: str = _DEFAULTS("objective_metric")
 
     def __post_init__(self) -> None:
         super().__post_init__()

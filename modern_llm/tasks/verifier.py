@@ -10,6 +10,7 @@ from modern_llm.checks import require
 from modern_llm.data.rows import PARTS, content_fingerprint
 from modern_llm.data.solutions.settings import SolutionData, SolutionText
 from modern_llm.data.text.tokenizers import BPETokenizer, TokenizerChoice
+from modern_llm.defaults import Defaults
 from modern_llm.experiment.contract import RunFolder, progress_of
 from modern_llm.experiment.problems import SampledSolutions
 from modern_llm.experiment.training import (
@@ -41,6 +42,9 @@ _PICTURE = "calibration.png"
 HEADLINE = ("roc_auc", "accuracy", "brier", "ece", "base_rate", "picked_accuracy")
 
 
+_DEFAULTS = Defaults("task/verifier")
+
+
 @dataclass(frozen=True, kw_only=True)
 class Verifier(TrainingTask):
     """Train to tell right answers from wrong ones, choose checkpoint, calibration and threshold on the answers to
@@ -63,11 +67,11 @@ class Verifier(TrainingTask):
     data: SolutionData | SampledSolutions
     tokenizer: TokenizerChoice = field(default_factory=BPETokenizer)
     text: SolutionText = field(default_factory=SolutionText)
-    max_tokens: int = 512
-    max_train_problems: int | None = None
-    max_evaluation_problems: int | None = None
-    suggested_steps: int = 300
-    objective_metric: str = "roc_auc"
+    max_tokens: int = _DEFAULTS("max_tokens")
+    max_train_problems: int | None = _DEFAULTS("max_train_problems")
+    max_evaluation_problems: int | None = _DEFAULTS("max_evaluation_problems")
+    suggested_steps: int = _DEFAULTS("suggested_steps")
+    objective_metric: str = _DEFAULTS("objective_metric")
 
     def __post_init__(self) -> None:
         super().__post_init__()

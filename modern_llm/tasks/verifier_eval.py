@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from modern_llm.checks import require
 from modern_llm.data.solutions.settings import SolutionData, problem_id
+from modern_llm.defaults import ROOT, Defaults
 from modern_llm.experiment.contract import Paths, RunFolder, require_finished
 from modern_llm.experiment.problems import SAMPLES_FILE
 from modern_llm.experiment.training import require_positive
@@ -23,6 +24,9 @@ if TYPE_CHECKING:
 
 _PROBLEMS_FILE = "predictions.jsonl"
 _CHOICES = ("verifier_em", "verifier_gain", "weighted_em", "weighted_gain", "majority_em", "greedy_em")
+
+
+_DEFAULTS = Defaults("task/verifier_eval")
 
 
 @dataclass(frozen=True)
@@ -47,10 +51,10 @@ class VerifierEval:
     hardware: Hardware
     data: SolutionData
     paths: Paths = field(default_factory=Paths)
-    seed: int = 0
-    max_evaluation_problems: int | None = None
-    best_of_n: str | None = None
-    objective_metric: str = "roc_auc"
+    seed: int = ROOT("seed")
+    max_evaluation_problems: int | None = _DEFAULTS("max_evaluation_problems")
+    best_of_n: str | None = _DEFAULTS("best_of_n")
+    objective_metric: str = _DEFAULTS("objective_metric")
 
     def __post_init__(self) -> None:
         require_positive(self, "max_evaluation_problems")

@@ -14,6 +14,7 @@ from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 from records import write_run
 
+from modern_llm.config.choices import is_base
 from modern_llm.config.instantiate import ConfigError, build, describe, find_target
 from modern_llm.models import ModernLLMConfig, MoEConfig
 from modern_llm.models.rope import YarnRope
@@ -23,8 +24,14 @@ ROOT = Path(__file__).resolve().parents[2]
 CONF = ROOT / "conf"
 GROUPS = sorted({f.parent.relative_to(CONF).as_posix() for f in CONF.rglob("*.yaml")} - {".", "experiment"})
 CHOICES = [
-    (group, f.stem) for group in GROUPS if not group.startswith("hydra") for f in sorted((CONF / group).glob("*.yaml"))
+    (group, f.stem)
+    for group in GROUPS
+    if not group.startswith("hydra")
+    for f in sorted((CONF / group).glob("*.yaml"))
+    if not is_base(f) or (group, f.stem) in (("task", "pretraining"), ("task/data", "labelled"))
 ]
+# Parts that stand at several places.
+AT = {"task/rows": "task/rows@task.data.source", "task/sampling": "task/sampling@task.samples.sampling"}
 
 
 def composed(*overrides: str) -> Any:
@@ -50,6 +57,10 @@ def with_a_pretrained_model(group: str, choice: str, folder: Path | None = None)
         return [] if scratch else ["task=prompting", *(named or [])]
     if group == "task/data":
         return data_overrides(choice, folder)
+    if group == "task/rows":
+        data = {"hub": "p3", "files": "instruction_files", "arithmetic": "arithmetic_instructions"}[choice]
+        own = [f"task.data.source.train={folder}/a.txt"] if choice == "files" else []
+        return ["model=gpt2", "task=sft", f"task/data={data}", *own]
     if group == "model/lora":
         return ["model=gpt2", "task=prompting"]
     if group == "task/asking":
@@ -131,7 +142,7 @@ def test_every_choice_builds_and_its_yaml_names_every_key(group: str, choice: st
         extra = [f"task.runs=[{tmp_path}]"]
     if group == "model" and choice == "max_rtx3060":
         extra = ["hardware=rtx3060"]
-    config = composed(f"{group}={choice}", *extra, *with_a_pretrained_model(group, choice, tmp_path))
+    config = composed(f"{AT.get(group, group)}={choice}", *extra, *with_a_pretrained_model(group, choice, tmp_path))
     build(config.task)
     for node in nodes(OmegaConf.to_container(config, resolve=True)):
         target = find_target(node["_target_"], "")
@@ -144,9 +155,11 @@ def test_every_choice_builds_and_its_yaml_names_every_key(group: str, choice: st
 def test_every_setting_is_read_somewhere() -> None:
     code = "\n".join(p.read_text() for p in (ROOT / "modern_llm").rglob("*.py")) + (CONF / "config.yaml").read_text()
     code += "\n".join(i for p in CONF.rglob("*.yaml") for i in re.findall(r"\$\{[^}]*\}", p.read_text()))
-    settings = {node["_target_"] for g, c in CHOICES if c not in ("text", "pretraining")
-                for node in nodes(OmegaConf.to_container(composed(f"{g}={c}", *with_a_pretrained_model(g, c)),
-                                                         resolve=True))}  # fmt: skip
+    settings = set()
+    for group, choice in CHOICES:
+        if choice not in ("text", "pretraining"):
+            config = composed(f"{AT.get(group, group)}={choice}", *with_a_pretrained_model(group, choice))
+            settings |= {node["_target_"] for node in nodes(OmegaConf.to_container(config, resolve=True))}
     for path in settings:
         for field in fields(find_target(path, "")):
             assert re.search(rf"\.{field.name}\b", code), f"nothing reads {path}.{field.name}"

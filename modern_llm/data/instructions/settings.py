@@ -7,6 +7,9 @@ from typing import Literal
 
 from modern_llm.checks import require
 from modern_llm.data.rows import RowSource
+from modern_llm.defaults import Defaults
+
+_DEFAULTS = Defaults("task/data/instructions")
 
 
 @dataclass(frozen=True)
@@ -23,12 +26,12 @@ class InstructionData:
     """
 
     source: RowSource
-    form: Literal["alpaca", "chat"] = "alpaca"
-    instruction_column: str = "instruction"
-    input_column: str = "input"
-    output_column: str = "output"
-    messages_column: str = "messages"
-    system: str = ""
+    form: Literal["alpaca", "chat"] = _DEFAULTS("form")
+    instruction_column: str = _DEFAULTS("instruction_column")
+    input_column: str = _DEFAULTS("input_column")
+    output_column: str = _DEFAULTS("output_column")
+    messages_column: str = _DEFAULTS("messages_column")
+    system: str = _DEFAULTS("system")
 
     def __post_init__(self) -> None:
         for key in self.columns:

@@ -7,6 +7,9 @@ from typing import Literal
 
 from modern_llm.checks import require
 from modern_llm.data.rows import RowSource
+from modern_llm.defaults import Defaults
+
+_DEFAULTS = Defaults("task/data/preferences")
 
 
 @dataclass(frozen=True)
@@ -25,11 +28,11 @@ class PreferenceData:
     """
 
     source: RowSource
-    form: Literal["texts", "dialogues", "chat"] = "texts"
-    prompt_column: str = "prompt"
-    chosen_column: str = "chosen"
-    rejected_column: str = "rejected"
-    system: str = ""
+    form: Literal["texts", "dialogues", "chat"] = _DEFAULTS("form")
+    prompt_column: str = _DEFAULTS("prompt_column")
+    chosen_column: str = _DEFAULTS("chosen_column")
+    rejected_column: str = _DEFAULTS("rejected_column")
+    system: str = _DEFAULTS("system")
 
     def __post_init__(self) -> None:
         for key in self.columns:

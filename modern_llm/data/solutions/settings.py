@@ -5,12 +5,13 @@ from __future__ import annotations
 import hashlib
 import re
 import unicodedata
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Literal
 
 from modern_llm.checks import require
 from modern_llm.data.labelled import columns_of
 from modern_llm.data.rows import RowSource
+from modern_llm.defaults import Defaults
 
 MOST_SAMPLES = 1000  # of a problem: the seeds of two problems must not meet
 Reading = Literal["flexible", "strict"]
@@ -33,6 +34,9 @@ def require_template(key: str, template: str, names: set[str]) -> None:
     require(found == names, key, template, f"must name {wanted}, and nothing else", "Put them into it")
 
 
+_SOLUTION_TEXT = Defaults("task/verifier", "text")
+
+
 @dataclass(frozen=True)
 class SolutionText:
     """How a problem and an answer become the text that a verifier reads.
@@ -42,8 +46,8 @@ class SolutionText:
         remove: regular expression cut out of answers, such as the calculator's notes of GSM8K; null: none.
     """
 
-    template: str = "Question: {question}\nAnswer: {answer}"
-    remove: str | None = None
+    template: str = _SOLUTION_TEXT("template")
+    remove: str | None = _SOLUTION_TEXT("remove")
 
     def __post_init__(self) -> None:
         require_template("task.text.template", self.template, {"question", "answer"})
@@ -57,6 +61,9 @@ class SolutionText:
         """The text."""
         answer = re.sub(self.remove, "", answer) if self.remove is not None else answer
         return self.template.format(question=question.strip(), answer=answer.strip())
+
+
+_SOLUTION_DATA = Defaults("task/data/solutions")
 
 
 @dataclass(frozen=True)
@@ -73,14 +80,17 @@ class SolutionData:
     """
 
     source: RowSource
-    question_column: str = "question"
-    answer_column: str = "answer"
-    correct_column: str = "correct"
+    question_column: str = _SOLUTION_DATA("question_column")
+    answer_column: str = _SOLUTION_DATA("answer_column")
+    correct_column: str = _SOLUTION_DATA("correct_column")
 
     @property
     def columns(self) -> list[str]:
         """Columns that every row must have."""
         return [self.question_column, self.answer_column, self.correct_column]
+
+
+_PROBLEM_DATA = Defaults("task/data/problems")
 
 
 @dataclass(frozen=True)
@@ -97,11 +107,11 @@ class ProblemData:
     """
 
     source: RowSource
-    question_column: str = "question"
-    answer_column: str = "answer"
-    prompt: str = "Question: {question}\nAnswer:"
-    chat_prompt: str = "{question}"
-    stop: list[str] = field(default_factory=lambda: ["\nQuestion:", "\n\n"])
+    question_column: str = _PROBLEM_DATA("question_column")
+    answer_column: str = _PROBLEM_DATA("answer_column")
+    prompt: str = _PROBLEM_DATA("prompt")
+    chat_prompt: str = _PROBLEM_DATA("chat_prompt")
+    stop: list[str] = _PROBLEM_DATA("stop")
 
     def __post_init__(self) -> None:
         require_template("task.data.prompt", self.prompt, {"question"})

@@ -14,12 +14,13 @@ import re
 import sys
 import sysconfig
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import cache, lru_cache
 from pathlib import Path
 from typing import Literal, Protocol
 
 from modern_llm.checks import require
+from modern_llm.defaults import Defaults
 
 Split = Literal["train", "validation", "test"]
 
@@ -46,6 +47,9 @@ def _in_validation(key: str, percent: int) -> bool:
     return int.from_bytes(hashlib.sha256(key.encode()).digest()[:4], "big") % 100 < percent
 
 
+_PYTHON_DOCS = Defaults("task/data/python_docs")
+
+
 @dataclass(frozen=True)
 class PythonDocs:
     """English text that ships with CPython: the language reference topics of `pydoc` and the docstrings of the
@@ -55,7 +59,7 @@ class PythonDocs:
         validation_percent: share of the documents kept for validation, chosen by hash.
     """
 
-    validation_percent: int = 8
+    validation_percent: int = _PYTHON_DOCS("validation_percent")
 
     def __post_init__(self) -> None:
         require(1 <= self.validation_percent <= 50, "task.data.validation_percent", self.validation_percent,
@@ -104,6 +108,9 @@ def _docstrings(source: bytes, module: str) -> Iterator[str]:
         stack += [(f"{name}.{n.name}", n) for n in reversed(inner)]
 
 
+_HUB_TEXT = Defaults("task/data/hub_text")
+
+
 @dataclass(frozen=True)
 class HubText:
     """A text data set in the hub's layout, read through `datasets`: mirror, local cache, hub.
@@ -119,11 +126,11 @@ class HubText:
     """
 
     name: str
-    config: str | None = None
-    text_column: str = "text"
-    document_start: str | None = None
-    newlines_are_words: bool = False
-    test: bool = True
+    config: str | None = _HUB_TEXT("config")
+    text_column: str = _HUB_TEXT("text_column")
+    document_start: str | None = _HUB_TEXT("document_start")
+    newlines_are_words: bool = _HUB_TEXT("newlines_are_words")
+    test: bool = _HUB_TEXT("test")
 
     def splits(self) -> tuple[Split, ...]:
         return ("train", "validation", "test") if self.test else ("train", "validation")
@@ -172,6 +179,9 @@ def _content(path: Path, size: int, modified: int) -> bytes:
         return hashlib.file_digest(file, "sha256").digest()
 
 
+_TEXT_FILES = Defaults("task/data/text_files")
+
+
 @dataclass(frozen=True)
 class TextFiles:
     """Any text files of the user's own, in UTF-8.
@@ -184,11 +194,11 @@ class TextFiles:
         document_separator: line between documents of one file, such as `<|endoftext|>`; null: a file is one.
     """
 
-    train: list[str] = field(default_factory=list)
-    validation: list[str] = field(default_factory=list)
-    test: list[str] = field(default_factory=list)
-    validation_percent: int = 5
-    document_separator: str | None = None
+    train: list[str] = _TEXT_FILES("train")
+    validation: list[str] = _TEXT_FILES("validation")
+    test: list[str] = _TEXT_FILES("test")
+    validation_percent: int = _TEXT_FILES("validation_percent")
+    document_separator: str | None = _TEXT_FILES("document_separator")
 
     newlines_are_words = False
 

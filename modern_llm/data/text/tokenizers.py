@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 from modern_llm.checks import require
 from modern_llm.data.kept import kept
 from modern_llm.data.text.sources import Source
+from modern_llm.defaults import Defaults
 
 if TYPE_CHECKING:
     import tokenizers
@@ -197,6 +198,9 @@ class ByteTokenizer:
         return Tokenizer(backend, eos_id=0)
 
 
+_BPE_TOKENIZER = Defaults("task/tokenizer/bpe")
+
+
 @dataclass(frozen=True)
 class BPETokenizer:
     """Byte-level byte-pair encoding (Sennrich et al. 2016, arXiv 1508.07909; Radford et al. 2019) trained on the
@@ -208,9 +212,9 @@ class BPETokenizer:
         max_training_megabytes: text that the merges are learned from; more changes them little and costs memory.
     """
 
-    vocab_size: int = 4096
-    min_frequency: int = 2
-    max_training_megabytes: int = 200
+    vocab_size: int = _BPE_TOKENIZER("vocab_size")
+    min_frequency: int = _BPE_TOKENIZER("min_frequency")
+    max_training_megabytes: int = _BPE_TOKENIZER("max_training_megabytes")
 
     def __post_init__(self) -> None:
         require(self.vocab_size >= 257, "task.tokenizer.vocab_size", self.vocab_size, "must be at least 257 (256 bytes "
