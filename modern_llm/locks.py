@@ -16,6 +16,7 @@ except ImportError:  # Windows has other locks; there, folders go without
 LOCK = ".lock"
 _OPEN = b"open\n"
 _held: dict[Path, int] = {}
+_found_open: set[Path] = set()
 
 
 class FolderInUseError(RuntimeError):
@@ -37,11 +38,14 @@ def hold(folder: Path) -> None:
     try:
         if not _taken(lock, fcntl.LOCK_EX):
             raise FolderInUseError(f"{folder}: is written to by {_who(place)}. Wait for it, or stop it first.")
-        _write(lock, _OPEN in os.pread(lock, 1000, 0))
+        is_open = _OPEN in os.pread(lock, 1000, 0)
+        _write(lock, is_open)
     except BaseException:
         os.close(lock)
         raise
     _held[place] = lock
+    if is_open:
+        _found_open.add(place)
 
 
 def _write(lock: int, is_open: bool) -> None:
@@ -103,6 +107,11 @@ def _note(folder: Path, is_open: bool) -> None:
     lock = _held.get(folder.resolve())
     if lock is not None:
         _write(lock, is_open)
+
+
+def found_open(folder: Path) -> bool:
+    """Whether the work in a folder had not come to its end when this process took hold of it."""
+    return folder.resolve() in _found_open
 
 
 def left_open(folder: Path) -> bool:

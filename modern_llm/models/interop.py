@@ -211,7 +211,10 @@ def to_hugging_face(model: ModernDecoderLM, family: str | None = None) -> PreTra
     if target is None:
         known = set().union(*(_FAMILIES[f] for f in candidates))
         unknown = sorted(parts - known) or sorted(parts) or ["a decoder without its special parts"]
-        raise ValueError(f"{family or 'no Hugging Face family'} cannot express: {', '.join(unknown)}.")
+        whose = f"{family} cannot express" if family else "no Hugging Face family can express all parts of this model"
+        raise ValueError(
+            f"{whose}: {', '.join(unknown)}. It is used from its run, with model=from_run model.path=<run folder>."
+        )
     theirs = AutoConfig.for_model(target, **_their_settings(config, target))
     exported = AutoModelForCausalLM.from_config(theirs, dtype=model.head_weight.dtype)
     weights = model.state_dict()

@@ -55,7 +55,7 @@ def execute(config: DictConfig) -> float | None:
         check_root(config)
         check_overrides(config, overrides)
         record = resumed_config(path, config, overrides)
-        if is_complete(path):
+        if is_complete(path) and not locks.found_open(path):
             _require_further_work(task_of(record), path, record)
     else:
         record = checked(config, overrides)

@@ -71,6 +71,8 @@ class Doctor:
     paths: Paths = field(default_factory=Paths)
     minimum_free_gb: float = _DEFAULTS("minimum_free_gb")
     objective_metric: ClassVar[str] = "problems"
+    # It tells what `auto` comes to.
+    measures_precision: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
         require(self.minimum_free_gb >= 0, "task.minimum_free_gb", self.minimum_free_gb, "must not be negative",

@@ -186,6 +186,16 @@ def test_a_page_that_fails_costs_the_page(tmp_path: Path) -> None:
     assert (folder / "report.html").is_file()
     assert result(folder)["metrics"]["validation_loss"] == figures["validation_loss"]
 
+    # Killed between the figures and the page, it is made whole by the same command, and then it is done.
+    (folder / "report.html").unlink()
+    with held_by_another(folder):
+        pass
+    for expected, told in ((0, "evaluating"), (1, "this run is finished")):
+        again = place.run("trainer.max_steps=2", f"resume={folder}", check=False)
+        assert again.returncode == expected, again.stderr
+        assert told in again.stderr
+        assert (folder / "report.html").is_file()
+
 
 def test_a_signal_before_the_first_step_is_told(tmp_path: Path) -> None:
     place = Workplace(tmp_path)
