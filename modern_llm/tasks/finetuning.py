@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from modern_llm.checks import require
 from modern_llm.data.labelled import LabelledData
 from modern_llm.data.rows import look_at
 from modern_llm.defaults import Defaults
@@ -81,6 +82,8 @@ class Finetuning(TrainingTask):
 
         mirror, form = self.paths.mirror, form_of(at.loaded, self.data, self.max_tokens)
         train = self.data.examples("train", mirror, self.max_train_examples, self.seed)
+        if self.max_train_examples is None:
+            self._require_all_labels({example.label for example in train.rows})
         selection = self.data.examples("selection", mirror)
         items, held_out = form.encode(train.rows), form.encode(selection.rows)
         left_out = train.empty + len(train.rows) - len(items)
@@ -112,6 +115,12 @@ class Finetuning(TrainingTask):
         measured = measured_answers(at.folder, self.data, examples, examples.rows, scored)
         measured.protocol |= {"form": type(form).__name__, "shortened_inputs": form.truncated}
         return measured
+
+    def _require_all_labels(self, found: set[int | None]) -> None:
+        """Refuse labels that no example has: one word too many shifts none, and is never answered."""
+        never = [word for number, word in enumerate(self.data.labels) if number not in found]
+        require(not never, "task.data.labels", self.data.labels,
+                f"names {', '.join(never)}, which no training example has", "Leave it out")  # fmt: skip
 
     def _objective(self, loaded: LoadedModel) -> Objective:
         from modern_llm.objectives.classification import Classification

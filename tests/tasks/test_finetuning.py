@@ -327,7 +327,38 @@ class TestRuns:
             assert run(again, tmp_path / "again" / folder.name)["accuracy"] == metrics["accuracy"]
 
 
+class TestMonitor:
+    def test_the_best_checkpoint_by_a_metric_that_should_be_high(self, hub: Path, tmp_path: Path) -> None:
+        made = task(hub, "made/llama", SST2, steps=8)
+        made = replace(made, trainer=replace(made.trainer, monitor="validation_accuracy", keep_checkpoints=9))
+        run(made, tmp_path)
+        rows = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+        found = {row["step"]: row["validation_accuracy"] for row in rows if "validation_accuracy" in row}
+        best = json.loads((tmp_path / "checkpoints" / "best.json").read_text())
+        assert best["value"] == max(found.values())
+        assert found[int(best["checkpoint"].removeprefix("step_"))] == max(found.values())
+
+    def test_what_is_not_measured(self, hub: Path) -> None:
+        made = task(hub, "x", SST2)
+        with pytest.raises(ValueError, match=r"trainer\.monitor='validation_rougeL'.*validation_macro_f1"):
+            replace(made, trainer=replace(made.trainer, monitor="validation_rougeL"))
+
+
 class TestRefusals:
+    def test_a_mistake_in_the_data_is_told_before_a_model_is_loaded(self, hub: Path, tmp_path: Path) -> None:
+        made = task(hub, "nowhere/no-such-model", replace(SST2, prompt="{no_such_column}"))
+        with pytest.raises(ValueError, match="has no column 'no_such_column'"):
+            run(replace(made, form="label_words"), tmp_path)
+
+    def test_a_label_that_no_example_has(self, hub: Path, tmp_path: Path) -> None:
+        made = task(hub, "made/llama", replace(SST2, labels=["bad", "good", "meh"]))
+        with pytest.raises(ValueError, match="names meh, which no training example has"):
+            run(made, tmp_path)
+
+    def test_metrics_of_another_kind_of_answer(self, hub: Path) -> None:
+        with pytest.raises(ValueError, match=r"task\.data\.metrics='rougeL': is no metric of answers that are labels"):
+            task(hub, "x", replace(SST2, metrics=["rougeL"]))
+
     def test_a_classification_head_for_t5(self, hub: Path, tmp_path: Path) -> None:
         with pytest.raises(ValueError, match="label_words"):
             run(task(hub, "google-t5/t5-small", SST2, form="classification"), tmp_path)

@@ -7,6 +7,7 @@ never when a module is loaded.
 from __future__ import annotations
 
 import re
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from decimal import Decimal
 from pathlib import Path
@@ -27,7 +28,7 @@ from modern_llm.evaluation.metrics.numbers import (
 from modern_llm.evaluation.metrics.registry import METRICS
 
 
-class ExampleMetric(evaluate.Metric):
+class ExampleMetric(evaluate.Metric, ABC):
     """A metric that also scores each example alone.
 
     Examples stay in the memory of the process, so any number of processes may measure at once. In a distributed run,
@@ -44,13 +45,13 @@ class ExampleMetric(evaluate.Metric):
     def __init__(self) -> None:
         super().__init__(keep_in_memory=True)
 
+    @abstractmethod
     def per_example(self, predictions: Sequence[Any], references: Sequence[Any]) -> dict[str, np.ndarray]:
         """Scores by name, each (N,) in the order of the examples, so that errors can be ranked.
 
         Raises:
             ValueError: no examples, unequal lengths, or values of another type than the metric's.
         """
-        raise NotImplementedError
 
     def outcomes(self, predictions: Sequence[Any], references: Sequence[Any]) -> dict[str, np.ndarray]:
         """What each figure is a `statistic` of, by name, each (N, ...): the scores themselves unless overridden."""
@@ -198,9 +199,9 @@ class NumberMatch(ExampleMetric):
     example_type = "string"
     figure: str
 
+    @abstractmethod
     def read(self, text: str) -> str | None:
         """The number of an answer, or None."""
-        raise NotImplementedError
 
     def per_example(self, predictions: Sequence[str], references: Sequence[str]) -> dict[str, np.ndarray]:
         pairs = zip(*self._checked(predictions, references), strict=True)
