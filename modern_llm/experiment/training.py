@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import TYPE_CHECKING, Any
 
 from modern_llm.checks import require
@@ -28,6 +28,9 @@ if TYPE_CHECKING:
     from modern_llm.pretrained.loading import LoadedModel
     from modern_llm.training.contract import DataStream, Evaluator
     from modern_llm.training.runtime import Runtime
+
+
+_SHORTEST = 8  # tokens of a text from which anything can be learned
 
 
 @dataclass
@@ -92,7 +95,9 @@ class TrainingTask(ABC):
     objective_metric: str
 
     def __post_init__(self) -> None:
-        require_positive(self, "suggested_steps")
+        require_positive(self, *(f.name for f in fields(self) if f.name.startswith(("max_", "suggested_", "seq_"))))
+        shortest = getattr(self, "max_tokens", _SHORTEST)
+        require(shortest >= _SHORTEST, "task.max_tokens", shortest, f"must be at least {_SHORTEST}", "Raise it")
 
     # -- what a task fills in ---------------------------------------------------------------------------------------
 

@@ -5,23 +5,13 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, cast
 
-from modern_llm.checks import require
 from modern_llm.data.preferences.settings import PreferenceData
-from modern_llm.data.rows import PARTS, look_at
+from modern_llm.data.rows import PARTS
 from modern_llm.defaults import Defaults
 from modern_llm.experiment.contract import progress_of
-from modern_llm.experiment.samples import Samples
-from modern_llm.experiment.training import (
-    Parts,
-    Selection,
-    Session,
-    TrainingTask,
-    require_metric,
-    require_positive,
-    tell_skipped,
-)
+from modern_llm.experiment.conversations import ConversationTask
+from modern_llm.experiment.training import Parts, Selection, Session, require_metric, tell_skipped
 from modern_llm.objectives.preference_losses import PreferenceLoss, SigmoidDPO
-from modern_llm.pretrained.settings import ModelFromRun, PretrainedModel
 
 if TYPE_CHECKING:
     import numpy as np
@@ -39,7 +29,7 @@ _DEFAULTS = Defaults("task/dpo")
 
 
 @dataclass(frozen=True, kw_only=True)
-class DPO(TrainingTask):
+class DPO(ConversationTask):
     """Train a policy on preferences, choose the best checkpoint on held-out pairs, report on others.
 
     The reference is the model as it was loaded. Its log-probabilities are computed once, with adapters switched off,
@@ -47,57 +37,37 @@ class DPO(TrainingTask):
     start it is the reference.
 
     Args:
-        model, trainer, hardware, logger, paths, seed, suggested_steps, objective_metric: as in `TrainingTask`.
-        data: the pairs.
+        data: the pairs; the others as in `ConversationTask`.
         loss: what is minimised, one of `objectives/preference_losses.py`.
-        max_tokens: longest prompt with an answer; longer ones are left out, and counted.
-        max_train_examples, max_evaluation_examples: samples drawn by the seed; null: all.
-        samples: prompts that the trained model answers.
 
     Raises:
         ValueError: an impossible combination.
     """
 
-    model: PretrainedModel | ModelFromRun
     data: PreferenceData
     loss: PreferenceLoss = field(default_factory=SigmoidDPO)
-    max_tokens: int = _DEFAULTS("max_tokens")
-    max_train_examples: int | None = _DEFAULTS("max_train_examples")
-    max_evaluation_examples: int | None = _DEFAULTS("max_evaluation_examples")
-    samples: Samples
-    suggested_steps: int = _DEFAULTS("suggested_steps")
-    objective_metric: str = _DEFAULTS("objective_metric")
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        require_positive(self, "max_train_examples", "max_evaluation_examples")
-        require(self.max_tokens >= 8, "task.max_tokens", self.max_tokens, "must be at least 8", "Raise it")
         measured = [name for name in _MEASURED if self.loss.needs_reference or name != "kl_estimate"]
         require_metric(self, [f"evaluation_{n}" for n in measured], ("loss", "preference_accuracy", "reward_margin"))
 
-    def read(self, at: Session) -> None:
-        look_at(self.data, self.paths.mirror)
-
     def load(self, at: Session) -> LoadedModel:
-        from modern_llm.experiment.loading import load_chat_model
         from modern_llm.pretrained.loading import switch_off_dropout
 
-        loaded = load_chat_model(self.model, at.runtime, self.paths.mirror, train=True)
+        loaded = super().load(at)
         switch_off_dropout(loaded.model)
         return loaded
 
     def parts(self, at: Session) -> Parts:
         from modern_llm.data.batches import LengthBatches
-        from modern_llm.data.chat import ChatWriter
         from modern_llm.data.preferences.read import PairBatch, read_preferences
-        from modern_llm.experiment.loading import room_in
         from modern_llm.objectives.preference import PreferenceOptimisation
 
-        room, writer = room_in(at.loaded, self.max_tokens), ChatWriter(at.loaded.tokenizer)
-        limits = {"train": self.max_train_examples, "evaluation": self.max_evaluation_examples}
+        writer, room = self.writer(at)
         at.data = {}
         for part in PARTS:
-            found = read_preferences(self.data, writer, part, room, self.paths.mirror, limits.get(part), self.seed)
+            found = read_preferences(self.data, writer, part, room, self.paths.mirror, self.limits.get(part), self.seed)
             tell_skipped(part, len(found.pairs), found.skipped)
             at.data[part] = found
         # All before the first step: afterwards the model without adapters may be another one.

@@ -11,7 +11,7 @@ from modern_llm.data.rows import look_at
 from modern_llm.defaults import Defaults
 from modern_llm.experiment.contract import say
 from modern_llm.experiment.examples import FormName, chosen_metric, require_form
-from modern_llm.experiment.training import Parts, Selection, Session, TrainingTask, require_metric, require_positive
+from modern_llm.experiment.training import Parts, Selection, Session, TrainingTask, require_metric
 from modern_llm.pretrained.settings import ModelFromRun, PretrainedModel
 
 if TYPE_CHECKING:
@@ -57,7 +57,6 @@ class Finetuning(TrainingTask):
         super().__post_init__()
         require_form(self.form, self.data)
         object.__setattr__(self, "objective_metric", chosen_metric(self.objective_metric, self.data))
-        require_positive(self, "max_tokens", "max_train_examples", "max_evaluation_examples")
         require_metric(self, self.data.metrics, ("loss", *self.data.metrics))
 
     def trains(self) -> bool:

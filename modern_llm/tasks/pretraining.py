@@ -14,7 +14,7 @@ from modern_llm.evaluation.metrics.registry import directions
 from modern_llm.evaluation.protocol import PerplexityProtocol
 from modern_llm.experiment.contract import say
 from modern_llm.experiment.samples import Samples
-from modern_llm.experiment.training import Parts, Session, TrainingTask, require_metric, require_positive
+from modern_llm.experiment.training import Parts, Session, TrainingTask, require_metric
 from modern_llm.models.config import ModernLLMConfig
 from modern_llm.pretrained.settings import ModelFromRun, PretrainedModel
 from modern_llm.training.memory_plan import check_memory
@@ -66,7 +66,6 @@ class Pretraining(TrainingTask):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        require_positive(self, "seq_len")
         require_metric(self, [f"{s}_{m}" for s in self.data.splits()[1:] for m in _METRICS], _MONITORED)
         if not isinstance(self.model, ModernLLMConfig):
             return

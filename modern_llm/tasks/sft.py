@@ -6,27 +6,15 @@ import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from modern_llm.checks import require
 from modern_llm.data.instructions.settings import InstructionData
-from modern_llm.data.rows import look_at
 from modern_llm.defaults import Defaults
-from modern_llm.experiment.samples import Samples
-from modern_llm.experiment.training import (
-    Parts,
-    Selection,
-    Session,
-    TrainingTask,
-    require_metric,
-    require_positive,
-    tell_skipped,
-)
-from modern_llm.pretrained.settings import ModelFromRun, PretrainedModel
+from modern_llm.experiment.conversations import ConversationTask
+from modern_llm.experiment.training import Parts, Selection, Session, require_metric, tell_skipped
 
 if TYPE_CHECKING:
     from modern_llm.data.instructions.read import Instructions
     from modern_llm.data.rows import Part
     from modern_llm.experiment.record import Measured
-    from modern_llm.pretrained.loading import LoadedModel
 
 _HEADLINE = ("evaluation_loss", "evaluation_perplexity")
 
@@ -35,59 +23,36 @@ _DEFAULTS = Defaults("task/sft")
 
 
 @dataclass(frozen=True, kw_only=True)
-class SFT(TrainingTask):
+class SFT(ConversationTask):
     """Train on conversations, choose the best checkpoint on held-out ones, report the loss on others.
 
     Args:
-        model, trainer, hardware, logger, paths, seed, suggested_steps, objective_metric: as in `TrainingTask`.
-        data: the conversations.
-        packing: put several conversations into a row, each invisible to the others; `trainer.batch_size` then counts
-            rows. False: one conversation a row.
-        max_tokens: longest conversation, and length of a packed row; longer ones are left out, and counted.
-        max_train_examples, max_evaluation_examples: samples drawn by the seed; null: all.
-        samples: prompts that the trained model answers.
+        data: the conversations; the others as in `ConversationTask`.
+        packing: put several conversations into a row of `max_tokens`, each invisible to the others;
+            `trainer.batch_size` then counts rows. False: one conversation a row.
 
     Raises:
         ValueError: an impossible combination.
     """
 
-    model: PretrainedModel | ModelFromRun
     data: InstructionData
     packing: bool = _DEFAULTS("packing")
-    max_tokens: int = _DEFAULTS("max_tokens")
-    max_train_examples: int | None = _DEFAULTS("max_train_examples")
-    max_evaluation_examples: int | None = _DEFAULTS("max_evaluation_examples")
-    samples: Samples
-    suggested_steps: int = _DEFAULTS("suggested_steps")
-    objective_metric: str = _DEFAULTS("objective_metric")
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        require_positive(self, "max_train_examples", "max_evaluation_examples")
-        require(self.max_tokens >= 8, "task.max_tokens", self.max_tokens, "must be at least 8", "Raise it")
         require_metric(self, (*_HEADLINE, "train_loss"), ("loss",))
-
-    def read(self, at: Session) -> None:
-        look_at(self.data, self.paths.mirror)
-
-    def load(self, at: Session) -> LoadedModel:
-        from modern_llm.experiment.loading import load_chat_model
-
-        return load_chat_model(self.model, at.runtime, self.paths.mirror, train=True)
 
     def parts(self, at: Session) -> Parts:
         from modern_llm.data.batches import LengthBatches, PackedBatches
         from modern_llm.data.instructions.read import ConversationBatch
-        from modern_llm.experiment.loading import room_in
         from modern_llm.objectives.language_modeling import LanguageModeling
 
-        train, held_out = self._part(at, "train", self.max_train_examples), self._part(at, "selection")
+        train, held_out = self._part(at, "train"), self._part(at, "selection")
         at.data = train
         collate, batch_size = ConversationBatch(at.loaded.tokenizer.eos_id), self.trainer.batch_size
         stream: LengthBatches
         if self.packing:
-            row = room_in(at.loaded, self.max_tokens)
-            stream = PackedBatches(train.items, batch_size, row, self.seed, collate, train.fingerprint)
+            stream = PackedBatches(train.items, batch_size, self.writer(at)[1], self.seed, collate, train.fingerprint)
         else:
             stream = LengthBatches(train.items, batch_size, self.seed, collate.singly, train.fingerprint)
         objective = LanguageModeling()
@@ -99,7 +64,7 @@ class SFT(TrainingTask):
         from modern_llm.experiment.record import Measured, evaluated_on
         from modern_llm.objectives.language_modeling import LanguageModeling
 
-        train, evaluation = at.data, self._part(at, "evaluation", self.max_evaluation_examples)
+        train, evaluation = at.data, self._part(at, "evaluation")
         model: Any = at.loaded.model
         collate = ConversationBatch(at.loaded.tokenizer.eos_id).singly
         loss = mean_loss(model, LanguageModeling(), evaluation.items, collate, at.rows, at.runtime.device)["loss"]
@@ -118,12 +83,11 @@ class SFT(TrainingTask):
             {"samples": self.samples.answered(at.loaded, at.runtime, self.seed)},
         )
 
-    def _part(self, at: Session, part: Part, limit: int | None = None) -> Instructions:
-        from modern_llm.data.chat import ChatWriter
+    def _part(self, at: Session, part: Part) -> Instructions:
         from modern_llm.data.instructions.read import read_instructions
-        from modern_llm.experiment.loading import room_in
 
-        writer, room = ChatWriter(at.loaded.tokenizer), room_in(at.loaded, self.max_tokens)
-        found = read_instructions(self.data, writer, part, room, self.paths.mirror, limit, self.seed)
+        writer, room = self.writer(at)
+        mirror, limit = self.paths.mirror, self.limits.get(part)
+        found = read_instructions(self.data, writer, part, room, mirror, limit, self.seed)
         tell_skipped(part, len(found.items), found.skipped)
         return found

@@ -19,7 +19,6 @@ from modern_llm.experiment.training import (
     Session,
     TrainingTask,
     require_metric,
-    require_positive,
     tell_model,
     tell_skipped,
 )
@@ -75,8 +74,6 @@ class Verifier(TrainingTask):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        require_positive(self, "max_train_problems", "max_evaluation_problems")
-        require(self.max_tokens >= 8, "task.max_tokens", self.max_tokens, "must be at least 8", "Raise it")
         require_metric(self, (*HEADLINE, "train_loss"), ("loss", "accuracy", "roc_auc"))
 
     def read(self, at: Session) -> _Read:

@@ -39,7 +39,10 @@ def test_averages_over_tokens_depend_on_the_tokenizer() -> None:
 
 
 def test_every_entry_that_scores_answers_is_scored_with_its_interval() -> None:
-    answers = {"labels": ([0, 1, 1, 0], [0, 1, 0, 0]), "texts": (["a cat 3", "it is #### 4"], ["a dog #### 3", "it is #### 4"])}
+    answers = {
+        "labels": ([0, 1, 1, 0], [0, 1, 0, 0]),
+        "texts": (["a cat 3", "it is #### 4"], ["a dog #### 3", "it is #### 4"]),
+    }
     for kind, (predictions, references) in answers.items():
         for name in choosable(kind):  # type: ignore[arg-type]
             (scorer,) = library.scorers([name], ["no", "yes"])

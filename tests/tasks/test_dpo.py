@@ -42,7 +42,8 @@ def task(hub: Path, name: str, cache: Path, steps: int = 4, lora: Any = LORA, **
     trainer = TrainerSettings(max_steps=steps, batch_size=4, optimizer=AdamW(lr=3e-3, weight_decay=0.0), log_every=1,
                               eval_every=2, keep_checkpoints=9)  # fmt: skip
     given: dict[str, Any] = {"max_tokens": 160, "paths": Paths(mirror=str(hub), cache=str(cache))}
-    given |= {"samples": Samples(["Hi?"], 4)}
+    given |= {"samples": Samples(["Hi?"], 4), "max_train_examples": None, "max_evaluation_examples": None}
+    given |= {"suggested_steps": 200, "objective_metric": "evaluation_preference_accuracy"}
     given |= {"model": PretrainedModel(name, lora), "trainer": trainer, "hardware": HARDWARE, "data": DATA}
     return DPO(**{**given, **changes})
 

@@ -48,8 +48,10 @@ def conversations(count: int) -> list[EncodedConversation]:
 def task(hub: Path, name: str, steps: int = 4, lora: Any = LORA, **changes: Any) -> SFT:
     trainer = TrainerSettings(max_steps=steps, batch_size=2, optimizer=AdamW(lr=3e-3, weight_decay=0.0), log_every=1,
                               eval_every=2, keep_checkpoints=9)  # fmt: skip
-    given: dict[str, Any] = {"max_tokens": 160, "paths": Paths(mirror=str(hub)), "samples": Samples(["Hi?"], 4)}
+    given: dict[str, Any] = {"max_tokens": 160, "max_train_examples": None, "max_evaluation_examples": None}
+    given |= {"paths": Paths(mirror=str(hub)), "samples": Samples(["Hi?"], 4), "suggested_steps": 500}
     given |= {"model": PretrainedModel(name, lora), "trainer": trainer, "hardware": HARDWARE, "data": DATA}
+    given |= {"objective_metric": "evaluation_loss"}
     return SFT(**{**given, **changes})
 
 
