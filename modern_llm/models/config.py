@@ -5,8 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass, field, replace
 
 from modern_llm.checks import require
+from modern_llm.defaults import Defaults
 from modern_llm.models.rope import NoRope, PlainRope
 from modern_llm.models.sinks import LearnableSinks, Sinks
+
+_GQA = Defaults("model/gqa/mha")
 
 
 @dataclass(frozen=True)
@@ -18,12 +21,15 @@ class GQAConfig:
             multi-query attention (Shazeer 2019, arXiv 1911.02150).
     """
 
-    group_size: int = 1
+    group_size: int = _GQA("group_size")
 
     def __post_init__(self) -> None:
         require(
             self.group_size >= 1, "model.gqa.group_size", self.group_size, "must be at least 1", "Use model/gqa=mha"
         )
+
+
+_MOE = Defaults("model/moe/top2of8")
 
 
 @dataclass(frozen=True)
@@ -39,11 +45,11 @@ class MoEConfig:
         z_loss_weight: weight of the router z-loss (Zoph et al. 2022, arXiv 2202.08906, eq. 5).
     """
 
-    n_experts: int = 8
-    top_k: int = 2
-    expert_hidden_size: int | None = None
-    balance_loss_weight: float = 0.01
-    z_loss_weight: float = 0.001
+    n_experts: int = _MOE("n_experts")
+    top_k: int = _MOE("top_k")
+    expert_hidden_size: int | None = _MOE("expert_hidden_size")
+    balance_loss_weight: float = _MOE("balance_loss_weight")
+    z_loss_weight: float = _MOE("z_loss_weight")
 
     def __post_init__(self) -> None:
         require(
@@ -77,6 +83,9 @@ class MoEConfig:
             )
 
 
+_DECODER = Defaults("model/decoder")
+
+
 @dataclass(frozen=True)
 class ModernLLMConfig:
     """Hyper-parameters of `ModernDecoderLM`.
@@ -108,25 +117,25 @@ class ModernLLMConfig:
         ValueError: an impossible value or combination, with key, value, rule and remedy.
     """
 
-    vocab_size: int | None = None
-    max_seq_len: int = 512
-    d_model: int = 256
-    n_layers: int = 4
-    n_heads: int = 4
-    head_dim: int | None = None
-    ffn_hidden_size: int | None = None
+    vocab_size: int | None = _DECODER("vocab_size")
+    max_seq_len: int = _DECODER("max_seq_len")
+    d_model: int = _DECODER("d_model")
+    n_layers: int = _DECODER("n_layers")
+    n_heads: int = _DECODER("n_heads")
+    head_dim: int | None = _DECODER("head_dim")
+    ffn_hidden_size: int | None = _DECODER("ffn_hidden_size")
     rope: PlainRope | NoRope = field(default_factory=PlainRope)
     gqa: GQAConfig = field(default_factory=GQAConfig)
     sinks: Sinks = field(default_factory=LearnableSinks)
-    use_attention_sinks: bool = False
+    use_attention_sinks: bool = _DECODER("use_attention_sinks")
     moe: MoEConfig | None = None
-    sliding_window: int | None = None
-    qk_norm: bool = False
-    qkv_bias: bool = False
-    tie_embeddings: bool = True
-    norm_eps: float = 1e-5
-    dropout: float = 0.0
-    init_std: float = 0.02
+    sliding_window: int | None = _DECODER("sliding_window")
+    qk_norm: bool = _DECODER("qk_norm")
+    qkv_bias: bool = _DECODER("qkv_bias")
+    tie_embeddings: bool = _DECODER("tie_embeddings")
+    norm_eps: float = _DECODER("norm_eps")
+    dropout: float = _DECODER("dropout")
+    init_std: float = _DECODER("init_std")
 
     def __post_init__(self) -> None:
         for key in ("max_seq_len", "d_model", "n_layers", "n_heads"):

@@ -11,11 +11,15 @@ import math
 from dataclasses import dataclass
 
 from modern_llm.checks import require
+from modern_llm.defaults import Defaults
 
 
 def _base_frequencies(theta: float, head_dim: int) -> list[float]:
     """theta^(-2i/D) for i in [0, D/2): radians per token of each rotated pair (Su et al. 2021, eq. 15)."""
     return [theta ** (-2 * i / head_dim) for i in range(head_dim // 2)]
+
+
+_PLAIN_ROPE = Defaults("model/rope/plain")
 
 
 @dataclass(frozen=True)
@@ -26,7 +30,7 @@ class PlainRope:
         theta: base of the geometric frequencies.
     """
 
-    theta: float = 10000.0
+    theta: float = _PLAIN_ROPE("theta")
 
     def __post_init__(self) -> None:
         require(
@@ -43,6 +47,9 @@ class PlainRope:
         return _base_frequencies(self.theta, head_dim)
 
 
+_SCALED = Defaults("model/rope/linear")
+
+
 @dataclass(frozen=True)
 class ScaledRope(PlainRope):
     """What the context-extending variants share.
@@ -51,7 +58,7 @@ class ScaledRope(PlainRope):
         factor: how many times the context is to grow.
     """
 
-    factor: float = 2.0
+    factor: float = _SCALED("factor")
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -84,6 +91,9 @@ class NTKRope(ScaledRope):
         return _base_frequencies(self.scaled_theta(head_dim), head_dim)
 
 
+_YARN_ROPE = Defaults("model/rope/yarn")
+
+
 @dataclass(frozen=True)
 class YarnRope(ScaledRope):
     """YaRN (Peng et al. 2023, arXiv 2309.00071): fast pairs extrapolate, slow pairs interpolate, a linear ramp
@@ -97,11 +107,11 @@ class YarnRope(ScaledRope):
         truncate: round the ramp's ends to whole pairs, as the published code does.
     """
 
-    original_max_seq_len: int = 2048
-    beta_fast: float = 32.0
-    beta_slow: float = 1.0
-    attention_scale: float | None = None
-    truncate: bool = True
+    original_max_seq_len: int = _YARN_ROPE("original_max_seq_len")
+    beta_fast: float = _YARN_ROPE("beta_fast")
+    beta_slow: float = _YARN_ROPE("beta_slow")
+    attention_scale: float | None = _YARN_ROPE("attention_scale")
+    truncate: bool = _YARN_ROPE("truncate")
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -143,6 +153,9 @@ class YarnRope(ScaledRope):
         return mixed
 
 
+_LLAMA3ROPE = Defaults("model/rope/llama3")
+
+
 @dataclass(frozen=True)
 class Llama3Rope(ScaledRope):
     """The scaling of Llama 3.1 and later (Grattafiori et al. 2024, arXiv 2407.21783): wavelengths longer than
@@ -154,9 +167,9 @@ class Llama3Rope(ScaledRope):
         high_freq_factor: wavelengths below original_max_seq_len / high_freq_factor are left alone.
     """
 
-    original_max_seq_len: int = 8192
-    low_freq_factor: float = 1.0
-    high_freq_factor: float = 4.0
+    original_max_seq_len: int = _LLAMA3ROPE("original_max_seq_len")
+    low_freq_factor: float = _LLAMA3ROPE("low_freq_factor")
+    high_freq_factor: float = _LLAMA3ROPE("high_freq_factor")
 
     def __post_init__(self) -> None:
         super().__post_init__()

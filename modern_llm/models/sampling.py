@@ -5,6 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from modern_llm.checks import require
+from modern_llm.defaults import Defaults
+
+_DEFAULTS = Defaults("task/sampling/plain")
 
 
 @dataclass(frozen=True)
@@ -22,11 +25,11 @@ class Sampling:
             keeps all.
     """
 
-    repetition_penalty: float = 1.0
-    temperature: float = 1.0
-    top_k: int | None = None
-    top_p: float = 1.0
-    min_p: float = 0.0
+    repetition_penalty: float = _DEFAULTS("repetition_penalty")
+    temperature: float = _DEFAULTS("temperature")
+    top_k: int | None = _DEFAULTS("top_k")
+    top_p: float = _DEFAULTS("top_p")
+    min_p: float = _DEFAULTS("min_p")
 
     def __post_init__(self) -> None:
         require(self.repetition_penalty > 0, "sampling.repetition_penalty", self.repetition_penalty, "must be above 0",

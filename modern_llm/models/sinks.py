@@ -11,9 +11,13 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from modern_llm.checks import require
+from modern_llm.defaults import Defaults
 
 if TYPE_CHECKING:
     from modern_llm.models.sink_rows import SinkRows
+
+
+_SINKS = Defaults("model/sinks/learnable")
 
 
 @dataclass(frozen=True)
@@ -25,7 +29,7 @@ class Sinks:
             beside the sinks.
     """
 
-    window: int | None = None
+    window: int | None = _SINKS("window")
 
     def __post_init__(self) -> None:
         require(
@@ -60,6 +64,9 @@ class Sinks:
         return None
 
 
+_LEARNABLE_SINKS = Defaults("model/sinks/learnable")
+
+
 @dataclass(frozen=True)
 class LearnableSinks(Sinks):
     """Learned key/value pairs per layer and K/V head that every position may attend to. They stand before the
@@ -69,7 +76,7 @@ class LearnableSinks(Sinks):
         num_sinks: learned key/value pairs per K/V head.
     """
 
-    num_sinks: int = 4
+    num_sinks: int = _LEARNABLE_SINKS("num_sinks")
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -111,6 +118,9 @@ class SinkLogits(Sinks):
         return LogitRow(n_heads, n_kv_heads)
 
 
+_STREAMING_SINKS = Defaults("model/sinks/streaming")
+
+
 @dataclass(frozen=True)
 class StreamingSinks(Sinks):
     """StreamingLLM (Xiao et al. 2023, section 3.2): the first tokens of the text are kept beside a sliding window,
@@ -120,7 +130,7 @@ class StreamingSinks(Sinks):
         num_sinks: first tokens that are always kept.
     """
 
-    num_sinks: int = 4
+    num_sinks: int = _STREAMING_SINKS("num_sinks")
 
     def __post_init__(self) -> None:
         super().__post_init__()

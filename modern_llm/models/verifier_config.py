@@ -6,8 +6,11 @@ from dataclasses import dataclass, field, fields, replace
 from typing import Literal
 
 from modern_llm.checks import require
+from modern_llm.defaults import Defaults
 from modern_llm.models.config import GQAConfig, ModernLLMConfig
 from modern_llm.models.rope import NoRope, PlainRope
+
+_DEFAULTS = Defaults("model/verifier")
 
 
 @dataclass(frozen=True)
@@ -25,21 +28,21 @@ class VerifierConfig:
         ValueError: an impossible value or combination, with key, value, rule and remedy.
     """
 
-    pooling: Literal["mean", "first"] = "mean"
-    vocab_size: int | None = None
-    max_seq_len: int = 512
-    d_model: int = 256
-    n_layers: int = 4
-    n_heads: int = 4
-    head_dim: int | None = None
-    ffn_hidden_size: int | None = None
+    pooling: Literal["mean", "first"] = _DEFAULTS("pooling")
+    vocab_size: int | None = _DEFAULTS("vocab_size")
+    max_seq_len: int = _DEFAULTS("max_seq_len")
+    d_model: int = _DEFAULTS("d_model")
+    n_layers: int = _DEFAULTS("n_layers")
+    n_heads: int = _DEFAULTS("n_heads")
+    head_dim: int | None = _DEFAULTS("head_dim")
+    ffn_hidden_size: int | None = _DEFAULTS("ffn_hidden_size")
     rope: PlainRope | NoRope = field(default_factory=PlainRope)
     gqa: GQAConfig = field(default_factory=GQAConfig)
-    qk_norm: bool = False
-    qkv_bias: bool = False
-    norm_eps: float = 1e-5
-    dropout: float = 0.0
-    init_std: float = 0.02
+    qk_norm: bool = _DEFAULTS("qk_norm")
+    qkv_bias: bool = _DEFAULTS("qkv_bias")
+    norm_eps: float = _DEFAULTS("norm_eps")
+    dropout: float = _DEFAULTS("dropout")
+    init_std: float = _DEFAULTS("init_std")
 
     def __post_init__(self) -> None:
         require(self.pooling in ("mean", "first"), "model.pooling", self.pooling, "is unknown", "Use mean or first")

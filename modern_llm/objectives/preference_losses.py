@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
 from modern_llm.checks import require
+from modern_llm.defaults import Defaults
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -59,6 +60,9 @@ def _require_beta(beta: float) -> None:
     require(beta > 0, "task.loss.beta", beta, "must be above 0", "Use 0.1")
 
 
+_SIGMOID_DPO = Defaults("task/loss/dpo")
+
+
 @dataclass(frozen=True)
 class SigmoidDPO:
     """Direct preference optimisation (Rafailov et al. 2023, arXiv 2305.18290, eq. 7), with conservative label
@@ -72,8 +76,8 @@ class SigmoidDPO:
         label_smoothing: probability e that a preference is the wrong way round; 0 is DPO.
     """
 
-    beta: float = 0.1
-    label_smoothing: float = 0.0
+    beta: float = _SIGMOID_DPO("beta")
+    label_smoothing: float = _SIGMOID_DPO("label_smoothing")
     needs_reference = True
 
     def __post_init__(self) -> None:
@@ -94,6 +98,9 @@ class SigmoidDPO:
         return loss - self.label_smoothing * F.logsigmoid(-margin) if self.label_smoothing else loss
 
 
+_HINGE_DPO = Defaults("task/loss/hinge")
+
+
 @dataclass(frozen=True)
 class HingeDPO:
     """max(0, 1 - m) on DPO's margin m (SLiC, Zhao et al. 2023, arXiv 2305.10425, eq. 1, in the form of Liu et al. 2023,
@@ -103,7 +110,7 @@ class HingeDPO:
         beta: strength of the tie to the reference.
     """
 
-    beta: float = 0.1
+    beta: float = _HINGE_DPO("beta")
     needs_reference = True
 
     def __post_init__(self) -> None:
@@ -118,6 +125,9 @@ class HingeDPO:
         return (1 - (chosen - rejected)).relu()
 
 
+_IPO = Defaults("task/loss/ipo")
+
+
 @dataclass(frozen=True)
 class IPO:
     """Identity preference optimisation (Azar et al. 2023, arXiv 2310.12036, eq. 17): (h - 1 / (2 beta))^2.
@@ -130,7 +140,7 @@ class IPO:
         beta: strength of the tie to the reference, the paper's tau.
     """
 
-    beta: float = 0.1
+    beta: float = _IPO("beta")
     needs_reference = True
 
     def __post_init__(self) -> None:
@@ -148,6 +158,9 @@ class IPO:
         return ((chosen - rejected) / self.beta - 1 / (2 * self.beta)).square()
 
 
+_SIM_PO = Defaults("task/loss/simpo")
+
+
 @dataclass(frozen=True)
 class SimPO:
     """Simple preference optimisation (Meng et al. 2024, arXiv 2405.14734, eq. 6): without a reference, on
@@ -158,8 +171,8 @@ class SimPO:
         gamma: margin that the chosen answer's reward is to have over the rejected one's.
     """
 
-    beta: float = 2.0
-    gamma: float = 1.0
+    beta: float = _SIM_PO("beta")
+    gamma: float = _SIM_PO("gamma")
     needs_reference = False
 
     def __post_init__(self) -> None:

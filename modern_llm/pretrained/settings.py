@@ -6,6 +6,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from modern_llm.checks import require
+from modern_llm.defaults import Defaults
+
+_FULL_FINETUNING = Defaults("model/lora/off")
 
 
 @dataclass(frozen=True)
@@ -17,8 +20,11 @@ class FullFinetuning:
         suggested_preference_lr: the same where preferences are learned.
     """
 
-    suggested_lr: float = 3e-5
-    suggested_preference_lr: float = 1e-6
+    suggested_lr: float = _FULL_FINETUNING("suggested_lr")
+    suggested_preference_lr: float = _FULL_FINETUNING("suggested_preference_lr")
+
+
+_LO_RA = Defaults("model/lora/on")
 
 
 @dataclass(frozen=True)
@@ -35,12 +41,12 @@ class LoRA:
         suggested_preference_lr: the same where preferences are learned.
     """
 
-    rank: int = 16
-    alpha: float = 32.0
-    dropout: float = 0.05
-    targets: list[str] | None = None
-    suggested_lr: float = 5e-4
-    suggested_preference_lr: float = 5e-5
+    rank: int = _LO_RA("rank")
+    alpha: float = _LO_RA("alpha")
+    dropout: float = _LO_RA("dropout")
+    targets: list[str] | None = _LO_RA("targets")
+    suggested_lr: float = _LO_RA("suggested_lr")
+    suggested_preference_lr: float = _LO_RA("suggested_preference_lr")
 
     def __post_init__(self) -> None:
         require(self.rank >= 1, "model.lora.rank", self.rank, "must be at least 1", "Use 16")
@@ -48,6 +54,9 @@ class LoRA:
         require(0 <= self.dropout < 1, "model.lora.dropout", self.dropout, "must lie in [0, 1)", "Use 0 for none")
         require(self.targets is None or len(self.targets) > 0, "model.lora.targets", self.targets, "names nothing",
                 "Name linear maps of the model, or use null for all of them")  # fmt: skip
+
+
+_PRETRAINED_MODEL = Defaults("model/pretrained")
 
 
 @dataclass(frozen=True)
@@ -63,12 +72,15 @@ class PretrainedModel:
 
     name: str
     lora: LoRA | FullFinetuning = field(default_factory=LoRA)
-    max_seq_len: int | None = None
+    max_seq_len: int | None = _PRETRAINED_MODEL("max_seq_len")
 
     def __post_init__(self) -> None:
         require(bool(self.name.strip()), "model.name", self.name, "is empty", "Give a hub name or a folder")
         require(self.max_seq_len is None or self.max_seq_len >= 1, "model.max_seq_len", self.max_seq_len,
                 "must be at least 1", "Use null for the model's own")  # fmt: skip
+
+
+_MODEL_FROM_RUN = Defaults("model/from_run")
 
 
 @dataclass(frozen=True)
@@ -83,7 +95,7 @@ class ModelFromRun:
 
     path: str
     lora: LoRA | FullFinetuning = field(default_factory=LoRA)
-    max_seq_len: int | None = None
+    max_seq_len: int | None = _MODEL_FROM_RUN("max_seq_len")
 
     def __post_init__(self) -> None:
         require(Path(self.path).expanduser().is_dir(), "model.path", self.path, "is no folder",

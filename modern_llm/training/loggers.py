@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
+from modern_llm.defaults import Defaults
 from modern_llm.training.callbacks import Callback
 
 
@@ -55,6 +56,9 @@ class TensorBoard(Logger):
         return [Forward()]
 
 
+_WAND_B = Defaults("logger/wandb")
+
+
 @dataclass(frozen=True)
 class WandB(Logger):
     """Weights & Biases; needs `pip install modern-llm[wandb]`.
@@ -65,8 +69,8 @@ class WandB(Logger):
     """
 
     package: ClassVar[str | None] = "wandb"
-    project: str = "modern_llm"
-    mode: Literal["online", "offline", "disabled"] = "offline"
+    project: str = _WAND_B("project")
+    mode: Literal["online", "offline", "disabled"] = _WAND_B("mode")
 
     def callbacks(self, folder: Path, record: dict[str, Any]) -> list[Callback]:
         import wandb
@@ -90,6 +94,9 @@ class WandB(Logger):
         return [Forward()]
 
 
+_M_LFLOW = Defaults("logger/mlflow")
+
+
 @dataclass(frozen=True)
 class MLflow(Logger):
     """MLflow's local file store; needs `pip install modern-llm[mlflow]`.
@@ -101,7 +108,7 @@ class MLflow(Logger):
 
     package: ClassVar[str | None] = "mlflow"
     folder: str = "outputs/mlruns"
-    experiment: str = "modern_llm"
+    experiment: str = _M_LFLOW("experiment")
 
     def callbacks(self, folder: Path, record: dict[str, Any]) -> list[Callback]:
         os.environ.setdefault("MLFLOW_ALLOW_FILE_STORE", "true")  # MLflow 3 asks for a database unless told otherwise

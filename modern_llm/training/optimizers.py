@@ -6,10 +6,14 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from modern_llm.checks import require
+from modern_llm.defaults import Defaults
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
     from torch.optim import Optimizer
+
+
+_ADAM_W = Defaults("trainer/optimizer/adamw")
 
 
 @dataclass(frozen=True)
@@ -24,9 +28,9 @@ class AdamW:
     """
 
     lr: float = 1e-3
-    weight_decay: float = 0.1
-    betas: tuple[float, float] = (0.9, 0.95)
-    eps: float = 1e-8
+    weight_decay: float = _ADAM_W("weight_decay")
+    betas: tuple[float, float] = _ADAM_W("betas")
+    eps: float = _ADAM_W("eps")
 
     def __post_init__(self) -> None:
         require(self.lr > 0, "trainer.optimizer.lr", self.lr, "must be above 0", "Use 1e-3 for a small model")
@@ -60,6 +64,9 @@ class AdamW:
         return [group for group in groups if group["params"]]
 
 
+_MUON = Defaults("trainer/optimizer/muon")
+
+
 @dataclass(frozen=True)
 class Muon(AdamW):
     """Muon (Jordan et al. 2024) on the linear maps and experts inside the blocks, AdamW on all else: embeddings, heads
@@ -71,8 +78,8 @@ class Muon(AdamW):
         newton_schulz_steps: iterations of the orthogonalisation.
     """
 
-    momentum: float = 0.95
-    newton_schulz_steps: int = 5
+    momentum: float = _MUON("momentum")
+    newton_schulz_steps: int = _MUON("newton_schulz_steps")
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -11,6 +11,9 @@ from abc import ABC, abstractmethod
 from dataclasses import dataclass
 
 from modern_llm.checks import require
+from modern_llm.defaults import Defaults
+
+_SCHEDULE = Defaults("trainer/schedule/cosine")
 
 
 @dataclass(frozen=True)
@@ -22,7 +25,7 @@ class Schedule(ABC):
         final_fraction: factor that the decay ends at.
     """
 
-    warmup_fraction: float = 0.05
+    warmup_fraction: float = _SCHEDULE("warmup_fraction")
     final_fraction: float = 0.1
 
     def __post_init__(self) -> None:
@@ -74,6 +77,9 @@ class Cosine(Schedule):
         return self.final_fraction + (1 - self.final_fraction) * 0.5 * (1 + math.cos(math.pi * progress))
 
 
+_WSD = Defaults("trainer/schedule/wsd")
+
+
 @dataclass(frozen=True)
 class WSD(Schedule):
     """Warm-up, stable, decay (Hu et al. 2024, arXiv 2404.06395): the peak rate, then 1 - sqrt down to
@@ -84,8 +90,8 @@ class WSD(Schedule):
         decay_fraction: share of the steps behind the warm-up in which the rate falls.
     """
 
-    final_fraction: float = 0.0
-    decay_fraction: float = 0.2
+    final_fraction: float = _WSD("final_fraction")
+    decay_fraction: float = _WSD("decay_fraction")
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -6,9 +6,12 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from modern_llm.checks import require
+from modern_llm.defaults import Defaults
 from modern_llm.training.budget import Budget
 from modern_llm.training.optimizers import AdamW
 from modern_llm.training.schedules import Cosine, Schedule
+
+_TRAINER_SETTINGS = Defaults("trainer/default")
 
 
 @dataclass(frozen=True)
@@ -36,20 +39,20 @@ class TrainerSettings:
     """
 
     max_steps: int | None = 1000
-    max_tokens: int | None = None
-    max_minutes: float | None = None
-    batch_size: int = 16
+    max_tokens: int | None = _TRAINER_SETTINGS("max_tokens")
+    max_minutes: float | None = _TRAINER_SETTINGS("max_minutes")
+    batch_size: int = _TRAINER_SETTINGS("batch_size")
     optimizer: AdamW = field(default_factory=AdamW)
     schedule: Schedule = field(default_factory=Cosine)
-    grad_clip: float | None = 1.0
-    log_every: int = 10
-    eval_every: int | None = None
-    save_every: int | None = None
-    keep_checkpoints: int = 2
-    monitor: str = "validation_loss"
-    early_stopping_patience: int | None = None
-    max_bad_steps: int = 5
-    spike_factor: float | None = None
+    grad_clip: float | None = _TRAINER_SETTINGS("grad_clip")
+    log_every: int = _TRAINER_SETTINGS("log_every")
+    eval_every: int | None = _TRAINER_SETTINGS("eval_every")
+    save_every: int | None = _TRAINER_SETTINGS("save_every")
+    keep_checkpoints: int = _TRAINER_SETTINGS("keep_checkpoints")
+    monitor: str = _TRAINER_SETTINGS("monitor")
+    early_stopping_patience: int | None = _TRAINER_SETTINGS("early_stopping_patience")
+    max_bad_steps: int = _TRAINER_SETTINGS("max_bad_steps")
+    spike_factor: float | None = _TRAINER_SETTINGS("spike_factor")
 
     def __post_init__(self) -> None:
         for key in ("batch_size", "log_every", "keep_checkpoints", "max_bad_steps"):
@@ -85,6 +88,9 @@ class TrainerSettings:
         return self.save_every or self.eval_interval
 
 
+_HARDWARE = Defaults("hardware/auto")
+
+
 @dataclass(frozen=True)
 class Hardware:
     """How the machine is used. Nothing here changes what is computed, but for rounding.
@@ -104,15 +110,15 @@ class Hardware:
             measured with a large product at the start.
     """
 
-    device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
-    precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
-    micro_batch_size: int | None = None
-    eval_batch_size: int | None = None
-    activation_checkpointing: bool = False
-    compile: bool = False
-    memory_limit_gb: float | None = None
-    num_threads: int | None = None
-    peak_tflops: float | None = None
+    device: Literal["auto", "cpu", "cuda", "mps"] = _HARDWARE("device")
+    precision: Literal["auto", "fp32", "bf16", "fp16"] = _HARDWARE("precision")
+    micro_batch_size: int | None = _HARDWARE("micro_batch_size")
+    eval_batch_size: int | None = _HARDWARE("eval_batch_size")
+    activation_checkpointing: bool = _HARDWARE("activation_checkpointing")
+    compile: bool = _HARDWARE("compile")
+    memory_limit_gb: float | None = _HARDWARE("memory_limit_gb")
+    num_threads: int | None = _HARDWARE("num_threads")
+    peak_tflops: float | None = _HARDWARE("peak_tflops")
 
     def __post_init__(self) -> None:
         for key in ("micro_batch_size", "eval_batch_size", "num_threads"):

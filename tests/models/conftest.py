@@ -33,6 +33,7 @@ def _loud(module: nn.Module, seed: int = 0) -> nn.Module:
 def _tiny(*, group_size: int = 1, seed: int = 0, **settings: Any) -> ModernDecoderLM:
     """A loud two-layer decoder with four heads of width 8; settings as in `ModernLLMConfig`."""
     shape = {"vocab_size": VOCABULARY, "max_seq_len": 24, "d_model": 32, "n_layers": 2, "ffn_hidden_size": 40}
+    shape |= {"qk_norm": False}
     config = ModernLLMConfig(**(shape | {"gqa": GQAConfig(group_size)} | settings))
     model = ModernDecoderLM(config)
     _loud(model, seed)
