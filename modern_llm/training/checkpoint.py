@@ -130,14 +130,14 @@ class _Anything(dict[str, Tensor]):
 
 
 def _evaluation_file(folder: Path) -> Path:
-    return folder.with_suffix(".evaluation.json")
+    return folder.with_name(f"evaluation_of_{folder.name}.json")
 
 
 class Checkpoints:
     """The checkpoints of one run.
 
     Args:
-        folder: holds `step_<n>/` for each, `step_<n>.evaluation.json` where it was evaluated, and `best.json`.
+        folder: holds `step_<n>/` for each, `evaluation_of_step_<n>.json` where it was evaluated, and `best.json`.
         keep: newest ones that stay; the best one stays besides.
     """
 
