@@ -91,8 +91,8 @@ def test_a_run_is_evaluated_again_and_merged(tmp_path: Path, mirror: Path) -> No
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["task=sst2"], "needs a trained model"),
-        (["task=wikitext2", "model=gpt2"], "ModernLLMConfig"),
+        (["task=sst2"], "must be a PretrainedModel or a ModelFromRun. Choose model="),
+        (["task=wikitext2", "model=verifier"], "must be a ModernLLMConfig or"),
         (
             ["task=prompting", "model=gpt2", "trainer.max_steps=3"],
             "trainer.max_steps=3: this task does not read trainer",

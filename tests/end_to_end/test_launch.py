@@ -54,7 +54,7 @@ def test_the_rest_of_hydra_works() -> None:
     # Bases, which leave something open, are no choices; they can be named all the same.
     assert "decoder" not in help_text
     assert "pretraining" not in help_text
-    assert "labelled" not in help_text
+    assert " labelled," not in help_text
     assert "decoder" not in launch("model=tinny").stderr
     assert launch("--cfg", "job", "model=decoder").returncode == 0
 
