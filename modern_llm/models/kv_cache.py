@@ -50,9 +50,12 @@ class KVCache:
                 "max_tokens=None: an unbounded stream needs a model with an attention window. "
                 "Set model.use_attention_sinks=true, or give a number of tokens."
             )
-        shape = (batch_size, self.capacity, config.n_kv_heads, config.head_size)
-        self._keys = [torch.empty(shape, dtype=dtype, device=device) for _ in range(config.n_layers)]
-        self._values = [torch.empty(shape, dtype=dtype, device=device) for _ in range(config.n_layers)]
+        # (B, C, Hkv, D), in memory with the tokens of one head side by side, as attention reads them.
+        shape = (batch_size, config.n_kv_heads, self.capacity, config.head_size)
+        self._keys, self._values = (
+            [torch.empty(shape, dtype=dtype, device=device).transpose(1, 2) for _ in range(config.n_layers)]
+            for _ in range(2)
+        )
         # Kept keys at their own positions: in `_keys` they turn with the window.
         self._kept_keys: list[Tensor | None] = [None] * config.n_layers
         self.length = 0
@@ -180,7 +183,7 @@ class KVCache:
     def keep(self, rows: Tensor) -> bool:
         """Let go of all texts but those in the rows (n,); always possible here."""
         for held in (self._keys, self._values):
-            held[:] = [tensor[rows] for tensor in held]
+            held[:] = [tensor.transpose(1, 2)[rows].transpose(1, 2) for tensor in held]
         self._kept_keys = [None if kept is None else kept[rows] for kept in self._kept_keys]
         self.positions, self.real, self.real_tokens = (
             None if marks is None else marks[rows] for marks in (self.positions, self.real, self.real_tokens)

@@ -50,7 +50,7 @@ class RMSNorm(nn.Module):
         self.eps = eps
 
     def forward(self, x: Tensor) -> Tensor:
-        if not has_fused_rms_norm(x):
+        if torch.is_grad_enabled() and not has_fused_rms_norm(x):
             return _RMSNorm.apply(x, self.weight, self.eps)
         exact = torch.promote_types(self.weight.dtype, torch.float32)
         return F.rms_norm(x.to(exact), x.shape[-1:], self.weight.to(exact), self.eps).to(x.dtype)
