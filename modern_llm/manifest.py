@@ -13,6 +13,7 @@ from modern_llm.files import parsed_json, read_text
 
 NAME = "manifest.json"
 _LARGEST = 2**24  # bytes of a manifest
+_LARGEST_FILE = 2**40  # which would take an hour to be hashed; no model here comes near
 
 
 def write(folder: Path, **facts: Any) -> None:
@@ -35,6 +36,8 @@ def read(folder: Path) -> dict[str, Any]:
     Raises:
         OSError, ValueError: it is not there, or is none.
     """
+    if not stat.S_ISREG((folder / NAME).lstat().st_mode):
+        raise ValueError(f"{NAME} is no plain file")
     content = parsed_json(read_text(folder / NAME, _LARGEST))
     if not isinstance(content, dict) or not isinstance(content.get("files"), dict):
         raise ValueError(f"{NAME} lists no files")
@@ -55,6 +58,8 @@ def fault(folder: Path) -> str | None:
                 return f"{name} is no plain file"
             if status.st_size != fact["bytes"]:
                 return f"{name} has {status.st_size} bytes instead of {fact['bytes']}"
+            if status.st_size > _LARGEST_FILE:
+                return f"{name} has {status.st_size} bytes, and {_LARGEST_FILE} are the most"
             if _hash(path) != fact["sha256"]:
                 return f"{name} has another content than was written"
     except (OSError, ValueError, KeyError, TypeError) as cause:
