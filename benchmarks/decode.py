@@ -1,6 +1,6 @@
-"""How fast is greedy decoding next to `transformers.generate` on the same weights?
+"""How fast is greedy decoding next to `transformers.generate` on the same weights, and what does padding cost?
 
-    python benchmarks/decode.py [--rounds 5] [--new-tokens 128]
+    python benchmarks/decode.py [--rounds 5] [--new-tokens 128] [--threads 1]
 
 Both sides must give the same tokens, or the script stops. fp32 on the CPU, bfloat16 on a GPU.
 """
@@ -24,6 +24,14 @@ SHAPES: dict[str, dict[str, Any]] = {
         "intermediate_size": 1024,
         "num_hidden_layers": 6,
         "num_attention_heads": 6,
+    },
+    "the same, 2 key/value heads": {
+        "vocab_size": 8192,
+        "hidden_size": 384,
+        "intermediate_size": 1024,
+        "num_hidden_layers": 6,
+        "num_attention_heads": 6,
+        "num_key_value_heads": 2,
     },
     "SmolLM2-135M": {
         "vocab_size": 49152,
@@ -62,20 +70,44 @@ def compare(settings: dict[str, Any], batch: int, new_tokens: int, rounds: int) 
     return interleave({"theirs": run_theirs, "ours": run_ours}, rounds)
 
 
+def padding(settings: dict[str, Any], new_tokens: int, rounds: int) -> dict[str, float]:
+    """Median seconds of decoding eight prompts of one length, and of the same with seven tokens of padding in one."""
+    device, dtype = ("cuda", torch.bfloat16) if torch.cuda.is_available() else ("cpu", torch.float32)
+    torch.manual_seed(0)
+    config = LlamaConfig(**settings, bos_token_id=None, eos_token_id=None, max_position_embeddings=2048)
+    model = from_hugging_face(LlamaForCausalLM(config).to(device, dtype).eval())
+    ids = torch.randint(settings["vocab_size"], (8, PROMPT), device=device)
+    mask = torch.ones_like(ids, dtype=torch.bool)
+    mask[0, :7] = False
+    return interleave(
+        {
+            "plain": lambda: generate(model, ids, max_new_tokens=new_tokens),
+            "padded": lambda: generate(model, ids, attention_mask=mask, max_new_tokens=new_tokens),
+        },
+        rounds,
+    )
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--new-tokens", type=int, default=128)
+    parser.add_argument("--threads", type=int, help="of the CPU; torch's choice unless given")
     arguments = parser.parse_args()
-    rows = []
+    if arguments.threads is not None:
+        torch.set_num_threads(arguments.threads)
+    rows, padded = [], []
     for name, settings in SHAPES.items():
         for batch in (1, 8):
             took = compare(settings, batch, arguments.new_tokens, arguments.rounds)
             speed = {side: batch * arguments.new_tokens / s for side, s in took.items()}
             ratio = took["theirs"] / took["ours"]
             rows.append([name, batch, f"{speed['theirs']:.0f}", f"{speed['ours']:.0f}", f"{ratio:.2f}x"])
+        took = padding(settings, arguments.new_tokens, arguments.rounds)
+        padded.append([name, f"{took['padded'] / took['plain']:.3f}x"])
     title = f"Greedy decoding, tokens per second: prompt {PROMPT}, {arguments.new_tokens} new tokens"
     print_table(title, ["model", "batch", "transformers", "modern_llm", "ratio"], rows)
+    print_table("Seconds with padding in one of eight rows, over those without", ["model", "padded / plain"], padded)
 
 
 if __name__ == "__main__":

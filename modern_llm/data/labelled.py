@@ -164,11 +164,11 @@ class LabelledData:
                 yield Example(index, fields, label, target)
 
     def _label(self, value: Any, split: str, index: int) -> int:
-        """Number of a label that is given as its word or its number; a text file has numbers as text."""
+        """Number of a label that is given as its word, its number, or true or false; in a text file numbers are text."""
         word = value.strip() if isinstance(value, str) else value
         if word in self.labels:
             return self.labels.index(word)
-        number = int(word) if isinstance(word, str) and word.isdecimal() else word
+        number = int(word) if isinstance(word, bool) or (isinstance(word, str) and word.isdecimal()) else word
         if type(number) is int and 0 <= number < len(self.labels):
             return number
         raise ValueError(

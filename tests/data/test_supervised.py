@@ -112,7 +112,7 @@ class TestReading:
             labelled(source=FileRows(str(path), str(path), held_out=1)).examples("evaluation", None)
 
     def test_labels_as_words_or_numbers(self, tmp_path: Path) -> None:
-        for yes, no in (("yes", "no"), (1, 0)):
+        for yes, no in (("yes", "no"), (1, 0), (True, False)):
             mirror = write(tmp_path, "test", [{"question": "a", "label": yes}, {"question": "b", "label": no}])
             assert [e.label for e in labelled().examples("evaluation", mirror).rows] == [1, 0]
 
