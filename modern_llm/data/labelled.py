@@ -164,7 +164,7 @@ class LabelledData:
                 yield Example(index, fields, label, target)
 
     def _label(self, value: Any, split: str, index: int) -> int:
-        """Number of a label that is given as its word, its number, or true or false; in a text file numbers are text."""
+        """Number of a label that is given as its word, its number, true or false; in a text file as text."""
         word = value.strip() if isinstance(value, str) else value
         if word in self.labels:
             return self.labels.index(word)
