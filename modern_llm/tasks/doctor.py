@@ -208,9 +208,10 @@ def choice(group: str, name: str, mirror: str | None) -> Finding:
             node = _composed(group, name, model)
             build(node, group)
         except (ConfigError, HydraException, OmegaConfBaseException, FileNotFoundError) as refused:
-            found = found if found.detail else Finding(name, "warning", (str(refused).strip().splitlines() or [""])[0])
-            if not str(refused).startswith("model: "):  # no other model would help
-                return found
+            refusal = Finding(name, "warning", (str(refused).strip().splitlines() or [""])[0])
+            if not refusal.detail.startswith(("model:", "model=")):  # no other model would help
+                return refusal
+            found = found if found.detail else refusal
             continue
         if node["_target_"].startswith("modern_llm.runs."):
             return Finding(name, "warning", "runs other tasks, and is ready where they are")

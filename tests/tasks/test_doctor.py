@@ -61,7 +61,7 @@ def test_a_task_with_a_model_of_its_own_kind_and_one_that_runs_others(mirror: Pa
 @pytest.mark.parametrize(
     ("group", "name", "detail"),
     [("task", "text", "task.data.train=[]: names no file"), ("model", "from_run", "model.path: is missing"),
-     ("task", "finetuning", "You must specify 'task/data'")],
+     ("task", "finetuning", "task.data.source.train: is missing")],
 )  # fmt: skip
 def test_a_choice_that_asks_for_something_says_what(group: str, name: str, detail: str) -> None:
     found = choice(group, name, None)
