@@ -315,6 +315,7 @@ class TestRuns:
             "tokenizer": {"_target_": "modern_llm.data.text.tokenizers.ByteTokenizer"},
             "seq_len": 32,
             "paths": {"_target_": "modern_llm.experiment.contract.Paths", "cache": str(tmp_path / "cache")},
+            "samples": {"_target_": "modern_llm.experiment.samples.Samples", "prompts": [], "max_new_tokens": 4},
         }  # fmt: skip
         (tmp_path / "text.txt").write_text("one film is good and one is bad.\n" * 200)
         run(build(scratch), tmp_path / "base")
