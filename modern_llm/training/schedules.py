@@ -8,12 +8,15 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from modern_llm.checks import require
 from modern_llm.defaults import Defaults
 
-_SCHEDULE = Defaults("trainer/schedule/cosine")
+_CONSTANT = Defaults("trainer/schedule/constant")
+_LINEAR = Defaults("trainer/schedule/linear")
+_COSINE = Defaults("trainer/schedule/cosine")
+_WSD = Defaults("trainer/schedule/wsd")
 
 
 @dataclass(frozen=True)
@@ -22,17 +25,13 @@ class Schedule(ABC):
 
     Args:
         warmup_fraction: share of all steps in which the rate rises.
-        final_fraction: factor that the decay ends at.
     """
 
-    warmup_fraction: float = _SCHEDULE("warmup_fraction")
-    final_fraction: float = 0.1
+    warmup_fraction: float = _CONSTANT("warmup_fraction")
 
     def __post_init__(self) -> None:
         require(0 <= self.warmup_fraction < 1, "trainer.schedule.warmup_fraction", self.warmup_fraction,
                 "must lie in [0, 1)", "Use 0 for no warm-up")  # fmt: skip
-        require(0 <= self.final_fraction <= 1, "trainer.schedule.final_fraction", self.final_fraction,
-                "must lie in [0, 1]", "Use 0.1")  # fmt: skip
 
     def factor(self, step: int, steps: float) -> float:
         """Factor on the peak rate at `step`, counted from 0, of `steps`, which may be an estimate."""
@@ -48,40 +47,50 @@ class Schedule(ABC):
 
 @dataclass(frozen=True)
 class Constant(Schedule):
-    """The peak rate throughout; `final_fraction` must be 1."""
-
-    final_fraction: float = 1.0
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        require(self.final_fraction == 1, "trainer.schedule.final_fraction", self.final_fraction,
-                "must be 1 in a constant schedule", "Use trainer/schedule=linear to decay")  # fmt: skip
+    """The peak rate throughout."""
 
     def after_warmup(self, progress: float) -> float:
         return 1.0
 
 
 @dataclass(frozen=True)
-class Linear(Schedule):
+class Decay(Schedule):
+    """A schedule that ends below the peak rate.
+
+    Args:
+        final_fraction: factor that the decay ends at.
+    """
+
+    final_fraction: float = field(kw_only=True)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        require(0 <= self.final_fraction <= 1, "trainer.schedule.final_fraction", self.final_fraction,
+                "must lie in [0, 1]", "Use 0.1")  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Linear(Decay):
     """Straight down to `final_fraction`."""
+
+    final_fraction: float = _LINEAR("final_fraction")
 
     def after_warmup(self, progress: float) -> float:
         return 1 - (1 - self.final_fraction) * progress
 
 
 @dataclass(frozen=True)
-class Cosine(Schedule):
+class Cosine(Decay):
     """Half a cosine down to `final_fraction` (Loshchilov & Hutter 2017, arXiv 1608.03983, eq. 5)."""
+
+    final_fraction: float = _COSINE("final_fraction")
 
     def after_warmup(self, progress: float) -> float:
         return self.final_fraction + (1 - self.final_fraction) * 0.5 * (1 + math.cos(math.pi * progress))
 
 
-_WSD = Defaults("trainer/schedule/wsd")
-
-
 @dataclass(frozen=True)
-class WSD(Schedule):
+class WSD(Decay):
     """Warm-up, stable, decay (Hu et al. 2024, arXiv 2404.06395): the peak rate, then 1 - sqrt down to
     `final_fraction` over the last `decay_fraction` of the steps behind the warm-up (Hägele et al. 2024, arXiv
     2405.18392).

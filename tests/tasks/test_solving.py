@@ -62,7 +62,7 @@ def test_ended_answers_change_nothing_for_the_others(load: Callable[..., LoadedM
 def test_what_was_sampled_is_not_sampled_again(
     load: Callable[..., LoadedModel], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from modern_llm.evaluation import solving
+    from modern_llm.evaluation import rollouts
 
     loaded, path = load("llama"), tmp_path / "a.jsonl"
     whole = solved(loaded, path)
@@ -77,7 +77,7 @@ def test_what_was_sampled_is_not_sampled_again(
         written += len(answers)
         return answers
 
-    monkeypatch.setattr(solving, "continue_ids", counted)
+    monkeypatch.setattr(rollouts, "continue_ids", counted)
     assert solved(loaded, path) == whole
     assert written == 18 - 8
     assert path.read_bytes() == b"".join(lines)

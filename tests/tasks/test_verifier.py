@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 import torch
 from bases import trained_from_scratch
-from conftest import byte_tokenizer
+from made_models import byte_tokenizer
 from safetensors.torch import load_file
 
 from modern_llm.data.arithmetic import Arithmetic

@@ -50,7 +50,6 @@ def test_no_step_has_rate_zero_and_short_runs_work() -> None:
         (lambda: Cosine(warmup_fraction=1.0), "warmup_fraction"),
         (lambda: Linear(final_fraction=2.0), "final_fraction"),
         (lambda: WSD(decay_fraction=0.0), "decay_fraction"),
-        (lambda: Constant(final_fraction=0.5), "final_fraction"),
     ],
 )
 def test_impossible_values_are_refused(make, key: str) -> None:
