@@ -41,7 +41,7 @@ def ours() -> None:
     from modern_llm.evaluation.pairs import pair_log_probs
     from modern_llm.objectives.preference import PreferenceOptimisation
     from modern_llm.objectives.preference_losses import SigmoidDPO
-    from modern_llm.pretrained.loading import switch_off_dropout
+    from modern_llm.training.dropout import switch_off_dropout
 
     loaded = loaded_model(None).with_lora(LORA)
     groups, model = batches(loaded.tokenizer), loaded.model

@@ -10,7 +10,8 @@ from hydra import compose, initialize_config_dir
 
 from modern_llm.config.instantiate import build
 from modern_llm.data.labelled import LabelledData
-from modern_llm.pretrained.loading import LoadedModel, load_hugging_face
+from modern_llm.pretrained.loaded import LoadedModel
+from modern_llm.pretrained.loading import load_hugging_face
 from modern_llm.pretrained.settings import FullFinetuning, PretrainedModel
 
 CONFIG = Path(__file__).resolve().parents[1] / "conf"

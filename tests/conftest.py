@@ -18,7 +18,8 @@ from made_models import NAMES, byte_tokenizer, make_mirror
 from modern_llm.data.text.tokens import CorpusCounts, TokenCorpus
 from modern_llm.models.config import GQAConfig, ModernLLMConfig
 from modern_llm.models.transformer import ModernDecoderLM
-from modern_llm.pretrained.loading import LoadedModel, load_hugging_face, own_decoder
+from modern_llm.pretrained.loaded import LoadedModel, OwnDecoder
+from modern_llm.pretrained.loading import load_hugging_face
 from modern_llm.pretrained.settings import FullFinetuning, LoRA, PretrainedModel
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -65,7 +66,7 @@ def load(hub: Path) -> Callable[..., LoadedModel]:
             config = ModernLLMConfig(
                 vocab_size=257, d_model=32, n_layers=2, n_heads=4, max_seq_len=256, gqa=GQAConfig(2)
             )
-            loaded = own_decoder(ModernDecoderLM(config), byte_tokenizer(), "own", labels)
+            loaded = OwnDecoder.of(ModernDecoderLM(config), byte_tokenizer(), "own", labels)
             for parameter in loaded.model.parameters():
                 if parameter.dim() > 1:
                     parameter.data.mul_(3)

@@ -44,6 +44,7 @@ LOADED_WHEN_USED: dict[str, set[str]] = {
     "modern_llm.pretrained.kv_cache": {"transformers"},
     "modern_llm.pretrained.causal": set(),
     "modern_llm.pretrained.seq2seq": {"transformers"},
+    "modern_llm.pretrained.loaded": set(),
     "modern_llm.pretrained.loading": set(),
     "modern_llm.experiment.loading": set(),
 }

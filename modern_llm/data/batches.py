@@ -12,8 +12,8 @@ import torch
 from torch import Tensor
 
 from modern_llm.models.fused_loss import IGNORE_INDEX
+from modern_llm.objectives.base import Batch
 
-Batch = dict[str, Tensor]
 MULTIPLE = 8  # of every padded length: what tensor cores and vector units like
 _POOL = 32  # batches that are sorted by length together; more would make the order less random
 

@@ -9,14 +9,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from modern_llm.data.batches import Batch, ClassificationBatch, Collate, Encoded, Sized, by_length, padded
+from modern_llm.data.batches import ClassificationBatch, Collate, Encoded, Sized, by_length, padded
 from modern_llm.models.fused_loss import IGNORE_INDEX, token_nll
-from modern_llm.models.generation import Cache, CausalLM, Continuation, TextCodec, continue_ids
+from modern_llm.models.generation import CausalLM, Continuation, DecodingCache, TextCodec, continue_ids
 from modern_llm.models.sampling import GREEDY, Sampling
-from modern_llm.objectives.base import Objective, on_device
+from modern_llm.objectives.base import Batch, Objective, on_device
 from modern_llm.objectives.classification import TextClassifier
-from modern_llm.pretrained.seq2seq import Encoded as EncodedSource
-from modern_llm.pretrained.seq2seq import HuggingFaceSeq2Seq
+from modern_llm.pretrained.seq2seq import EncodedSource, HuggingFaceSeq2Seq
 
 Progress = Callable[[int, int], None]  # called with how many are done, of how many
 
@@ -34,7 +33,7 @@ def shared_length(prompts: Sequence[list[int]]) -> int:
     return min(same, min(map(len, prompts)) - 1)
 
 
-def _prefill(model: CausalLM, prompts: Sequence[list[int]]) -> tuple[Cache | None, int]:
+def _prefill(model: CausalLM, prompts: Sequence[list[int]]) -> tuple[DecodingCache | None, int]:
     """Cache of what all prompts share, or None where that is nothing, and how many ids it holds."""
     shared = shared_length(prompts)
     if shared == 0:

@@ -13,7 +13,7 @@ import torch
 
 from modern_llm.checks import require
 from modern_llm.data.solutions.settings import MOST_SAMPLES
-from modern_llm.models.generation import Cache, CausalLM, Continuation, TextCodec, continue_ids
+from modern_llm.models.generation import CausalLM, Continuation, DecodingCache, TextCodec, continue_ids
 from modern_llm.models.sampling import GREEDY, Sampling
 
 GREEDY_SAMPLE = -1  # stands for the greedy answer among the numbers of samples
@@ -178,7 +178,7 @@ def solve(
     return [file.attempts(number, n, greedy) for number in numbers]
 
 
-def _prefill(model: CausalLM, ids: Sequence[int]) -> Cache:
+def _prefill(model: CausalLM, ids: Sequence[int]) -> DecodingCache:
     """Cache of one text."""
     cache = model.new_cache(1, len(ids))
     model.hidden_states(torch.tensor([list(ids)], device=model.head_weight.device), cache=cache)

@@ -12,7 +12,7 @@ from modern_llm.pretrained.settings import ModelFromRun, PretrainedModel
 
 if TYPE_CHECKING:
     from modern_llm.data.chat import ChatWriter
-    from modern_llm.pretrained.loading import LoadedModel
+    from modern_llm.pretrained.loaded import LoadedModel
 
 
 @dataclass(frozen=True, kw_only=True)

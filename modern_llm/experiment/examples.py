@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Literal
 
 from modern_llm.checks import require
 from modern_llm.data.labelled import Example, LabelledData
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from modern_llm.data.forms import Form
     from modern_llm.data.labelled import Examples
     from modern_llm.evaluation.metrics.scoring import Scored
-    from modern_llm.pretrained.loading import LoadedModel
+    from modern_llm.pretrained.loaded import LoadedModel
     from modern_llm.pretrained.settings import PretrainedChoice
     from modern_llm.training.runtime import Runtime
     from modern_llm.training.settings import Hardware
@@ -103,23 +103,21 @@ def answer_examples(
     """Let the model answer examples in its form, and score the answers."""
     from modern_llm.evaluation.answering import classify, rank_answers, write_answers
     from modern_llm.evaluation.metrics.scoring import score_classes, score_texts
-    from modern_llm.pretrained.classifier import Classifier
 
     data, tell = form.data, progress_of("evaluating")
     inputs = [form.input_of(example) for example in examples]
-    if isinstance(loaded.model, Classifier):
-        likelihoods = classify(loaded.model, form.prompts(examples, 0), batch_size, device, tell)
+    if loaded.labels:
+        likelihoods = classify(loaded.classifier, form.prompts(examples, 0), batch_size, device, tell)
         return score_classes(data.metrics, data.labels, likelihoods, examples, inputs, seed)
-    model: Any = loaded.model
     if data.labels:
         words = form.answers(data.labels)
         prompts = form.prompts(examples, max(map(len, words)))
-        likelihoods = rank_answers(model, prompts, [words] * len(prompts), batch_size, tell)
+        likelihoods = rank_answers(loaded.writer, prompts, [words] * len(prompts), batch_size, tell)
         return score_classes(data.metrics, data.labels, likelihoods, examples, inputs, seed)
     # An encoder-decoder writes into a text of its own.
     reserve = 0 if loaded.is_seq2seq else data.max_new_tokens
     written = write_answers(
-        model,
+        loaded.writer,
         loaded.tokenizer,
         form.prompts(examples, reserve),
         max_new_tokens=data.max_new_tokens,

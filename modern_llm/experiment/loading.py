@@ -19,15 +19,8 @@ from modern_llm.models.config import ModernLLMConfig
 from modern_llm.models.transformer import ModernDecoderLM
 from modern_llm.models.verifier import VerifierModel
 from modern_llm.models.verifier_config import VerifierConfig
-from modern_llm.pretrained.loading import (
-    LoadedModel,
-    hugging_face_config,
-    load_hugging_face,
-    own_decoder,
-    own_verifier,
-    weights_fingerprint,
-    with_classification_head,
-)
+from modern_llm.pretrained.loaded import HuggingFaceModel, LoadedModel, OwnDecoder, OwnVerifier, weights_fingerprint
+from modern_llm.pretrained.loading import hugging_face_config, load_hugging_face
 from modern_llm.pretrained.settings import LoRA, ModelFromRun, PretrainedChoice, PretrainedModel
 from modern_llm.training.checkpoint import Checkpoints, load_model_tensors, torn
 from modern_llm.training.runtime import Runtime
@@ -64,7 +57,7 @@ def _load(
     choice: PretrainedChoice, mirror: str | None, labels: list[str], train: bool, dtype: torch.dtype
 ) -> LoadedModel:
     if isinstance(choice, PretrainedModel):
-        loaded = load_hugging_face(choice, mirror, labels, dtype)
+        loaded: LoadedModel = load_hugging_face(choice, mirror, labels, dtype)
     else:
         loaded = _from_checkpoint(choice, mirror, labels, train, dtype)
     return loaded.with_lora(choice.lora) if train and isinstance(choice.lora, LoRA) else loaded
@@ -141,7 +134,7 @@ def require_same_base(folder: Path, loaded: LoadedModel) -> None:
     """
     newest = Checkpoints(folder / "checkpoints", keep=1).all()[-1:]
     for checkpoint in newest:
-        if not (checkpoint / "config.yaml").is_file() or (loaded.is_own and loaded.adapter is None):
+        if not (checkpoint / "config.yaml").is_file() or loaded.described_by_itself:
             continue
         before = read_record(checkpoint / "config.yaml").get("base_fingerprint")
         if before is not None and before != loaded.fingerprint:
@@ -170,9 +163,9 @@ def _from_checkpoint(
     inner = _described(record)
     if isinstance(inner, ModernLLMConfig):
         tokenizer = Tokenizer.load(folder / "tokenizer")
-        loaded = own_decoder(ModernDecoderLM(inner), tokenizer, str(folder), had)
+        loaded: LoadedModel = OwnDecoder.of(ModernDecoderLM(inner), tokenizer, str(folder), had)
     elif isinstance(inner, VerifierConfig):
-        loaded = own_verifier(VerifierModel(inner, had), Tokenizer.load(folder / "tokenizer"), str(folder))
+        loaded = OwnVerifier.of(VerifierModel(inner, had), Tokenizer.load(folder / "tokenizer"), str(folder))
     else:
         merges = train or (labels and not had)
         loaded = _load(inner, mirror, had, True, torch.float32 if merges else dtype)
@@ -198,9 +191,9 @@ def _from_checkpoint(
         loaded = replace(loaded, fingerprint=weights_fingerprint(loaded.base))
     if train or (labels and not had):
         loaded = loaded.merged()
-        if not loaded.is_own:
-            loaded.base.to(dtype)  # only now: adapters are merged at full precision
-    return with_classification_head(loaded, labels) if labels and not had else loaded
+        if isinstance(loaded, HuggingFaceModel):
+            loaded.model.to(dtype)  # only now: adapters are merged at full precision
+    return loaded.with_classes(labels) if labels and not had else loaded
 
 
 def load_chat_model(choice: PretrainedChoice, runtime: Runtime, mirror: str | None, train: bool) -> LoadedModel:
@@ -223,18 +216,10 @@ def room_in(loaded: LoadedModel, max_tokens: int | None) -> int:
     return min((limit for limit in (max_tokens, context) if limit is not None), default=_ENDLESS)
 
 
-def flops_per_token(loaded: LoadedModel, context: int) -> float:
-    """Operations of a training step per token of texts of `context` tokens; exact for a decoder of our own."""
-    if isinstance(loaded.base, ModernDecoderLM):
-        return loaded.base.config.flops_per_token(context)
-    return loaded.flops_per_token()
-
-
 def describe_model(choice: Any, loaded: LoadedModel) -> str:
     """What `config.yaml` of a checkpoint says, from which `load_model` makes the model again."""
     # A whole model of our own is in the checkpoint; everything else builds upon what `choice` names.
-    whole = loaded.is_own and loaded.adapter is None
-    model: Any = loaded.base.config if whole else choice
+    model: Any = loaded.base.config if loaded.described_by_itself else choice
     if isinstance(model, ModelFromRun):  # the best checkpoint of a run may be another one later
         model = replace(model, path=str(model.checkpoint()))
     return describe({"model": model, "labels": loaded.labels, "base_fingerprint": loaded.fingerprint})

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from modern_llm.data.solutions.problems import Problem
     from modern_llm.evaluation.rollouts import Attempts
     from modern_llm.evaluation.verifier import AnswerVerifier
-    from modern_llm.pretrained.loading import LoadedModel
+    from modern_llm.pretrained.loaded import LoadedModel
     from modern_llm.training.runtime import Runtime
 
 SAMPLES_FILE = "samples.jsonl"
@@ -115,7 +115,7 @@ def ask(
     from modern_llm.evaluation.rollouts import AttemptFile, solve
     from modern_llm.experiment.contract import progress_of
     from modern_llm.experiment.loading import room_in
-    from modern_llm.pretrained.loading import weights_fingerprint
+    from modern_llm.pretrained.loaded import weights_fingerprint
 
     tokenizer = with_chat(loaded.tokenizer) if asking.chat else loaded.tokenizer
     prompts = prompts_of(data, problems, tokenizer, loaded.start_ids, asking.chat)
@@ -141,7 +141,7 @@ def ask(
     settings = [weights_fingerprint(loaded.model), tokenizer.fingerprint, tokenizer.chat_template, data, asking, seed]
     with runtime.autocast():
         attempts = solve(
-            loaded.model,  # type: ignore[arg-type]
+            loaded.decoder,
             tokenizer,
             prompts,
             n,

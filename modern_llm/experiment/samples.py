@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from modern_llm.checks import require
 from modern_llm.models.sampling import Sampling
 
 if TYPE_CHECKING:
-    from modern_llm.pretrained.loading import LoadedModel
+    from modern_llm.pretrained.loaded import LoadedModel
     from modern_llm.training.runtime import Runtime
 
 
@@ -35,12 +35,11 @@ class Samples:
         """Each prompt continued as plain text."""
         from modern_llm.models.generation import generate_text
 
-        model: Any = loaded.model
         texts = []
         for number, prompt in enumerate(self.prompts):
             with runtime.autocast():
                 (text,) = generate_text(
-                    model,
+                    loaded.decoder,
                     loaded.tokenizer,
                     prompt,
                     max_new_tokens=self.max_new_tokens,
@@ -55,12 +54,11 @@ class Samples:
         from modern_llm.data.chat import ChatWriter
         from modern_llm.models.generation import continue_ids
 
-        model: Any = loaded.model
         writer, texts = ChatWriter(loaded.tokenizer), []
         for number, prompt in enumerate(self.prompts):
             with runtime.autocast():
                 (answer,) = continue_ids(
-                    model,
+                    loaded.decoder,
                     loaded.tokenizer,
                     [writer.prompt([{"role": "user", "content": prompt}])],
                     max_new_tokens=self.max_new_tokens,

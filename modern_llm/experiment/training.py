@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from modern_llm.evaluation.metrics.registry import Direction
     from modern_llm.experiment.record import Measured
     from modern_llm.objectives.base import Objective
-    from modern_llm.pretrained.loading import LoadedModel
+    from modern_llm.pretrained.loaded import LoadedModel
     from modern_llm.training.contract import DataStream, Evaluator
     from modern_llm.training.runtime import Runtime
 

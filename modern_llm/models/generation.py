@@ -12,7 +12,7 @@ from modern_llm.models.linear import linear
 from modern_llm.models.sampling import GREEDY, Sampling
 
 
-class Cache(Protocol):
+class DecodingCache(Protocol):
     """Keys and values of B texts, as generation sees them."""
 
     @property
@@ -110,9 +110,9 @@ def stream_tokens(
     max_new_tokens: int | None = None,
     sampling: Sampling = GREEDY,
     seed: int = 0,
-    prefix: Cache | None = None,
+    prefix: DecodingCache | None = None,
     closed: set[int] | None = None,
-    cache: Cache | None = None,
+    cache: DecodingCache | None = None,
 ) -> Iterator[Tensor]:
     """Prefill, then one token a step on a preallocated cache.
 
@@ -191,7 +191,7 @@ def generate(
     eos_id: int | None = None,
     seed: int = 0,
     finished: Callable[[int, list[int]], bool] | None = None,
-    prefix: Cache | None = None,
+    prefix: DecodingCache | None = None,
 ) -> list[list[int]]:
     """Continue a batch of prompts.
 
@@ -239,7 +239,7 @@ def continue_ids(
     sampling: Sampling = GREEDY,
     stop: Sequence[str] = (),
     seed: int = 0,
-    prefix: Cache | None = None,
+    prefix: DecodingCache | None = None,
 ) -> list[Continuation]:
     """Continue prompts of any lengths in one batch, shorter ones padded on the left.
 

@@ -9,7 +9,7 @@ from typing import Any, ClassVar, Protocol
 import torch
 from torch import Tensor
 
-Batch = dict[str, Tensor]
+Batch = dict[str, Tensor]  # what a stream yields and an objective reads; the keys are theirs to agree upon
 
 
 @dataclass

@@ -3,6 +3,7 @@ once, for it and for `ModernDecoderLM`."""
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -49,6 +50,10 @@ class HuggingFaceBody(nn.Module):
         """(V, d) output head."""
         return self.model.get_output_embeddings().weight
 
+    def compiled_unless(self, decoding: bool) -> AbstractContextManager[Any]:
+        """Within it compiled layers run uncompiled while decoding: every length of a cache would be compiled anew."""
+        return torch.compiler.set_stance("force_eager") if decoding else nullcontext()
+
     @property
     def activation_checkpointing(self) -> bool:
         """Whether each layer is computed again in the backward pass."""
@@ -94,8 +99,9 @@ class HuggingFaceCausalLM(HuggingFaceBody):
 
     @property
     def blocks(self) -> nn.ModuleList:
-        """The layers."""
-        return next(m for m in self.body.children() if isinstance(m, nn.ModuleList))
+        """The layers. In some architectures, such as OPT, they are children of the body's decoder."""
+        n_layers = self.model.config.num_hidden_layers
+        return next(m for m in self.body.modules() if isinstance(m, nn.ModuleList) and len(m) == n_layers)
 
     def new_cache(self, batch_size: int, max_tokens: int | None) -> HuggingFaceCache:
         """An empty cache for B texts of at most `max_tokens` tokens.
@@ -140,7 +146,8 @@ class HuggingFaceCausalLM(HuggingFaceBody):
                 given = {"attention_mask": mask, "position_ids": positions[:, -T:]}
         if cache is not None:
             given |= {"past_key_values": cache.states}
-        output = self.body(input_ids=input_ids, use_cache=cache is not None, return_dict=True, **given)
+        with self.compiled_unless(cache is not None):
+            output = self.body(input_ids=input_ids, use_cache=cache is not None, return_dict=True, **given)
         return HiddenStates(output.last_hidden_state)
 
     def _documents(

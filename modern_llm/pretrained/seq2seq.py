@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 
-class Encoded(NamedTuple):
+class EncodedSource(NamedTuple):
     """What the encoder made of B texts."""
 
     hidden: Tensor  # (B, S, d)
@@ -46,26 +46,27 @@ class HuggingFaceSeq2Seq(HuggingFaceBody):
         """The layers of encoder and decoder."""
         return [*self.model.get_encoder().block, *self.model.get_decoder().block]
 
-    def encode(self, input_ids: Tensor, attention_mask: Tensor) -> Encoded:
+    def encode(self, input_ids: Tensor, attention_mask: Tensor) -> EncodedSource:
         """input_ids, attention_mask: (B, S), padding on either side."""
         output = self.model.get_encoder()(input_ids=input_ids, attention_mask=attention_mask, return_dict=True)
-        return Encoded(output.last_hidden_state, attention_mask)
+        return EncodedSource(output.last_hidden_state, attention_mask)
 
-    def decoder_states(self, encoded: Encoded, input_ids: Tensor, cache: Seq2SeqCache | None = None) -> Tensor:
+    def decoder_states(self, encoded: EncodedSource, input_ids: Tensor, cache: Seq2SeqCache | None = None) -> Tensor:
         """(B, T, d) states that the head reads, for decoder inputs (B, T)."""
-        output = self.model.get_decoder()(
-            input_ids=input_ids,
-            encoder_hidden_states=encoded.hidden,
-            encoder_attention_mask=encoded.mask,
-            past_key_values=None if cache is None else cache.states,
-            use_cache=cache is not None,
-            return_dict=True,
-        )
+        with self.compiled_unless(cache is not None):
+            output = self.model.get_decoder()(
+                input_ids=input_ids,
+                encoder_hidden_states=encoded.hidden,
+                encoder_attention_mask=encoded.mask,
+                past_key_values=None if cache is None else cache.states,
+                use_cache=cache is not None,
+                return_dict=True,
+            )
         hidden = output.last_hidden_state
         # T5 v1.0 shares embedding and head, and scales between them.
         return hidden * self.model.config.d_model**-0.5 if self.model.config.scale_decoder_outputs else hidden
 
-    def decoder(self, encoded: Encoded) -> Decoder:
+    def decoder(self, encoded: EncodedSource) -> Decoder:
         """The decoder over these texts, which meets `CausalLM`."""
         return Decoder(self, encoded)
 
@@ -90,7 +91,7 @@ class Decoder:
         encoded: B texts.
     """
 
-    def __init__(self, model: HuggingFaceSeq2Seq, encoded: Encoded) -> None:
+    def __init__(self, model: HuggingFaceSeq2Seq, encoded: EncodedSource) -> None:
         self.model, self.encoded, self.training = model, encoded, model.training
 
     def train(self, mode: bool = True) -> Any:

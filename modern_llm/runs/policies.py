@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     import numpy as np
 
     from modern_llm.data.preferences.read import EncodedPair
-    from modern_llm.pretrained.loading import LoadedModel
+    from modern_llm.pretrained.loaded import LoadedModel
     from modern_llm.training.runtime import Runtime
 
 Policies = dict[str, PretrainedModel | ModelFromRun]
@@ -196,7 +196,7 @@ def _perplexity(
     corpus = tokenise(settings.text, "validation", loaded.tokenizer, paths.cache_folder, paths.mirror, say)
     context = settings.protocol.context or min(loaded.context or 1024, 1024)
     found = perplexity(
-        loaded.model,  # type: ignore[arg-type]
+        loaded.decoder,
         corpus,
         context=context,
         stride=min(settings.protocol.stride or context, context),
@@ -241,12 +241,11 @@ def _on_pairs(
     from modern_llm.evaluation.pairs import pair_log_probs
 
     pairs, rows = _held_out(loaded, dpo, measures, paths, seed), runtime.hardware.eval_rows
-    model: Any = loaded.model
-    log_probs = pair_log_probs(model, pairs, rows, runtime.device, progress_of("held-out pairs"))
+    log_probs = pair_log_probs(loaded.decoder, pairs, rows, runtime.device, progress_of("held-out pairs"))
     room = None if loaded.context is None else loaded.context - measures.max_new_tokens
     prompts = [pair.prompt_ids for pair in pairs if room is None or len(pair.prompt_ids) <= room][: measures.duels]
     written = write_answers(
-        model,
+        loaded.decoder,
         loaded.tokenizer,
         prompts,
         max_new_tokens=measures.max_new_tokens,
@@ -313,7 +312,7 @@ def _duels(
         say(f"judging answers: log-probabilities of {judge}")
         loaded = _load(policies[judge], runtime, paths)
         with runtime.autocast():
-            log_probs.append(pair_log_probs(loaded.model, every, runtime.hardware.eval_rows, runtime.device))  # type: ignore[arg-type]
+            log_probs.append(pair_log_probs(loaded.decoder, every, runtime.hardware.eval_rows, runtime.device))
     rewards = log_probs[0] - log_probs[1]
     same = np.array([pair.chosen_ids == pair.rejected_ids for pair in every])
     wins = np.where(same, 0.5, (np.sign(rewards[:, 0] - rewards[:, 1]) + 1) / 2)

@@ -50,8 +50,7 @@ class AttentionMapsOfText:
 
         runtime = Runtime(self.hardware)
         loaded = load_model(self.model, runtime, self.paths.mirror, [], train=False).merged()
-        if loaded.is_seq2seq:
-            raise ValueError(f"{loaded.name}: an encoder-decoder has three kinds of attention. Choose a decoder.")
+        loaded.decoder.eval()
         every = loaded.start_ids + loaded.tokenizer.encode(self.text)
         ids = every[: self.max_tokens]
         require(len(ids) >= 2, "task.text", self.text, "has fewer than two tokens", "Give a longer one")

@@ -59,18 +59,18 @@ class Chat:
         runtime = Runtime(self.hardware)
         loaded = load_chat_model(self.model, runtime, self.paths.mirror, train=False)
         tell_model(loaded, runtime, train=False)
-        bounded = getattr(getattr(loaded.base, "config", None), "attention_window", None) is not None
         with runtime.autocast():  # the cache has the precision that is computed in
             talk = Conversation(
-                loaded.model,  # type: ignore[arg-type]
+                loaded.decoder,
                 loaded.tokenizer,
-                None if bounded else loaded.context,
+                None if loaded.endless else loaded.context,
                 self.sampling,
                 self.max_new_tokens,
                 self.seed,
                 self.system,
             )
-        say(f"context: {'without end, on a cache that stays as it is' if bounded else f'{loaded.context} tokens'}")
+        end = "without end, on a cache that stays as it is" if loaded.endless else f"{loaded.context} tokens"
+        say(f"context: {end}")
         say(_COMMANDS)
         said, tokens, seconds = self._talk(talk, runtime)
         metrics: dict[str, float] = {

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING
 
 from modern_llm.data.preferences.settings import PreferenceData
 from modern_llm.data.rows import PARTS
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from modern_llm.data.preferences.read import EncodedPair
     from modern_llm.data.text.tokenizers import Tokenizer
     from modern_llm.experiment.record import Measured
-    from modern_llm.pretrained.loading import LoadedModel
+    from modern_llm.pretrained.loaded import LoadedModel
 
 _MEASURED = ("preference_accuracy", "reward_margin", "log_prob_accuracy", "loss", "kl_estimate")
 _WORST = 50
@@ -53,7 +53,7 @@ class DPO(ConversationTask):
         require_metric(self, [f"evaluation_{n}" for n in measured], ("loss", "preference_accuracy", "reward_margin"))
 
     def load(self, at: Session) -> LoadedModel:
-        from modern_llm.pretrained.loading import switch_off_dropout
+        from modern_llm.training.dropout import switch_off_dropout
 
         loaded = super().load(at)
         switch_off_dropout(loaded.model)
@@ -83,8 +83,8 @@ class DPO(ConversationTask):
         from modern_llm.experiment.record import Measured, evaluated_on
 
         train, evaluation = at.data["train"], at.data["evaluation"]
-        pairs, model = evaluation.pairs, cast("Any", at.loaded.model)
-        log_probs = pair_log_probs(model, pairs, at.rows, at.runtime.device)
+        pairs = evaluation.pairs
+        log_probs = pair_log_probs(at.loaded.decoder, pairs, at.rows, at.runtime.device)
         measured, margins = score_pairs(self.loss, pairs, log_probs, self.seed)
         metrics = {f"evaluation_{name}": value for name, value in measured.items()}
         if self.loss.needs_reference:
@@ -114,8 +114,8 @@ class DPO(ConversationTask):
         if not self.loss.needs_reference:
             return parts
         weights, runtime, tell = at.loaded.weights_hash(), at.runtime, progress_of("log-probabilities of the reference")
-        with at.loaded.untrained() as untrained, runtime.autocast():
-            reference, cache = cast("Any", untrained), self.paths.cache_folder
+        with at.loaded.untrained(), runtime.autocast():
+            reference, cache = at.loaded.decoder, self.paths.cache_folder
             return [
                 with_reference(pairs, reference, weights, runtime.precision, at.rows, runtime.device, cache, tell)
                 for pairs in parts

@@ -110,7 +110,6 @@ class EvaluateCheckpoints:
         from modern_llm.data.text.tokens import tokenise
         from modern_llm.evaluation.perplexity import perplexity
         from modern_llm.experiment.loading import load_model
-        from modern_llm.models.transformer import ModernDecoderLM
         from modern_llm.training.checkpoint import CheckpointError, steps_and_tokens, torn
 
         fault = torn(checkpoint)
@@ -119,14 +118,12 @@ class EvaluateCheckpoints:
         step, tokens = steps_and_tokens(checkpoint)
         choice, mirror = ModelFromRun(str(checkpoint), FullFinetuning()), self.paths.mirror
         loaded = load_model(choice, runtime, mirror, [], train=False)
-        if loaded.is_seq2seq:
-            raise ValueError("an encoder-decoder gives no text a perplexity")
         corpus = tokenise(self.data, self.split, loaded.tokenizer, self.paths.cache_folder, mirror, say)
         context = self.context or min(loaded.context or _LONGEST_CONTEXT, _LONGEST_CONTEXT)
-        model: Any = loaded.model.eval()
+        loaded.model.eval()
         with runtime.autocast():
             measured = perplexity(
-                model,
+                loaded.decoder,
                 corpus,
                 context=context,
                 stride=min(self.stride or context, context),
@@ -134,8 +131,7 @@ class EvaluateCheckpoints:
                 device=runtime.device,
                 max_tokens=self.max_tokens,
             )
-        own = isinstance(loaded.base, ModernDecoderLM)
-        per_token = loaded.base.config.flops_per_token(context) if own else loaded.flops_per_token()  # type: ignore
+        per_token = loaded.flops_per_token(context)
         facts = {"step": step, "tokens": tokens, "parameters": loaded.parameter_counts()[0]}
         return facts | {"flops": None if tokens is None else tokens * per_token} | vars(measured)
 

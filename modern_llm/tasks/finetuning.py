@@ -17,7 +17,7 @@ from modern_llm.pretrained.settings import ModelFromRun, PretrainedModel
 if TYPE_CHECKING:
     from modern_llm.experiment.record import Measured
     from modern_llm.objectives.base import Objective
-    from modern_llm.pretrained.loading import LoadedModel
+    from modern_llm.pretrained.loaded import LoadedModel
     from modern_llm.training.runtime import Runtime
 
 

@@ -16,7 +16,7 @@ from modern_llm.pretrained.settings import ModelFromRun, PretrainedChoice, Pretr
 from modern_llm.training.settings import Hardware
 
 if TYPE_CHECKING:
-    from modern_llm.pretrained.loading import LoadedModel
+    from modern_llm.pretrained.loaded import LoadedModel
     from modern_llm.training.runtime import Runtime
 
 
@@ -117,8 +117,6 @@ class Generate:
         from modern_llm.data.chat import ChatWriter, with_chat
         from modern_llm.models.generation import continue_ids
 
-        if loaded.is_seq2seq:
-            raise ValueError(f"{loaded.name}: an encoder-decoder continues no text. Choose a decoder.")
         tokenizer, start = loaded.tokenizer, loaded.start_ids
         if self.chat:
             loaded = replace(loaded, tokenizer=with_chat(tokenizer))
@@ -126,8 +124,7 @@ class Generate:
         else:
             ids = start + tokenizer.encode(prompt) or [tokenizer.eos_id]
         room = None if loaded.context is None else loaded.context - len(ids)
-        unbounded = getattr(getattr(loaded.base, "config", None), "attention_window", None) is not None
-        length = self.max_new_tokens if room is None or unbounded else min(self.max_new_tokens, room)
+        length = self.max_new_tokens if room is None or loaded.endless else min(self.max_new_tokens, room)
         if length < 1:
             raise ValueError(
                 f"prompt {prompt[:40]!r}: has {len(ids)} tokens, and {loaded.name} was made for {loaded.context}. "
@@ -135,7 +132,7 @@ class Generate:
             )
         with runtime.autocast():
             (answer,) = continue_ids(
-                loaded.model,  # type: ignore[arg-type]
+                loaded.decoder,
                 tokenizer,
                 [ids],
                 max_new_tokens=length,

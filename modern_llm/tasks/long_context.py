@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
     from modern_llm.evaluation.long_context import LossByPosition
     from modern_llm.models.transformer import ModernDecoderLM
-    from modern_llm.pretrained.loading import LoadedModel
+    from modern_llm.pretrained.loaded import LoadedModel
     from modern_llm.training.runtime import Runtime
 
 _POLICIES = ("full", "window", "streaming", "own", "recomputed")
@@ -135,14 +135,12 @@ class LongContext:
         from modern_llm.models.transformer import ModernDecoderLM
 
         loaded = load_model(choice, runtime, self.paths.mirror, [], train=False)
-        if loaded.is_seq2seq:
-            raise ValueError(f"{loaded.name}: an encoder-decoder reads no text as it writes. Choose a decoder.")
         loaded = loaded.merged()
-        loaded.model.eval()
-        if isinstance(loaded.base, ModernDecoderLM):
-            return loaded, loaded.base.eval()
+        decoder = loaded.decoder.eval()
+        if isinstance(decoder, ModernDecoderLM):
+            return loaded, decoder
         try:
-            return loaded, from_hugging_face(loaded.base).to(runtime.device).eval()  # type: ignore[arg-type]
+            return loaded, from_hugging_face(decoder.model).to(runtime.device).eval()
         except ValueError as cause:
             say(f"{loaded.name}: measured with a full cache alone ({cause})")
             return loaded, None
@@ -178,7 +176,7 @@ class LongContext:
     ) -> LossByPosition:
         from modern_llm.evaluation.long_context import LossByPosition, recomputed_nll, streamed_nll, under_policy
 
-        model: Any = decoder if decoder is not None else loaded.model
+        model = decoder or loaded.decoder
         if policy == "recomputed":
             nll = recomputed_nll(model, ids, min(length, loaded.context or length), device)
         elif decoder is None:

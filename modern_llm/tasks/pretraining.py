@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from modern_llm.data.text.tokens import TokenCorpus
     from modern_llm.evaluation.perplexity import Perplexity
     from modern_llm.experiment.record import Measured
-    from modern_llm.pretrained.loading import LoadedModel
+    from modern_llm.pretrained.loaded import LoadedModel
 
 _LONGEST = 1024  # tokens of a sequence, unless asked for, where a model would take more
 _MONITORED = ("loss", "token_perplexity")
@@ -110,13 +110,13 @@ class Pretraining(TrainingTask):
         import torch
 
         from modern_llm.models.transformer import ModernDecoderLM
-        from modern_llm.pretrained.loading import own_decoder
+        from modern_llm.pretrained.loaded import OwnDecoder
 
         tokenizer = self.tokenizer.prepare(self.data, self.paths.cache_folder, self.paths.mirror)
         config = model.with_vocab_size(tokenizer.vocab_size)
         self._check_memory(config)
         torch.manual_seed(self.seed)  # whether or not the tokenizer had to be trained
-        return own_decoder(ModernDecoderLM(config).to(at.runtime.device), tokenizer, "decoder from scratch")
+        return OwnDecoder.of(ModernDecoderLM(config).to(at.runtime.device), tokenizer, "decoder from scratch")
 
     def parts(self, at: Session) -> Parts:
         from modern_llm.data.text.packing import PackedStream
@@ -159,9 +159,7 @@ class Pretraining(TrainingTask):
         return Measured(metrics, headline, on, {}, {"samples": samples, "perplexity_protocol": protocol})
 
     def flops_per_token(self, at: Session) -> float:
-        from modern_llm.experiment.loading import flops_per_token
-
-        return flops_per_token(at.loaded, self._length(at.loaded))
+        return at.loaded.flops_per_token(self._length(at.loaded))
 
     def _length(self, loaded: LoadedModel) -> int:
         """Tokens per training sequence."""
@@ -191,10 +189,10 @@ class Pretraining(TrainingTask):
         from modern_llm.evaluation.perplexity import perplexity
 
         context = self.evaluation.context or self._length(at.loaded)
-        hardware, model = self.hardware, at.loaded.model
+        hardware = self.hardware
         with at.runtime.autocast():
             return perplexity(
-                model,  # type: ignore[arg-type]
+                at.loaded.decoder,
                 corpus,
                 context=context,
                 stride=min(self.evaluation.stride or context, context),

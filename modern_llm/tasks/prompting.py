@@ -20,7 +20,9 @@ if TYPE_CHECKING:
 
     from modern_llm.data.shots import Prompt, PromptWriter
     from modern_llm.evaluation.metrics.scoring import Scored
-    from modern_llm.pretrained.loading import LoadedModel
+    from modern_llm.models.generation import CausalLM
+    from modern_llm.pretrained.loaded import LoadedModel
+    from modern_llm.pretrained.seq2seq import HuggingFaceSeq2Seq
 
 
 _DEFAULTS = Defaults("task/prompting")
@@ -157,7 +159,7 @@ class Prompting:
         from modern_llm.evaluation.answering import write_answers
         from modern_llm.evaluation.metrics.scoring import score_classes, score_texts
 
-        data, model = self.data, loaded.model
+        data, model = self.data, loaded.writer
         inputs = [(data.encoder_text_of if loaded.is_seq2seq else data.prompt_of)(example) for example in examples]
         if data.labels:
             scores = self._rank(writer, model, prompts)
@@ -165,7 +167,7 @@ class Prompting:
         written: list[Any] = [None] * len(prompts)
         for places in _by_shots(prompts):
             answers = write_answers(
-                model,  # type: ignore[arg-type]
+                model,
                 loaded.tokenizer,
                 [prompts[i].ids for i in places],
                 max_new_tokens=data.max_new_tokens,
@@ -177,7 +179,7 @@ class Prompting:
                 written[place] = answer
         return score_texts(data.metrics, written, examples, inputs, self.seed)
 
-    def _rank(self, writer: PromptWriter, model: Any, prompts: list[Prompt]) -> np.ndarray:
+    def _rank(self, writer: PromptWriter, model: CausalLM | HuggingFaceSeq2Seq, prompts: list[Prompt]) -> np.ndarray:
         """(N, C) log-likelihoods of the labels, calibrated where that is asked for."""
         import numpy as np
 

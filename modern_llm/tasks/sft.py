@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from modern_llm.data.instructions.settings import InstructionData
 from modern_llm.defaults import Defaults
@@ -65,9 +65,10 @@ class SFT(ConversationTask):
         from modern_llm.objectives.language_modeling import LanguageModeling
 
         train, evaluation = at.data, self._part(at, "evaluation")
-        model: Any = at.loaded.model
         collate = ConversationBatch(at.loaded.tokenizer.eos_id).singly
-        loss = mean_loss(model, LanguageModeling(), evaluation.items, collate, at.rows, at.runtime.device)["loss"]
+        loss = mean_loss(at.loaded.decoder, LanguageModeling(), evaluation.items, collate, at.rows, at.runtime.device)[
+            "loss"
+        ]
         return Measured(
             {"evaluation_loss": loss, "evaluation_perplexity": math.exp(min(loss, 700.0))},
             _HEADLINE,

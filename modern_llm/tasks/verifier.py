@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any
 
 from modern_llm.checks import require
 from modern_llm.data.rows import PARTS, content_fingerprint
@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from modern_llm.data.solutions.read import Solution, Solutions, SolutionWriter
     from modern_llm.evaluation.verifier import AnswerVerifier
     from modern_llm.experiment.record import Measured
-    from modern_llm.pretrained.loading import LoadedModel
+    from modern_llm.pretrained.loaded import LoadedModel
     from modern_llm.training.runtime import Runtime
 
 VERIFIER_FILE = "verifier.json"
@@ -89,7 +89,7 @@ class Verifier(TrainingTask):
         from modern_llm.data.solutions.read import LABELS, SolutionTexts
         from modern_llm.experiment.loading import load_model
         from modern_llm.models.verifier import VerifierModel
-        from modern_llm.pretrained.loading import own_verifier
+        from modern_llm.pretrained.loaded import OwnVerifier
 
         if not isinstance(self.model, VerifierConfig):
             return load_model(self.model, at.runtime, self.paths.mirror, LABELS, train=True)
@@ -98,7 +98,7 @@ class Verifier(TrainingTask):
         source = SolutionTexts(texts, f"{train.fingerprint} {self.text}")
         tokenizer = self.tokenizer.prepare(source, self.paths.cache_folder, self.paths.mirror)
         model = VerifierModel(self.model.with_vocab_size(tokenizer.vocab_size), LABELS)
-        return own_verifier(model.to(at.runtime.device), tokenizer, "verifier from scratch")
+        return OwnVerifier.of(model.to(at.runtime.device), tokenizer, "verifier from scratch")
 
     def parts(self, at: Session) -> Parts:
         from modern_llm.data.batches import ClassificationBatch, LengthBatches
@@ -150,7 +150,7 @@ class Verifier(TrainingTask):
         from modern_llm.evaluation.verifier import log_odds
 
         texts = [item.input_ids for item in at.data.items["selection"]]
-        scores = log_odds(cast("Any", at.loaded.model), texts, at.rows, at.runtime, progress_of("held-out answers"))
+        scores = log_odds(at.loaded.classifier, texts, at.rows, at.runtime, progress_of("held-out answers"))
         return scores, np.array([row.correct for row in at.data.parts["selection"].rows])
 
     def _roc_auc(self, at: Session) -> dict[str, float]:
@@ -169,8 +169,7 @@ class Verifier(TrainingTask):
         threshold = choose_threshold(calibration(scores), correct)
         parts = at.data.parts
         known = frozenset([*parts["train"].problems, *parts["selection"].problems])
-        model: Any = at.loaded.model
-        return AnswerVerifier(model, self._writer(at), at.runtime, calibration, threshold, known)
+        return AnswerVerifier(at.loaded.classifier, self._writer(at), at.runtime, calibration, threshold, known)
 
 
 @dataclass
@@ -289,7 +288,7 @@ def load_verifier(path: str, runtime: Runtime, mirror: str | None = None) -> Ans
     loaded.model.eval()
     tell_model(loaded, runtime, train=False)
     return AnswerVerifier(
-        loaded.model,  # type: ignore[arg-type]
+        loaded.classifier,
         SolutionWriter(SolutionText(**facts["text"]), loaded.tokenizer, loaded.start_ids, facts["max_tokens"]),
         runtime,
         Calibration(**facts["calibration"]),

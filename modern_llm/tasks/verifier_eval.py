@@ -72,7 +72,7 @@ class VerifierEval:
         from modern_llm.experiment.contract import say
         from modern_llm.experiment.record import Measured, conclude, evaluated_on
         from modern_llm.experiment.training import tell_skipped
-        from modern_llm.pretrained.loading import weights_fingerprint
+        from modern_llm.pretrained.loaded import weights_fingerprint
         from modern_llm.tasks.verifier import (
             described,
             how_measured,

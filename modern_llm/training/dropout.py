@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 
 
@@ -102,3 +102,13 @@ class _RowMasks:
             for row in range(len(x)):
                 torch.manual_seed(mixed(call, self.first_row + row))
                 yield slice(row, row + 1)
+
+
+def switch_off_dropout(model: nn.Module) -> None:
+    """No dropout in training either, adapters included: a policy is then its reference at the start."""
+    for module in model.modules():
+        if isinstance(module, nn.Dropout):
+            module.p = 0.0
+        for name in ("dropout", "attention_dropout"):  # of modules that call the function
+            if isinstance(getattr(module, name, None), float):
+                setattr(module, name, 0.0)

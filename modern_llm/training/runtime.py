@@ -153,7 +153,7 @@ class Runtime:
                 )
             setattr(model, "activation_checkpointing", True)  # noqa: B010 - a Module types its attributes narrowly
         if self.hardware.compile:
-            # Block by block: equal blocks compile once, and decoding with a cache stays eager around them.
+            # Block by block: equal blocks compile once. Models call them uncompiled where they read a cache.
             for part in getattr(model, "blocks", [model]):
                 part.compile()
         return model

@@ -9,7 +9,7 @@ import torch
 
 from modern_llm.evaluation.answering import rank_answers, write_answers
 from modern_llm.models.generation import continue_ids, generate
-from modern_llm.pretrained.loading import LoadedModel
+from modern_llm.pretrained.loaded import LoadedModel
 from modern_llm.pretrained.seq2seq import HuggingFaceSeq2Seq
 from modern_llm.pretrained.settings import LoRA
 from modern_llm.training.optimizers import AdamW

@@ -26,9 +26,10 @@ from modern_llm.experiment.loading import load_model
 from modern_llm.experiment.samples import Samples
 from modern_llm.objectives.preference import PreferenceOptimisation, answer_log_probs
 from modern_llm.objectives.preference_losses import IPO, SigmoidDPO, SimPO
-from modern_llm.pretrained.loading import LoadedModel, switch_off_dropout
+from modern_llm.pretrained.loaded import LoadedModel
 from modern_llm.pretrained.settings import FullFinetuning, LoRA, ModelFromRun, PretrainedModel
 from modern_llm.tasks.dpo import DPO
+from modern_llm.training.dropout import switch_off_dropout
 from modern_llm.training.optimizers import AdamW
 from modern_llm.training.runtime import Runtime
 from modern_llm.training.settings import Hardware, TrainerSettings

@@ -23,7 +23,8 @@ from modern_llm.experiment.contract import Paths, RunFolder
 from modern_llm.objectives.language_modeling import LanguageModeling
 from modern_llm.objectives.seq2seq import Seq2Seq
 from modern_llm.pretrained.classifier import Classifier
-from modern_llm.pretrained.loading import LoadedModel, load_hugging_face
+from modern_llm.pretrained.loaded import LoadedModel
+from modern_llm.pretrained.loading import load_hugging_face
 from modern_llm.pretrained.lora import lora_targets
 from modern_llm.pretrained.settings import FullFinetuning, LoRA, ModelFromRun, PretrainedModel
 from modern_llm.tasks.finetuning import Finetuning

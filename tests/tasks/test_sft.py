@@ -23,7 +23,7 @@ from modern_llm.data.text.tokenizers import Tokenizer
 from modern_llm.experiment.contract import Paths, RunFolder
 from modern_llm.experiment.samples import Samples
 from modern_llm.objectives.language_modeling import LanguageModeling
-from modern_llm.pretrained.loading import LoadedModel
+from modern_llm.pretrained.loaded import LoadedModel
 from modern_llm.pretrained.settings import FullFinetuning, LoRA, ModelFromRun, PretrainedModel
 from modern_llm.tasks.sft import SFT
 from modern_llm.training.optimizers import AdamW

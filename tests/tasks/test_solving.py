@@ -13,7 +13,7 @@ from modern_llm.data.solutions.settings import MOST_SAMPLES
 from modern_llm.evaluation.rollouts import AttemptFile, solve
 from modern_llm.models.generation import continue_ids
 from modern_llm.models.sampling import GREEDY, Sampling
-from modern_llm.pretrained.loading import LoadedModel
+from modern_llm.pretrained.loaded import LoadedModel
 
 PROMPTS = [[3, 50, 60, 70, 80], [9, 8], [40, 41, 42]]
 WARM = Sampling(temperature=1.5)

@@ -8,11 +8,12 @@ from typing import NamedTuple
 
 import torch
 
-from modern_llm.data.batches import Batch, padded
+from modern_llm.data.batches import padded
 from modern_llm.data.chat import ChatWriter, EncodedConversation, Message, messages_of, with_system
 from modern_llm.data.instructions.settings import InstructionData
 from modern_llm.data.rows import Part, Row, content_fingerprint, require_columns
 from modern_llm.models.fused_loss import IGNORE_INDEX
+from modern_llm.objectives.base import Batch
 
 
 class Instructions(NamedTuple):

@@ -11,11 +11,12 @@ from typing import NamedTuple
 
 import torch
 
-from modern_llm.data.batches import Batch, padded
+from modern_llm.data.batches import padded
 from modern_llm.data.chat import ChatWriter, Message, messages_of, with_system
 from modern_llm.data.preferences.settings import PreferenceData
 from modern_llm.data.rows import Part, Row, content_fingerprint, require_columns
 from modern_llm.models.fused_loss import IGNORE_INDEX
+from modern_llm.objectives.base import Batch
 
 _SPEAKER = re.compile(r"\n\n(Human|Assistant):")
 

@@ -6,11 +6,9 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from modern_llm.data.text.tokens import TokenCorpus
-
-Batch = dict[str, Tensor]
+from modern_llm.objectives.base import Batch
 
 
 class PackedStream:

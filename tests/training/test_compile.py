@@ -1,0 +1,64 @@
+"""`hardware.compile`: the same numbers, one graph per kind of block, and none for decoding."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partialmethod
+from typing import Any
+
+import pytest
+import torch
+from made_models import byte_tokenizer
+from torch import nn
+
+from modern_llm.evaluation.answering import write_answers
+from modern_llm.objectives.language_modeling import LanguageModeling
+from modern_llm.objectives.seq2seq import Seq2Seq
+from modern_llm.pretrained.causal import HuggingFaceCausalLM
+from modern_llm.training.dropout import switch_off_dropout
+from modern_llm.training.runtime import Runtime
+from modern_llm.training.settings import Hardware
+
+HARDWARE = Hardware(device="cpu", precision="fp32", num_threads=1, compile=True)
+
+
+def opt() -> nn.Module:
+    from transformers import OPTConfig, OPTForCausalLM
+
+    torch.manual_seed(3)
+    sizes = {"vocab_size": 257, "hidden_size": 32, "ffn_dim": 64, "num_hidden_layers": 2, "num_attention_heads": 4}
+    return HuggingFaceCausalLM(OPTForCausalLM(OPTConfig(**sizes, max_position_embeddings=64, word_embed_proj_dim=32)))
+
+
+@pytest.mark.parametrize("kind", ["opt", "gpt2", "llama", "t5", "own"])
+def test_compiled_training_is_the_same_and_decoding_compiles_nothing(
+    load: Callable[..., Any], kind: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The graphs are run by torch's eager operators: what is tested is the tracing, not the code generator."""
+    graphs = []
+
+    def backend(graph: torch.fx.GraphModule, inputs: list[Any]) -> Any:
+        graphs.append(graph)
+        return graph.forward
+
+    torch.compiler.reset()
+    monkeypatch.setattr(nn.Module, "compile", partialmethod(nn.Module.compile, backend=backend))
+    model: Any = opt() if kind == "opt" else load(kind).model
+    model.train()
+    switch_off_dropout(model)
+    ids = torch.randint(1, 257, (4, 24), generator=torch.Generator().manual_seed(0))
+    batch = {"input_ids": ids, "labels": ids.roll(-1, 1)}
+    objective: Any = LanguageModeling()
+    if kind == "t5":
+        objective = Seq2Seq()
+        batch |= {"attention_mask": torch.ones_like(ids), "decoder_input_ids": ids.roll(1, 1)}
+    before = objective(model, batch).loss_sum
+    Runtime(HARDWARE).prepare(model)
+    after = objective(model, batch).loss_sum
+    after.backward()
+    torch.testing.assert_close(after, before)
+    compiled = len(graphs)
+    assert 1 <= compiled <= 6  # an encoder's and a decoder's first block have position biases that the others lack
+    write_answers(model.eval(), byte_tokenizer(), [[5, 6, 7]], max_new_tokens=20, batch_size=1)
+    # T5's two encoder blocks read the prompt once, without gradients.
+    assert len(graphs) == compiled + (2 if kind == "t5" else 0)
