@@ -13,8 +13,9 @@ from modern_llm.models.transformer import ModernDecoderLM
 from modern_llm.training.checkpoint import Checkpoints
 
 
-def trained_from_scratch(folder: Path, tokenizer: Tokenizer, seq_len: int = 160) -> Path:
-    """The folder of a run with one checkpoint of a small decoder, with the weights that it starts with."""
+def trained_from_scratch(folder: Path, tokenizer: Tokenizer, seq_len: int = 160, always: int | None = None) -> Path:
+    """The folder of a run with one checkpoint of a small decoder, with the weights that it starts with; with `always`,
+    one that writes this id, whatever it reads."""
     torch.manual_seed(0)
     config = ModernLLMConfig(
         vocab_size=tokenizer.vocab_size, d_model=32, n_layers=2, n_heads=2, max_seq_len=seq_len, dropout=0.1
@@ -24,6 +25,11 @@ def trained_from_scratch(folder: Path, tokenizer: Tokenizer, seq_len: int = 160)
         checkpoint.joinpath("config.yaml").write_text(describe({"model": config}))
         tokenizer.save(checkpoint / "tokenizer")
 
+    model = ModernDecoderLM(config)
+    if always is not None:
+        with torch.no_grad():  # every token looks alike, and this one more so
+            model.embedding.weight[:] = 1.0
+            model.embedding.weight[always] = 2.0
     folder.mkdir(parents=True)
-    Checkpoints(folder / "checkpoints", 1).save(1, ModernDecoderLM(config), {"x": torch.zeros(1)}, extras)
+    Checkpoints(folder / "checkpoints", 1).save(1, model, {"x": torch.zeros(1)}, extras)
     return folder

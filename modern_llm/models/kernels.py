@@ -5,6 +5,7 @@ The rules are functions of plain facts, so that a table of expected answers test
 
 from __future__ import annotations
 
+import sys
 from typing import NamedTuple
 
 import torch
@@ -23,14 +24,17 @@ class Device(NamedTuple):
     capability: tuple[int, int] | None = None  # of a CUDA device: (9, 0) is sm90
 
 
-@torch.compiler.assume_constant_result
-def _capability(index: int | None) -> tuple[int, int] | None:
-    return torch.cuda.get_device_capability(index) if torch.cuda.is_available() else None
-
-
 def device_of(x: Tensor) -> Device:
     """The device that x lies on."""
-    return Device("cuda", _capability(x.device.index)) if x.is_cuda else Device(x.device.type)
+    if not x.is_cuda or not torch.cuda.is_available():
+        return Device(x.device.type)
+    facts = torch.cuda.get_device_properties(x.device)  # which the compiler takes for a constant
+    return Device("cuda", (facts.major, facts.minor))
+
+
+def may_be_compiled() -> bool:
+    """Whether anything can be: the compiler is imported by the first use, because that takes as long as torch."""
+    return "torch._dynamo" in sys.modules
 
 
 def compute_dtype(x: Tensor) -> torch.dtype:

@@ -11,10 +11,12 @@ import torch
 from torch import Tensor, nn
 
 from modern_llm.models.attention_plan import branch_positions, sees_branch
-from modern_llm.pretrained.kv_cache import HuggingFaceCache
+from modern_llm.models.kernels import may_be_compiled
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
+
+    from modern_llm.pretrained.kv_cache import HuggingFaceCache
 
 # Between the hidden states and the logits, some architectures do more than one matrix product.
 _AFTER_THE_HEAD = ("final_logit_softcapping", "logit_scale", "logits_scaling")
@@ -52,7 +54,7 @@ class HuggingFaceBody(nn.Module):
 
     def compiled_unless(self, decoding: bool) -> AbstractContextManager[Any]:
         """Within it compiled layers run uncompiled while decoding: every length of a cache would be compiled anew."""
-        return torch.compiler.set_stance("force_eager") if decoding else nullcontext()
+        return torch.compiler.set_stance("force_eager") if decoding and may_be_compiled() else nullcontext()
 
     @property
     def activation_checkpointing(self) -> bool:
@@ -111,6 +113,8 @@ class HuggingFaceCausalLM(HuggingFaceBody):
         """
         if max_tokens is None:
             raise ValueError("max_tokens=None: this model has no bounded cache. Give a number of tokens.")
+        from modern_llm.pretrained.kv_cache import HuggingFaceCache
+
         return HuggingFaceCache(self.model.config.num_hidden_layers, max_tokens)
 
     def hidden_states(

@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers.cache_utils import Cache, DynamicLayer
+from transformers.cache_utils import Cache, DynamicCache, DynamicLayer, EncoderDecoderCache
 
 
 class _Layer(DynamicLayer):
@@ -94,3 +94,15 @@ class HuggingFaceCache:
         copy.states = Cache(layers=list(copy.layers))
         copy.real = None if self.real is None else self.real.repeat(batch_size, 1)
         return copy
+
+
+class Seq2SeqCache(HuggingFaceCache):
+    """Keys and values of the decoder's own tokens, and of the encoder's, which are computed once."""
+
+    def __init__(self, n_layers: int, max_tokens: int) -> None:
+        super().__init__(n_layers, max_tokens)
+        self.states = EncoderDecoderCache(Cache(layers=list(self.layers)), DynamicCache())
+
+    def keep(self, rows: Tensor) -> bool:
+        """Not possible: the encoder's states belong to all texts."""
+        return False

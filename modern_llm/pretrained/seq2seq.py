@@ -5,13 +5,13 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from torch import Tensor, nn
-from transformers.cache_utils import Cache, DynamicCache, EncoderDecoderCache
 
 from modern_llm.pretrained.causal import HiddenStates, HuggingFaceBody
-from modern_llm.pretrained.kv_cache import HuggingFaceCache
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
+
+    from modern_llm.pretrained.kv_cache import Seq2SeqCache
 
 
 class EncodedSource(NamedTuple):
@@ -71,18 +71,6 @@ class HuggingFaceSeq2Seq(HuggingFaceBody):
         return Decoder(self, encoded)
 
 
-class Seq2SeqCache(HuggingFaceCache):
-    """Keys and values of the decoder's own tokens, and of the encoder's, which are computed once."""
-
-    def __init__(self, n_layers: int, max_tokens: int) -> None:
-        super().__init__(n_layers, max_tokens)
-        self.states = EncoderDecoderCache(Cache(layers=list(self.layers)), DynamicCache())
-
-    def keep(self, rows: Tensor) -> bool:
-        """Not possible: the encoder's states belong to all texts."""
-        return False
-
-
 class Decoder:
     """T5's decoder over encoded texts, as a `CausalLM`.
 
@@ -105,6 +93,8 @@ class Decoder:
     def new_cache(self, batch_size: int, max_tokens: int | None) -> Seq2SeqCache:
         if max_tokens is None:
             raise ValueError("max_tokens=None: this model has no bounded cache. Give a number of tokens.")
+        from modern_llm.pretrained.kv_cache import Seq2SeqCache
+
         return Seq2SeqCache(self.model.model.config.num_decoder_layers, max_tokens)
 
     def hidden_states(

@@ -15,6 +15,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from modern_llm.models.kernels import may_be_compiled
+
 
 def mixed(*numbers: int) -> int:
     """A seed in 32 bits, all that torch's CPU generator reads, far apart for neighbours (splitmix64, Steele et al.
@@ -45,11 +47,12 @@ def dropout_by_row(seed: int, first_row: int, rows: int) -> Iterator[None]:
     before = torch.get_rng_state()
     plain_dropout, plain_attention = F.dropout, F.scaled_dot_product_attention
     masks = _RowMasks(first_row, rows)
+    drop = torch.compiler.disable(masks.drop) if may_be_compiled() else masks.drop
 
     def dropout(input: Tensor, p: float = 0.5, training: bool = True, inplace: bool = False) -> Tensor:
         if not training or p == 0 or p == 1:
             return plain_dropout(input, p, training, inplace)
-        return masks.drop(input, p, inplace)
+        return drop(input, p, inplace)
 
     def attention(query: Tensor, key: Tensor, value: Tensor, attn_mask: Tensor | None = None,
                   dropout_p: float = 0.0, is_causal: bool = False, **more: Any) -> Tensor:  # fmt: skip
@@ -82,7 +85,6 @@ class _RowMasks:
         """A number for this call: the same in every micro-batch of a step."""
         return int(torch.empty((), dtype=torch.int64, device="cpu").random_())
 
-    @torch.compiler.disable
     def drop(self, x: Tensor, p: float, inplace: bool) -> Tensor:
         """x with a share p of its numbers set to 0 and the others divided by 1 - p."""
         call, generator = self._call(), torch.Generator(x.device)

@@ -166,6 +166,8 @@ def test_parts_of_a_pipeline_on_a_pretrained_model(tmp_path: Path) -> None:
         (["task.dpo=['trainer.max_steps=0']"], "trainer.max_steps=0: must be at least 1"),
         (["task.dpo=['task.loss.bta=1']"], "task.dpo=['task.loss.bta=1']"),
         (["task.sft=['task/data=nothing']"], "nothing"),
+        # The later stage's mistake comes first: data are looked up when all stages are built.
+        (["task.sft=['task/data=alpaca']", "task.dpo=['trainer.lr=1']"], "task.dpo=['trainer.lr=1']"),
         (["task.measures.duels=0"], "task.measures.duels=0: must be at least 1"),
         (["trainer.max_steps=3"], "this task does not read trainer"),
     ],

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -14,6 +15,7 @@ from hydra import initialize_config_dir
 from records import composed, language_model, read_page, training_rows, write_run
 
 from modern_llm.config.instantiate import ConfigError, build
+from modern_llm.locks import hold
 
 
 def plan(folder: Path, steps: dict[str, object], *more: str, name: str = "tried") -> subprocess.CompletedProcess[str]:
@@ -66,12 +68,18 @@ def test_a_failed_step_leaves_the_others_standing_and_nothing_is_done_twice(fold
 
     before = (base / "first" / "result.json").stat().st_mtime_ns
     steps["bad"] = report(folder, "mended")
-    again = plan(folder, steps)
+    (folder / "hub" / "datasets").mkdir(parents=True)  # where data are looked for makes no other run
+    again = plan(folder, steps, f"paths.mirror={folder / 'hub'}")
     assert again.returncode == 0, again.stderr
     assert "first  finished before" in again.stderr
     assert "last  finished before" in again.stderr
     assert (base / "first" / "result.json").stat().st_mtime_ns == before
     assert set(ended(folder).values()) == {"finished"}
+
+    hold(base)
+    refused = plan(folder, steps)
+    assert refused.returncode == 1
+    assert f"a run is going there (process {os.getpid()} on {socket.gethostname()})" in refused.stderr
 
 
 def test_a_changed_step_is_done_again_with_all_that_need_it_and_its_run_is_kept(folder: Path) -> None:

@@ -174,7 +174,7 @@ def test_export_keeps_the_dtype(tiny):
     ],
 )
 def test_export_names_what_no_family_can_express(tiny, settings, named):
-    with pytest.raises(ValueError, match=named):
+    with pytest.raises(ValueError, match=f"{named}.*used from its run, with model=from_run"):
         to_hugging_face(tiny(**settings))
 
 
