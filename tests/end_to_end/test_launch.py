@@ -99,7 +99,8 @@ def test_a_mistake_is_one_message_and_leaves_nothing(override: str, message: str
 def test_wikitext2_from_the_mirror(mirror: Path, tmp_path: Path) -> None:
     place = Workplace(tmp_path)
     text = [o for o in place.command() if not o.startswith(("task.data.train", "task=text"))]
-    command = [*text, "task=wikitext2", f"paths.mirror={mirror}", "trainer.max_steps=2"]
+    sizes = ["trainer.max_steps=2", "model.max_seq_len=256", "hardware.eval_batch_size=16"]
+    command = [*text, "task=wikitext2", f"paths.mirror={mirror}", *sizes]
     done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, env=place.environment(), timeout=300)
     assert done.returncode == 0, done.stderr[-2000:]
     record = json.loads((place.only_run() / "result.json").read_text())

