@@ -11,7 +11,7 @@ from torch import Tensor
 
 from modern_llm.data.batches import ClassificationBatch, Collate, Encoded, Sized, by_length, padded
 from modern_llm.models.fused_loss import IGNORE_INDEX, token_nll
-from modern_llm.models.generation import CausalLM, Continuation, DecodingCache, TextCodec, continue_ids
+from modern_llm.models.generation import CausalLM, Continuation, DecodingCache, TextCodec, continue_ids, prefilled
 from modern_llm.models.sampling import GREEDY, Sampling
 from modern_llm.objectives.base import Batch, Objective, on_device
 from modern_llm.objectives.classification import TextClassifier
@@ -36,11 +36,7 @@ def shared_length(prompts: Sequence[list[int]]) -> int:
 def _prefill(model: CausalLM, prompts: Sequence[list[int]]) -> tuple[DecodingCache | None, int]:
     """Cache of what all prompts share, or None where that is nothing, and how many ids it holds."""
     shared = shared_length(prompts)
-    if shared == 0:
-        return None, 0
-    cache = model.new_cache(1, shared)
-    model.hidden_states(torch.tensor([prompts[0][:shared]], device=model.head_weight.device), cache=cache)
-    return cache, shared
+    return (prefilled(model, prompts[0][:shared]) if shared else None), shared
 
 
 def _sized_batches(

@@ -13,7 +13,7 @@ import torch
 
 from modern_llm.checks import require
 from modern_llm.data.solutions.settings import MOST_SAMPLES
-from modern_llm.models.generation import CausalLM, Continuation, DecodingCache, TextCodec, continue_ids
+from modern_llm.models.generation import CausalLM, Continuation, TextCodec, continue_ids, prefilled
 from modern_llm.models.sampling import GREEDY, Sampling
 
 GREEDY_SAMPLE = -1  # stands for the greedy answer among the numbers of samples
@@ -155,7 +155,7 @@ def solve(
         missing = file.missing(number, n, greedy)
         # The penalty counts the tokens of the prompt, which a cache does not tell.
         shared = len(prompt) - 1 if sampling.repetition_penalty == 1 and len(missing) > 1 else 0
-        prefix = _prefill(model, prompt[:shared]) if shared else None
+        prefix = prefilled(model, prompt[:shared]) if shared else None
         for chunk in _chunks(missing, batch_size):
             is_greedy = chunk[0] == GREEDY_SAMPLE
             written = continue_ids(
@@ -176,13 +176,6 @@ def solve(
             )
         progress(place + 1, len(prompts))
     return [file.attempts(number, n, greedy) for number in numbers]
-
-
-def _prefill(model: CausalLM, ids: Sequence[int]) -> DecodingCache:
-    """Cache of one text."""
-    cache = model.new_cache(1, len(ids))
-    model.hidden_states(torch.tensor([list(ids)], device=model.head_weight.device), cache=cache)
-    return cache
 
 
 def _chunks(missing: Sequence[int], batch_size: int) -> list[list[int]]:

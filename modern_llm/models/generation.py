@@ -63,6 +63,13 @@ class TextCodec(Protocol):
     def decode(self, ids: Sequence[int]) -> str: ...
 
 
+def prefilled(model: CausalLM, ids: Sequence[int]) -> DecodingCache:
+    """A cache of one text, as the `prefix` of others that begin with it."""
+    cache = model.new_cache(1, len(ids))
+    model.hidden_states(torch.tensor([list(ids)], device=model.head_weight.device), cache=cache)
+    return cache
+
+
 def filter_logits(logits: Tensor, sampling: Sampling, occurred: Tensor | None = None) -> Tensor:
     """Apply penalty, temperature, top-k, top-p and min-p; what is dropped becomes -inf.
 

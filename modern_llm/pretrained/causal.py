@@ -111,8 +111,6 @@ class HuggingFaceCausalLM(HuggingFaceBody):
         Raises:
             ValueError: unbounded.
         """
-        if max_tokens is None:
-            raise ValueError("max_tokens=None: this model has no bounded cache. Give a number of tokens.")
         from modern_llm.pretrained.kv_cache import HuggingFaceCache
 
         return HuggingFaceCache(self.model.config.num_hidden_layers, max_tokens)

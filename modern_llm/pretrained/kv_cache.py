@@ -55,9 +55,14 @@ class HuggingFaceCache:
     Attributes:
         length: tokens seen so far, padding included.
         real: (B, length) False at padding, or None where no text is padded.
+
+    Raises:
+        ValueError: unbounded.
     """
 
-    def __init__(self, n_layers: int, max_tokens: int) -> None:
+    def __init__(self, n_layers: int, max_tokens: int | None) -> None:
+        if max_tokens is None:
+            raise ValueError("max_tokens=None: this model has no bounded cache. Give a number of tokens.")
         self.layers = [_Layer(max_tokens) for _ in range(n_layers)]
         self.states = Cache(layers=list(self.layers))
         self.real: Tensor | None = None
@@ -99,7 +104,7 @@ class HuggingFaceCache:
 class Seq2SeqCache(HuggingFaceCache):
     """Keys and values of the decoder's own tokens, and of the encoder's, which are computed once."""
 
-    def __init__(self, n_layers: int, max_tokens: int) -> None:
+    def __init__(self, n_layers: int, max_tokens: int | None) -> None:
         super().__init__(n_layers, max_tokens)
         self.states = EncoderDecoderCache(Cache(layers=list(self.layers)), DynamicCache())
 

@@ -91,8 +91,6 @@ class Decoder:
         return self.model.head_weight
 
     def new_cache(self, batch_size: int, max_tokens: int | None) -> Seq2SeqCache:
-        if max_tokens is None:
-            raise ValueError("max_tokens=None: this model has no bounded cache. Give a number of tokens.")
         from modern_llm.pretrained.kv_cache import Seq2SeqCache
 
         return Seq2SeqCache(self.model.model.config.num_decoder_layers, max_tokens)

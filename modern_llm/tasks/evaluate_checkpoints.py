@@ -118,12 +118,12 @@ class EvaluateCheckpoints:
         step, tokens = steps_and_tokens(checkpoint)
         choice, mirror = ModelFromRun(str(checkpoint), FullFinetuning()), self.paths.mirror
         loaded = load_model(choice, runtime, mirror, [], train=False)
+        decoder = loaded.decoder.eval()
         corpus = tokenise(self.data, self.split, loaded.tokenizer, self.paths.cache_folder, mirror, say)
         context = self.context or min(loaded.context or _LONGEST_CONTEXT, _LONGEST_CONTEXT)
-        loaded.model.eval()
         with runtime.autocast():
             measured = perplexity(
-                loaded.decoder,
+                decoder,
                 corpus,
                 context=context,
                 stride=min(self.stride or context, context),

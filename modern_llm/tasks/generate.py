@@ -88,7 +88,7 @@ class Generate:
         for name, choice in self._choices().items():
             say(f"{name}: {len(prompts)} prompts")
             loaded = load_model(choice, runtime, self.paths.mirror, [], train=False)
-            loaded.model.eval()
+            loaded.decoder.eval()
             written[name] = [self._text(loaded, runtime, prompt, self.seed + n) for n, prompt in enumerate(prompts)]
         texts = [
             {"prompt": prompt, "model": name, **written[name][n]}

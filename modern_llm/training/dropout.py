@@ -7,15 +7,14 @@ number of the row in the batch of the step, and on nothing else.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import cache
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-
-from modern_llm.models.kernels import may_be_compiled
 
 
 def mixed(*numbers: int) -> int:
@@ -47,12 +46,12 @@ def dropout_by_row(seed: int, first_row: int, rows: int) -> Iterator[None]:
     before = torch.get_rng_state()
     plain_dropout, plain_attention = F.dropout, F.scaled_dot_product_attention
     masks = _RowMasks(first_row, rows)
-    drop = torch.compiler.disable(masks.drop) if may_be_compiled() else masks.drop
+    drop = _outside_graphs()
 
     def dropout(input: Tensor, p: float = 0.5, training: bool = True, inplace: bool = False) -> Tensor:
         if not training or p == 0 or p == 1:
             return plain_dropout(input, p, training, inplace)
-        return drop(input, p, inplace)
+        return drop(masks, input, p, inplace)
 
     def attention(query: Tensor, key: Tensor, value: Tensor, attn_mask: Tensor | None = None,
                   dropout_p: float = 0.0, is_causal: bool = False, **more: Any) -> Tensor:  # fmt: skip
@@ -104,6 +103,12 @@ class _RowMasks:
             for row in range(len(x)):
                 torch.manual_seed(mixed(call, self.first_row + row))
                 yield slice(row, row + 1)
+
+
+@cache
+def _outside_graphs() -> Callable[[_RowMasks, Tensor, float, bool], Tensor]:
+    """`_RowMasks.drop` as the compiler should leave it: a decorator would import the compiler with this module."""
+    return torch.compiler.disable(_RowMasks.drop)
 
 
 def switch_off_dropout(model: nn.Module) -> None:

@@ -35,17 +35,17 @@ def test_lines_are_answered_and_commands_obeyed(tmp_path: Path) -> None:
 def test_control_bytes_that_a_model_writes_do_not_reach_the_terminal(tmp_path: Path) -> None:
     (escape,) = byte_tokenizer().encode("\x1b")
     run = trained_from_scratch(tmp_path / "run", byte_tokenizer(), always=escape)
-    for task, inputs in (("chat", "hello\n"), ("generate", "")):
-        named = ["task=chat", "model=from_run", f"model.path={run}"]
-        if task == "generate":
-            named = ["task=generate", f"task.models=[{run}]", "task.prompts=['Hi\x1b[31m']"]
-        command = [sys.executable, str(ROOT / "launch.py"), *named, "task.sampling.temperature=0",
+    chat = ["task=chat", "model=from_run", f"model.path={run}"]
+    generate = ["task=generate", f"task.models=[{run}]", "task.prompts=['Hi\x1b[31m']"]
+    said = []
+    for words, record in ((chat, "conversation"), (generate, "generations")):
+        command = [sys.executable, str(ROOT / "launch.py"), *words, "task.sampling.temperature=0",
                    "task.max_new_tokens=5", "hardware=cpu", "hardware.precision=fp32",
-                   f"paths.outputs={tmp_path / task}"]  # fmt: skip
-        done = subprocess.run(command, input=inputs, capture_output=True, text=True, cwd=ROOT, timeout=120)
+                   f"paths.outputs={tmp_path / record}"]  # fmt: skip
+        done = subprocess.run(command, input="hello\n", capture_output=True, text=True, cwd=ROOT, timeout=120)
         assert done.returncode == 0, done.stderr[-2000:]
         assert "\x1b" not in done.stdout + done.stderr
-        (record,) = tmp_path.glob(f"{task}/*/*/{'conversation' if task == 'chat' else 'generations'}.json")
-        assert "\\u001b" * 5 in record.read_text()
-        if task == "chat":
-            assert "␛" * 5 in done.stdout
+        (path,) = tmp_path.glob(f"{record}/*/*/{record}.json")
+        assert "\\u001b" * 5 in path.read_text()
+        said.append(done.stdout)
+    assert "␛" * 5 in said[0]
