@@ -1,4 +1,4 @@
-"""The pipeline from the command line: whole, killed on the way, in parts, and refused."""
+"""The pipeline from the command line: whole, killed in every stage, in parts, and refused."""
 
 from __future__ import annotations
 
@@ -74,7 +74,7 @@ def has_lines(name: str, count: int) -> Callable[[Path], bool]:
 
 
 @pytest.mark.slow
-def test_killed_in_training_sampling_and_measuring_it_gives_the_table_of_an_undisturbed_run(tmp_path: Path) -> None:
+def test_killed_in_every_stage_it_gives_the_table_of_an_undisturbed_run(tmp_path: Path) -> None:
     whole = Place(tmp_path / "whole")
     done = whole.run(*SMOKE, "task.measures.perplexity_tokens=null")
     assert done.returncode == 0, done.stderr[-3000:]
@@ -102,7 +102,9 @@ def test_killed_in_training_sampling_and_measuring_it_gives_the_table_of_an_undi
     broken = Place(tmp_path / "broken", cache=tmp_path / "whole" / "cache")
     points = [
         at_step("base", 20),
+        at_step("sft", 60),
         at_step("dpo", 20),
+        at_step("verifier", 60),
         has_lines("best_of_n/samples.jsonl", 4),
         lambda folder: (folder / "measures" / "sft.json").is_file(),
     ]
