@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import atexit
+import itertools
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +34,115 @@ SMALL = [
 CLOCKS = ("seconds", "tokens_per_second", "peak_memory_gb", "mfu")
 
 
+class Command:
+    """`python launch.py …`, going on in a process of its own.
+
+    Args:
+        words: what stands behind `launch.py`.
+        cwd: where it is typed.
+        env: environment beside that of the tests.
+        stdin: what it reads.
+    """
+
+    def __init__(
+        self, *words: str, cwd: Path = ROOT, env: dict[str, str] | None = None, stdin: str | bytes = ""
+    ) -> None:
+        server, top = _server()
+        self._folder = top / str(next(_NUMBERS))
+        self._folder.mkdir()
+        environment = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", **(env or {})}
+        request = {"words": words, "cwd": str(cwd), "env": environment}
+        (self._folder / "request.json").write_text(json.dumps(request))
+        (self._folder / "stdin").write_bytes(stdin.encode() if isinstance(stdin, str) else stdin)
+        assert server.stdin is not None
+        server.stdin.write(f"{self._folder}\n")
+        server.stdin.flush()
+        pid = self._folder / "pid"
+        wait_for(pid.is_file, lambda: server.poll() is None)
+        self.pid = int(pid.read_text())
+
+    @property
+    def returncode(self) -> int | None:
+        """As `subprocess` gives it; None while it goes on."""
+        status = self._folder / "status"
+        return int(status.read_text()) if status.is_file() else None
+
+    def _read(self, name: str) -> str:
+        path = self._folder / name
+        return path.read_bytes().decode(errors="replace") if path.is_file() else ""
+
+    @property
+    def stdout(self) -> str:
+        """What it has printed so far."""
+        return self._read("stdout")
+
+    @property
+    def stderr(self) -> str:
+        """What it has said so far."""
+        return self._read("stderr")
+
+    def send(self, how: signal.Signals) -> None:
+        """A signal to the command alone."""
+        os.kill(self.pid, how)
+
+    def wait_until(self, holds: Callable[[], bool]) -> None:
+        """Until something holds, while it goes on."""
+        wait_for(holds, lambda: self.returncode is None, lambda: self.stderr[-3000:])
+
+    def wait(self, timeout: float = 300) -> Command:
+        """Until it has ended; after so many seconds it is killed and the test fails."""
+        deadline = time.monotonic() + timeout
+        while self.returncode is None:
+            if time.monotonic() > deadline:
+                os.killpg(self.pid, signal.SIGKILL)
+                raise AssertionError(f"not done in {timeout} s: {self.stderr[-3000:]}")
+            time.sleep(0.005)
+        return self
+
+
+_NUMBERS = itertools.count()
+
+
+@cache
+def _server() -> tuple[subprocess.Popen[str], Path]:
+    """What forks the commands, and the folder where it finds them; one for each process that tests."""
+    top = Path(tempfile.mkdtemp(prefix="commands_"))
+    read, write = os.pipe()
+    server = subprocess.Popen(
+        [sys.executable, str(ROOT / "tests" / "warm.py"), str(read)],
+        pass_fds=[read],
+        stdin=subprocess.DEVNULL,
+        text=True,
+        env={**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"},
+        start_new_session=True,
+    )
+    os.close(read)
+    server.stdin = os.fdopen(write, "w")
+
+    def end() -> None:
+        assert server.stdin is not None
+        server.stdin.close()
+        server.wait(10)
+        shutil.rmtree(top, ignore_errors=True)
+
+    atexit.register(end)
+    return server, top
+
+
+def launch(*words: str, timeout: float = 300, **more: Any) -> Command:
+    """A command that has ended: `returncode`, `stdout`, `stderr`."""
+    return Command(*words, **more).wait(timeout)
+
+
+def launch_afresh(
+    *words: str, flags: tuple[str, ...] = (), timeout: float = 120, **more: Any
+) -> subprocess.CompletedProcess[str]:
+    """A command in an interpreter of its own, for what depends on how it starts; what `subprocess.run` takes."""
+    given: dict[str, Any] = {"cwd": ROOT, "env": {**os.environ, "OMP_NUM_THREADS": "1"}, **more}
+    command = [sys.executable, *flags, str(ROOT / "launch.py"), *words]
+    return subprocess.run(command, capture_output=True, text=True, timeout=timeout, **given)
+
+
 class Workplace:
     """A folder with text, outputs and cache of its own.
 
@@ -41,37 +155,23 @@ class Workplace:
         text = "\n".join(f"{i} times {i} is {i * i}, and line {i} is done." for i in range(400))
         (folder / "text.txt").write_text(text)
 
-    def command(self, *overrides: str) -> list[str]:
+    def words(self, *overrides: str) -> list[str]:
+        """What is typed behind `launch.py`."""
         own = [f"task.data.train=[{self.folder}/text.txt]", f"paths.outputs={self.outputs}"]
         flags = [o for o in overrides if o.startswith("-")]
-        keys = [*SMALL, *own, f"paths.cache={self.folder}/cache", *(o for o in overrides if o not in flags)]
-        return [sys.executable, str(ROOT / "launch.py"), *flags, *keys]
+        return [*flags, *SMALL, *own, f"paths.cache={self.folder}/cache", *(o for o in overrides if o not in flags)]
 
-    def environment(self) -> dict[str, str]:
-        return {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+    def start(self, *overrides: str) -> Command:
+        return Command(*self.words(*overrides), cwd=self.folder)
 
-    def run(self, *overrides: str, check: bool = True) -> subprocess.CompletedProcess[str]:
-        done = subprocess.run(
-            self.command(*overrides),
-            capture_output=True,
-            text=True,
-            cwd=self.folder,
-            env=self.environment(),
-            timeout=300,
-        )
+    def run(self, *overrides: str, check: bool = True) -> Command:
+        done = self.start(*overrides).wait()
         assert not check or done.returncode == 0, done.stderr[-3000:]
         return done
 
-    def stop_at(self, step: int, how: signal.Signals, *overrides: str) -> tuple[int, str, Path]:
-        """Start a run and send it a signal once its metrics have reached a step: exit status, stderr, folder."""
-        run = subprocess.Popen(
-            self.command(*overrides),
-            stderr=subprocess.PIPE,
-            stdout=subprocess.DEVNULL,
-            text=True,
-            cwd=self.folder,
-            env=self.environment(),
-        )
+    def stop_at(self, step: int, how: signal.Signals, *overrides: str) -> tuple[Command, Path]:
+        """Start a run and send it a signal once its metrics have reached a step: how it ended, and its folder."""
+        run = self.start(*overrides)
         found: list[Path] = []
 
         def far_enough() -> bool:
@@ -79,22 +179,21 @@ class Workplace:
             found[:] = sorted(logs, key=lambda p: p.stat().st_mtime)
             return bool(found) and any(row["step"] >= step for row in read_rows(found[-1].parent))
 
-        wait_for(far_enough, run)
-        run.send_signal(how)
-        stderr = run.communicate(timeout=120)[1]
-        return run.returncode, stderr, found[-1].parent
+        run.wait_until(far_enough)
+        run.send(how)
+        return run.wait(120), found[-1].parent
 
     def only_run(self) -> Path:
         (record,) = self.outputs.glob("*/*/config.yaml")
         return record.parent
 
 
-def wait_for(holds: Callable[[], bool], run: subprocess.Popen[str]) -> None:
-    """Until something holds, while a run goes on."""
+def wait_for(holds: Callable[[], bool], goes: Callable[[], bool], said: Callable[[], str] = str) -> None:
+    """Until something holds, while a process goes on; `said` tells why it did not."""
     deadline = time.monotonic() + 120
     while not holds():
-        assert run.poll() is None, run.communicate()[1][-3000:]
-        assert time.monotonic() < deadline, "the run never got that far"
+        assert goes() or holds(), said()
+        assert time.monotonic() < deadline, f"it never got that far: {said()}"
         time.sleep(0.002)
 
 

@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import os
 import signal
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
-from commands import ROOT, final_weights, result, wait_for
+from commands import Command, final_weights, result
 
 
 @pytest.fixture(scope="module")
@@ -28,40 +25,28 @@ QUICK = [
 ]
 
 
-def start(folder: Path, mirror: Path, *words: str) -> subprocess.Popen[str]:
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "MODERN_LLM_MIRROR": str(mirror), "HF_HUB_OFFLINE": "1"}
-    command = [
-        sys.executable,
-        str(ROOT / "launch.py"),
-        *words,
-        f"paths.outputs={folder}",
-        "hydra.run.dir=" + str(folder),
-    ]
-    return subprocess.Popen(
-        command, cwd=folder, env=environment, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE
-    )
-
-
-def launch(folder: Path, mirror: Path, *words: str) -> tuple[int, str, str]:
+def start(folder: Path, mirror: Path, *words: str) -> Command:
     folder.mkdir(parents=True, exist_ok=True)
-    process = start(folder, mirror, *words)
-    out, err = process.communicate(timeout=300)
-    return process.returncode, out, err
+    own = [f"paths.outputs={folder}", f"hydra.run.dir={folder}"]
+    return Command(*words, *own, cwd=folder, env={"MODERN_LLM_MIRROR": str(mirror)})
+
+
+def launch(folder: Path, mirror: Path, *words: str) -> Command:
+    return start(folder, mirror, *words).wait()
 
 
 def test_a_killed_lora_run_resumes_exactly(tmp_path: Path, mirror: Path) -> None:
     words = ["task=sst2", "model=gpt2", *QUICK, "task.data.source.held_out=8"]
     words += ["trainer.max_steps=60", "trainer.save_every=5", "trainer.eval_every=30"]
-    status, out, err = launch(tmp_path / "whole", mirror, *words)
-    assert status == 0, err[-2000:]
-    assert "accuracy: " in out
-    (tmp_path / "killed").mkdir()
+    whole = launch(tmp_path / "whole", mirror, *words)
+    assert whole.returncode == 0, whole.stderr[-2000:]
+    assert "accuracy: " in whole.stdout
     process = start(tmp_path / "killed", mirror, *words)
-    wait_for(lambda: bool(list((tmp_path / "killed" / "checkpoints").glob("step_*[05]"))), process)
-    process.send_signal(signal.SIGKILL)
-    process.communicate()
-    status, _, err = launch(tmp_path / "killed", mirror, *words, f"resume={tmp_path / 'killed'}")
-    assert status == 0, err[-2000:]
+    process.wait_until(lambda: bool(list((tmp_path / "killed" / "checkpoints").glob("step_*[05]"))))
+    process.send(signal.SIGKILL)
+    process.wait()
+    resumed = launch(tmp_path / "killed", mirror, *words, f"resume={tmp_path / 'killed'}")
+    assert resumed.returncode == 0, resumed.stderr[-2000:]
     assert final_weights(tmp_path / "killed") == final_weights(tmp_path / "whole")
     one, other = result(tmp_path / "killed")["metrics"], result(tmp_path / "whole")["metrics"]
     assert one["accuracy"] == other["accuracy"]
@@ -71,18 +56,16 @@ def test_a_killed_lora_run_resumes_exactly(tmp_path: Path, mirror: Path) -> None
 def test_a_run_is_evaluated_again_and_merged(tmp_path: Path, mirror: Path) -> None:
     words = ["task=gsm8k", "model=pretrained", "model.name=made/llama", *QUICK, "task.data.source.held_out=4"]
     words += ["task.data.max_new_tokens=6"]
-    status, _, err = launch(tmp_path / "run", mirror, *words, "trainer.max_steps=4")
-    assert status == 0, err[-2000:]
+    trained = launch(tmp_path / "run", mirror, *words, "trainer.max_steps=4")
+    assert trained.returncode == 0, trained.stderr[-2000:]
     again = [w for w in words if not w.startswith("model")]
     again += ["model=from_run", f"model.path={tmp_path / 'run'}"]
-    status, _, err = launch(tmp_path / "again", mirror, *again, "task.train=false")
-    assert status == 0, err[-2000:]
+    measured = launch(tmp_path / "again", mirror, *again, "task.train=false")
+    assert measured.returncode == 0, measured.stderr[-2000:]
     answers = [(tmp_path / name / "predictions.jsonl").read_text() for name in ("run", "again")]
     assert answers[0] == answers[1]
-    status, _, err = launch(
-        tmp_path / "merged", mirror, "task=merge", "model=from_run", f"model.path={tmp_path / 'run'}"
-    )
-    assert status == 0, err[-2000:]
+    merged = launch(tmp_path / "merged", mirror, "task=merge", "model=from_run", f"model.path={tmp_path / 'run'}")
+    assert merged.returncode == 0, merged.stderr[-2000:]
     from transformers import AutoModelForCausalLM
 
     assert type(AutoModelForCausalLM.from_pretrained(tmp_path / "merged" / "model")).__name__ == "LlamaForCausalLM"
@@ -104,11 +87,9 @@ def test_a_run_is_evaluated_again_and_merged(tmp_path: Path, mirror: Path) -> No
         (["task=prompting", "model=gpt2", "task/data=sst3"], "sst2"),
     ],
 )
-def test_mistakes_are_refused_before_torch_is_imported(
-    tmp_path: Path, mirror: Path, words: list[str], message: str
-) -> None:
-    status, _, err = launch(tmp_path, mirror, *words)
-    assert status == 1
-    assert message in err
-    assert "Traceback" not in err
+def test_mistakes_are_refused_in_words(tmp_path: Path, mirror: Path, words: list[str], message: str) -> None:
+    refused = launch(tmp_path, mirror, *words)
+    assert refused.returncode == 1
+    assert message in refused.stderr
+    assert "Traceback" not in refused.stderr
     assert not (tmp_path / "result.json").exists()

@@ -11,29 +11,13 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
-from commands import ROOT, Workplace, result, wait_for
+from commands import ROOT, Command, Workplace, launch, result
 from records import composed, language_model, training_rows, write_run
 
 from modern_llm import locks
 from modern_llm.reporting.record import RunRecord, is_complete, job_status
 from modern_llm.runs.resume import unfinished
 from modern_llm.runs.sweep import Sweep
-
-
-def launched(*arguments: str, cwd: Path) -> subprocess.Popen[str]:
-    return subprocess.Popen(
-        [sys.executable, str(ROOT / "launch.py"), *arguments],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        cwd=cwd,
-    )
-
-
-def launch(*arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, str(ROOT / "launch.py"), *arguments], capture_output=True, text=True, cwd=cwd, timeout=120
-    )
 
 
 @contextmanager
@@ -62,10 +46,8 @@ def runs(tmp_path: Path) -> Path:
 
 
 def test_commands_of_the_same_second_get_folders_of_their_own(runs: Path) -> None:
-    commands = [launched("task=report", f"task.runs=[{runs}/run]", f"task.title=t{n}", cwd=runs) for n in range(4)]
-    assert [command.wait(60) for command in commands] == [0] * 4
-    for command in commands:
-        command.communicate()
+    commands = [Command("task=report", f"task.runs=[{runs}/run]", f"task.title=t{n}", cwd=runs) for n in range(4)]
+    assert [command.wait(60).returncode for command in commands] == [0] * 4
     folders = list(runs.glob("outputs/*/*_report*"))
     assert len(folders) == 4
     assert all(len((folder / "sittings.jsonl").read_text().splitlines()) == 1 for folder in folders)
@@ -169,8 +151,8 @@ def test_a_page_that_fails_costs_the_page(tmp_path: Path) -> None:
     (folder / "loss.png").mkdir(parents=True)
     # Words so long that the perplexity of one is beyond all numbers, which JSON does not have.
     (tmp_path / "text.txt").write_text(("漢字" * 300 + "\n") * 30)
-    given = ["trainer.max_steps=2", f"hydra.run.dir={folder}", "hardware.precision=auto"]
-    done = place.run(*given)
+    given = ["trainer.max_steps=2", "hardware.precision=auto"]
+    done = place.run(*given, f"hydra.run.dir={folder}")
     assert "The figures are kept in" in done.stderr
     assert f"resume={folder} makes what is missing" in done.stderr
     assert "loss.png" in (folder / "page_failure.txt").read_text()
@@ -181,7 +163,7 @@ def test_a_page_that_fails_costs_the_page(tmp_path: Path) -> None:
     assert "page or pictures could not be made" in RunRecord.read(folder).notes[0]
     assert RunRecord.read(folder).settings["hardware"]["precision"] in ("fp32", "bf16")
     (folder / "loss.png").rmdir()
-    place.run("trainer.max_steps=2", f"resume={folder}")
+    place.run(*given, f"resume={folder}")
     assert is_complete(folder)
     assert (folder / "report.html").is_file()
     assert result(folder)["metrics"]["validation_loss"] == figures["validation_loss"]
@@ -191,7 +173,7 @@ def test_a_page_that_fails_costs_the_page(tmp_path: Path) -> None:
     with held_by_another(folder):
         pass
     for expected, told in ((0, "evaluating"), (1, "this run is finished")):
-        again = place.run("trainer.max_steps=2", f"resume={folder}", check=False)
+        again = place.run(*given, f"resume={folder}", check=False)
         assert again.returncode == expected, again.stderr
         assert told in again.stderr
         assert (folder / "report.html").is_file()
@@ -199,13 +181,10 @@ def test_a_page_that_fails_costs_the_page(tmp_path: Path) -> None:
 
 def test_a_signal_before_the_first_step_is_told(tmp_path: Path) -> None:
     place = Workplace(tmp_path)
-    run = subprocess.Popen(
-        place.command(), stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True, env=place.environment()
-    )
-    wait_for(lambda: any(place.outputs.glob("*/*/sittings.jsonl")), run)
-    run.send_signal(signal.SIGTERM)
-    stderr = run.communicate(timeout=60)[1]
-    assert run.returncode == 128 + signal.SIGTERM
-    assert "stopped by SIGTERM\nContinue with the same command and resume=auto" in stderr
-    assert "Traceback" not in stderr
+    run = place.start()
+    run.wait_until(lambda: any(place.outputs.glob("*/*/sittings.jsonl")))
+    run.send(signal.SIGTERM)
+    assert run.wait(60).returncode == 128 + signal.SIGTERM
+    assert "stopped by SIGTERM\nContinue with the same command and resume=auto" in run.stderr
+    assert "Traceback" not in run.stderr
     assert job_status(place.only_run()) == "interrupted"

@@ -3,19 +3,11 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 from html.parser import HTMLParser
 from pathlib import Path
 
 import pytest
-from commands import ROOT, Workplace, result
-
-
-def launch(*arguments: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, str(ROOT / "launch.py"), *arguments], capture_output=True, text=True, cwd=ROOT, timeout=120
-    )
+from commands import Workplace, launch, launch_afresh, result
 
 
 def test_a_run_leaves_its_record_and_a_page(tmp_path: Path) -> None:
@@ -48,7 +40,7 @@ def test_the_rest_of_hydra_works() -> None:
     assert shown.returncode == 0
     assert "use_attention_sinks: true" in shown.stdout
     assert launch("--info", "defaults").returncode == 0
-    help_text = launch("--help").stdout
+    help_text = launch_afresh("--help").stdout
     assert help_text.count("python launch.py ") >= 7
     assert "model/sinks: learnable, logits, streaming" in help_text
     # Bases, which leave something open, are no choices; they can be named all the same.
@@ -98,10 +90,9 @@ def test_a_mistake_is_one_message_and_leaves_nothing(override: str, message: str
 
 def test_wikitext2_from_the_mirror(mirror: Path, tmp_path: Path) -> None:
     place = Workplace(tmp_path)
-    text = [o for o in place.command() if not o.startswith(("task.data.train", "task=text"))]
+    text = [o for o in place.words() if not o.startswith(("task.data.train", "task=text"))]
     sizes = ["trainer.max_steps=2", "model.max_seq_len=256", "hardware.eval_batch_size=16"]
-    command = [*text, "task=wikitext2", f"paths.mirror={mirror}", *sizes]
-    done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, env=place.environment(), timeout=300)
+    done = launch(*text, "task=wikitext2", f"paths.mirror={mirror}", *sizes, cwd=tmp_path)
     assert done.returncode == 0, done.stderr[-2000:]
     record = json.loads((place.only_run() / "result.json").read_text())
     assert record["perplexity_protocol"]["validation"]["counts"]["words"] > 100_000

@@ -4,16 +4,13 @@ from __future__ import annotations
 
 import csv
 import json
-import os
 import signal
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
-from commands import ROOT, read_rows, wait_for
+from commands import Command, launch, read_rows
 
 SMOKE = ["experiment=pipeline_smoke", "hardware=cpu", "hardware.precision=fp32"]
 
@@ -28,24 +25,16 @@ class Place:
             f"paths.cache={cache or folder / 'cache'}",
             f"paths.mirror={mirror or 'null'}",
         ]
-        self.environment = {**os.environ, "OMP_NUM_THREADS": "1"}
 
-    def command(self, *overrides: str) -> list[str]:
-        return [sys.executable, str(ROOT / "launch.py"), *overrides, *self.own]
-
-    def run(self, *overrides: str) -> subprocess.CompletedProcess[str]:
-        return subprocess.run(
-            self.command(*overrides), capture_output=True, text=True, env=self.environment, timeout=500
-        )
+    def run(self, *overrides: str) -> Command:
+        return launch(*overrides, *self.own, timeout=500)
 
     def kill_when(self, reached: Callable[[Path], bool], *overrides: str) -> None:
         """SIGKILL the command alone, in the middle of the stage."""
-        run = subprocess.Popen(
-            self.command(*overrides), stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True, env=self.environment
-        )
-        wait_for(lambda: any(reached(folder) for folder in self.outputs.glob("*/*")), run)
-        run.send_signal(signal.SIGKILL)
-        run.communicate(timeout=60)
+        run = Command(*overrides, *self.own)
+        run.wait_until(lambda: any(reached(folder) for folder in self.outputs.glob("*/*")))
+        run.send(signal.SIGKILL)
+        assert run.wait(60).returncode == -signal.SIGKILL
 
     def only(self) -> Path:
         (state,) = self.outputs.glob("*/*/pipeline.json")

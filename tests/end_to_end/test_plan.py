@@ -5,12 +5,10 @@ from __future__ import annotations
 import json
 import os
 import socket
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
-from commands import ROOT
+from commands import ROOT, Command, launch
 from hydra import initialize_config_dir
 from records import composed, language_model, read_page, training_rows, write_run
 
@@ -18,14 +16,13 @@ from modern_llm.config.instantiate import ConfigError, build
 from modern_llm.locks import hold
 
 
-def plan(folder: Path, steps: dict[str, object], *more: str, name: str = "tried") -> subprocess.CompletedProcess[str]:
+def plan(folder: Path, steps: dict[str, object], *more: str, name: str = "tried") -> Command:
     """Steps that only read records, so that each takes a moment."""
     described = json.dumps(steps).replace('"overrides"', "overrides").replace('"needs"', "needs")
     for step in steps:
         described = described.replace(f'"{step}":', f"{step}:")
-    command = [sys.executable, str(ROOT / "launch.py"), "task=plan", f"task.steps={described}", f"name={name}",
-               f"paths.outputs={folder / 'outputs'}", *more]  # fmt: skip
-    return subprocess.run(command, capture_output=True, text=True, cwd=folder, timeout=120)
+    outputs = f"paths.outputs={folder / 'outputs'}"
+    return launch("task=plan", f"task.steps={described}", f"name={name}", outputs, *more, cwd=folder)
 
 
 def report(folder: Path, title: str, **more: object) -> dict[str, object]:
@@ -145,10 +142,8 @@ def test_every_step_of_every_plan_composes(name: str, tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_the_smoke_test_runs_everything_without_a_network(tmp_path: Path) -> None:
-    command = [sys.executable, str(ROOT / "launch.py"), "experiment=smoke", f"paths.outputs={tmp_path}", "hardware=cpu",
-               f"paths.cache={tmp_path / 'cache'}", "hardware.num_threads=1", "paths.mirror=null"]  # fmt: skip
-    offline = os.environ | {"HF_HUB_OFFLINE": "1"}
-    done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, timeout=600, env=offline)
+    own = [f"paths.outputs={tmp_path}", f"paths.cache={tmp_path / 'cache'}", "paths.mirror=null"]
+    done = launch("experiment=smoke", *own, "hardware=cpu", "hardware.num_threads=1", cwd=tmp_path, timeout=600)
     assert done.returncode == 0, done.stderr[-3000:]
     (result,) = tmp_path.glob("2*/*_smoke/result.json")
     assert set(json.loads(result.read_text())["steps"].values()) == {"finished"}

@@ -2,23 +2,17 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from browser import Browser, find_browser
-from records import ROOT, composed, language_model, training_rows, write_run
+from commands import launch, launch_afresh
+from records import composed, language_model, training_rows, write_run
 
 SMALL = ["model.d_model=32", "model.n_layers=1"]
 LOSSES = {"0": 5.3, "1": 4.9, "2": 11.2, "3": 5.05}
 NASTY = "</script><script>console.error('ran')</script><img src=http://example.invalid/x onerror=console.error('ran')>"
-
-
-def launch(*arguments: str, flags: tuple[str, ...] = ()) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, *flags, str(ROOT / "launch.py"), *arguments]
-    return subprocess.run(command, capture_output=True, text=True, cwd=ROOT, timeout=120)
 
 
 @pytest.fixture(scope="module")
@@ -49,7 +43,8 @@ def page(runs: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_a_report_imports_nothing_heavy_and_records_nothing_of_models(runs: Path, tmp_path: Path) -> None:
-    done = launch("task=report", f"task.runs=[{runs}]", f"paths.outputs={tmp_path}", flags=("-X", "importtime"))
+    words = ["task=report", f"task.runs=[{runs}]", f"paths.outputs={tmp_path}"]
+    done = launch_afresh(*words, flags=("-X", "importtime"))
     assert done.returncode == 0, done.stderr[-2000:]
     imported = {line.rsplit("|", 1)[-1].strip().split(".")[0] for line in done.stderr.splitlines() if "|" in line}
     assert "modern_llm" in imported

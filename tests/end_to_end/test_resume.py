@@ -5,11 +5,10 @@ from __future__ import annotations
 import random
 import resource
 import signal
-import subprocess
 from pathlib import Path
 
 import pytest
-from commands import Workplace, final_weights, read_rows, result
+from commands import Workplace, final_weights, launch_afresh, read_rows, result
 
 LENGTH = ["trainer.max_steps=300", "trainer.save_every=7", "trainer.eval_every=20", "trainer.log_every=3"]
 # Dropout makes every step depend on the random generator, too.
@@ -29,12 +28,12 @@ def test_a_stopped_and_resumed_run_is_the_run_that_was_never_stopped(
 ) -> None:
     place = Workplace(tmp_path)
     # The undisturbed run's text, at this place's path: the content is the same, and so is everything else.
-    status, stderr, folder = place.stop_at(random.randrange(9, 240), how, *WHOLE)
+    stopped, folder = place.stop_at(random.randrange(9, 240), how, *WHOLE)
     if how is signal.SIGKILL:
-        assert status == -signal.SIGKILL
+        assert stopped.returncode == -signal.SIGKILL
     else:
-        assert status == 128 + how
-        assert "Continue with the same command and resume=auto" in stderr
+        assert stopped.returncode == 128 + how
+        assert "Continue with the same command and resume=auto" in stopped.stderr
         steps = read_rows(folder)[-1]["step"]
         left = max((folder / "checkpoints").glob("step_*")).name
         assert int(left.removeprefix("step_")) >= steps  # the stop itself wrote a checkpoint
@@ -52,7 +51,7 @@ def test_a_stopped_and_resumed_run_is_the_run_that_was_never_stopped(
 def test_killed_again_and_again(tmp_path: Path, undisturbed: Path) -> None:
     place = Workplace(tmp_path)
     for step in (20, 90, 170):
-        _, _, folder = place.stop_at(step, signal.SIGKILL, *WHOLE, "resume=auto")
+        _, folder = place.stop_at(step, signal.SIGKILL, *WHOLE, "resume=auto")
     place.run(*WHOLE, "resume=auto")
     assert place.only_run() == folder
     assert final_weights(folder) == final_weights(undisturbed)
@@ -109,10 +108,8 @@ def test_a_full_disk_leaves_the_last_good_checkpoint(tmp_path: Path) -> None:
         signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
         resource.setrlimit(resource.RLIMIT_FSIZE, (small, small))
 
-    command = place.command(f"resume={folder}", "trainer.max_steps=8")
-    stopped = subprocess.run(
-        command, capture_output=True, text=True, cwd=tmp_path, env=place.environment(), preexec_fn=limit, timeout=120
-    )
+    words = place.words(f"resume={folder}", "trainer.max_steps=8")
+    stopped = launch_afresh(*words, cwd=tmp_path, preexec_fn=limit)
     assert stopped.returncode == 1
     assert "could not be written" in stopped.stderr
     assert "step_00000004" in stopped.stderr

@@ -6,11 +6,10 @@ import csv
 import json
 import os
 import signal
-import subprocess
 from pathlib import Path
 from typing import Any
 
-from commands import Workplace, read_rows, wait_for
+from commands import Workplace, launch, read_rows
 
 CLOCKED = {"seconds", "tokens_per_second", "peak_memory_gb"}
 
@@ -53,9 +52,8 @@ def test_a_failing_job_leaves_the_others_alone_and_is_run_again_alone(tmp_path: 
 
 def test_a_sweep_without_a_recipe_is_named_after_its_choices(tmp_path: Path) -> None:
     place = Workplace(tmp_path)
-    command = place.command("-m", "trainer.max_steps=2", "model.use_attention_sinks=true,false")
-    command = [part for part in command if not part.startswith("experiment=")]
-    done = subprocess.run(command, cwd=tmp_path, env=place.environment(), capture_output=True, text=True, timeout=300)
+    words = place.words("-m", "trainer.max_steps=2", "model.use_attention_sinks=true,false")
+    done = launch(*(word for word in words if not word.startswith("experiment=")), cwd=tmp_path)
     assert done.returncode == 0, done.stderr[-2000:]
     folder = only_sweep(place)
     assert folder.name.endswith("_text_tiny")
@@ -69,25 +67,16 @@ def test_an_interrupted_sweep_ends_as_one_that_was_left_alone(tmp_path: Path) ->
     alone, place = Workplace(tmp_path / "a"), Workplace(tmp_path / "b")
     alone.run(*swept)
     # Ctrl-C in a terminal reaches the sweep and its job: the whole process group.
-    sweep = subprocess.Popen(
-        place.command(*swept),
-        stderr=subprocess.PIPE,
-        stdout=subprocess.DEVNULL,
-        text=True,
-        cwd=place.folder,
-        env=place.environment(),
-        start_new_session=True,
-    )
+    sweep = place.start(*swept)
 
     def second_job_is_under_way() -> bool:
         logs = list(place.outputs.glob("multirun/*/*/1/metrics.jsonl"))
         return bool(logs) and len(read_rows(logs[0].parent)) > 20
 
-    wait_for(second_job_is_under_way, sweep)
+    sweep.wait_until(second_job_is_under_way)
     os.killpg(sweep.pid, signal.SIGINT)
-    stderr = sweep.communicate(timeout=120)[1]
-    assert sweep.returncode == 130
-    assert "resume=auto" in stderr
+    assert sweep.wait(120).returncode == 130
+    assert "resume=auto" in sweep.stderr
     folder = only_sweep(place)
     assert [row["status"] for row in table(folder)] == ["finished", "interrupted"]
     finished = (folder / "0" / "result.json").stat().st_mtime_ns

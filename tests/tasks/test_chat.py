@@ -3,22 +3,20 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 from pathlib import Path
 
 from bases import trained_from_scratch
-from commands import ROOT
+from commands import launch
 from made_models import byte_tokenizer
+
+GREEDY = ["task.sampling.temperature=0", "task.max_new_tokens=5", "hardware=cpu", "hardware.precision=fp32"]
 
 
 def test_lines_are_answered_and_commands_obeyed(tmp_path: Path) -> None:
     run = trained_from_scratch(tmp_path / "run", byte_tokenizer())
     lines = ["hello", "", "/what", "/reset", "hello", "y" * 200, "/quit", "never read"]
-    command = [sys.executable, str(ROOT / "launch.py"), "task=chat", "model=from_run", f"model.path={run}",
-               "task.sampling.temperature=0", "task.max_new_tokens=5", "hardware=cpu", "hardware.precision=fp32",
-               f"paths.outputs={tmp_path / 'outputs'}"]  # fmt: skip
-    done = subprocess.run(command, input="\n".join(lines), capture_output=True, text=True, cwd=ROOT, timeout=120)
+    words = ["task=chat", "model=from_run", f"model.path={run}", f"paths.outputs={tmp_path / 'outputs'}"]
+    done = launch(*words, *GREEDY, stdin="\n".join(lines))
     assert done.returncode == 0, done.stderr[-2000:]
     (path,) = tmp_path.glob("outputs/*/*_chat_from_run/conversation.json")
     turns = json.loads(path.read_text())
@@ -39,10 +37,7 @@ def test_control_bytes_that_a_model_writes_do_not_reach_the_terminal(tmp_path: P
     generate = ["task=generate", f"task.models=[{run}]", "task.prompts=['Hi\x1b[31m']"]
     said = []
     for words, record in ((chat, "conversation"), (generate, "generations")):
-        command = [sys.executable, str(ROOT / "launch.py"), *words, "task.sampling.temperature=0",
-                   "task.max_new_tokens=5", "hardware=cpu", "hardware.precision=fp32",
-                   f"paths.outputs={tmp_path / record}"]  # fmt: skip
-        done = subprocess.run(command, input="hello\n", capture_output=True, text=True, cwd=ROOT, timeout=120)
+        done = launch(*words, *GREEDY, f"paths.outputs={tmp_path / record}", stdin="hello\n")
         assert done.returncode == 0, done.stderr[-2000:]
         assert "\x1b" not in done.stdout + done.stderr
         (path,) = tmp_path.glob(f"{record}/*/*/{record}.json")
