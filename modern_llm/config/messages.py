@@ -9,6 +9,7 @@ import signal
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
+from functools import partial
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -60,7 +61,7 @@ def readable_errors() -> Iterator[None]:
     With HYDRA_FULL_ERROR=1, mistakes show their traceback, too.
     """
     os.environ[FULL_ERROR] = "1"  # Hydra then lets exceptions through instead of printing them
-    before = signal.signal(signal.SIGTERM, _stop)
+    before = signal.signal(signal.SIGTERM, partial(_stop, os.getpid()))
     try:
         yield
     except KeyboardInterrupt:
@@ -81,7 +82,7 @@ def readable_errors() -> Iterator[None]:
         signal.signal(signal.SIGTERM, before)
 
 
-def _stop(number: int, frame: FrameType | None, own: int = os.getpid()) -> None:
+def _stop(own: int, number: int, frame: FrameType | None) -> None:
     if os.getpid() != own:  # a worker, which is ended by whoever started it
         signal.signal(number, signal.SIG_DFL)
         os.kill(os.getpid(), number)

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from commands import Workplace, final_weights, launch_afresh, read_rows, result
 
-LENGTH = ["trainer.max_steps=300", "trainer.save_every=7", "trainer.eval_every=20", "trainer.log_every=3"]
+LENGTH = ["trainer.max_steps=150", "trainer.save_every=7", "trainer.eval_every=20", "trainer.log_every=3"]
 # Dropout makes every step depend on the random generator, too.
 WHOLE = [*LENGTH, "model.dropout=0.1", "trainer.batch_size=4"]
 
@@ -28,7 +28,7 @@ def test_a_stopped_and_resumed_run_is_the_run_that_was_never_stopped(
 ) -> None:
     place = Workplace(tmp_path)
     # The undisturbed run's text, at this place's path: the content is the same, and so is everything else.
-    stopped, folder = place.stop_at(random.randrange(9, 240), how, *WHOLE)
+    stopped, folder = place.stop_at(random.randrange(9, 120), how, *WHOLE)
     if how is signal.SIGKILL:
         assert stopped.returncode == -signal.SIGKILL
     else:
@@ -50,7 +50,7 @@ def test_a_stopped_and_resumed_run_is_the_run_that_was_never_stopped(
 
 def test_killed_again_and_again(tmp_path: Path, undisturbed: Path) -> None:
     place = Workplace(tmp_path)
-    for step in (20, 90, 170):
+    for step in (20, 60, 100):
         _, folder = place.stop_at(step, signal.SIGKILL, *WHOLE, "resume=auto")
     place.run(*WHOLE, "resume=auto")
     assert place.only_run() == folder

@@ -61,7 +61,7 @@ def test_a_sweep_without_a_recipe_is_named_after_its_choices(tmp_path: Path) -> 
 
 
 def test_an_interrupted_sweep_ends_as_one_that_was_left_alone(tmp_path: Path) -> None:
-    swept = ["-m", "trainer.max_steps=400", "trainer.save_every=5", "trainer.eval_every=50", "seed=1,2"]
+    swept = ["-m", "trainer.max_steps=150", "trainer.save_every=5", "trainer.eval_every=50", "seed=1,2"]
     (tmp_path / "a").mkdir()
     (tmp_path / "b").mkdir()
     alone, place = Workplace(tmp_path / "a"), Workplace(tmp_path / "b")
