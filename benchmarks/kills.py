@@ -68,6 +68,11 @@ SUBJECTS: dict[str, tuple[int, list[str]]] = {
 }  # fmt: skip
 
 
+def _as_in_a_terminal() -> None:
+    """Whatever a shell starts in the background ignores Ctrl-C, and hands that down."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
 @dataclass(frozen=True)
 class Place:
     """Where one command runs.
@@ -99,6 +104,7 @@ class Place:
                 cwd=self.folder,
                 env=os.environ | {"OMP_NUM_THREADS": "1"},
                 start_new_session=True,
+                preexec_fn=_as_in_a_terminal,
             )
 
     def any(self, pattern: str) -> list[Path]:
@@ -168,7 +174,7 @@ def kill_and_resume(place: Place, phase: str, how: signal.Signals, wait: float) 
     """Kill a command in a phase, and resume it until it ends.
 
     Returns:
-        Whether it was in the phase when the signal came, and how often it was resumed.
+        Whether the signal ended it in the phase, and how often it was resumed.
 
     Raises:
         RuntimeError: it does not end well.
@@ -182,6 +188,7 @@ def kill_and_resume(place: Place, phase: str, how: signal.Signals, wait: float) 
         # Ctrl-C reaches every process of a terminal; others signals, the one that was named.
         (os.killpg if how is signal.SIGINT else os.kill)(run.pid, how)
     status = run.wait(300)
+    reached = reached and status != 0
     tries = 0
     while status != 0:
         tries += 1

@@ -50,7 +50,7 @@ class Command:
         server, top = _server()
         self._folder = top / str(next(_NUMBERS))
         self._folder.mkdir()
-        environment = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", **(env or {})}
+        environment = {**os.environ, **(env or {})}
         request = {"words": words, "cwd": str(cwd), "env": environment}
         (self._folder / "request.json").write_text(json.dumps(request))
         (self._folder / "stdin").write_bytes(stdin.encode() if isinstance(stdin, str) else stdin)
@@ -113,7 +113,6 @@ def _server() -> tuple[subprocess.Popen[str], Path]:
         pass_fds=[read],
         stdin=subprocess.DEVNULL,
         text=True,
-        env={**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"},
         start_new_session=True,
     )
     os.close(read)
@@ -138,9 +137,8 @@ def launch_afresh(
     *words: str, flags: tuple[str, ...] = (), timeout: float = 120, **more: Any
 ) -> subprocess.CompletedProcess[str]:
     """A command in an interpreter of its own, for what depends on how it starts; what `subprocess.run` takes."""
-    given: dict[str, Any] = {"cwd": ROOT, "env": {**os.environ, "OMP_NUM_THREADS": "1"}, **more}
     command = [sys.executable, *flags, str(ROOT / "launch.py"), *words]
-    return subprocess.run(command, capture_output=True, text=True, timeout=timeout, **given)
+    return subprocess.run(command, capture_output=True, text=True, timeout=timeout, **{"cwd": ROOT, **more})
 
 
 class Workplace:

@@ -7,6 +7,8 @@ from pathlib import Path
 
 # Tests run side by side, one process a core; a process with more threads would wait for the others' cores.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+# Nothing is fetched; a name that is not there is then told at once.
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
 from collections.abc import Callable
 

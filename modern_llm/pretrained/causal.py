@@ -3,6 +3,7 @@ once, for it and for `ModernDecoderLM`."""
 
 from __future__ import annotations
 
+import inspect
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -18,6 +19,8 @@ if TYPE_CHECKING:
 
     from modern_llm.pretrained.kv_cache import HuggingFaceCache
 
+# transformers 5 renamed `past_key_values` on its way.
+_CACHE_NAMES = ("cache", "past_key_values")
 # Between the hidden states and the logits, some architectures do more than one matrix product.
 _AFTER_THE_HEAD = ("final_logit_softcapping", "logit_scale", "logits_scaling")
 
@@ -34,6 +37,12 @@ class HiddenStates:
     hidden: Tensor
     aux_losses: dict[str, Tensor] = field(default_factory=dict)
     expert_load: Tensor | None = None
+
+
+def cache_argument(body: nn.Module) -> str:
+    """What a model of `transformers` calls the cache that it is given."""
+    known = inspect.signature(body.forward).parameters
+    return next((name for name in _CACHE_NAMES if name in known), _CACHE_NAMES[-1])
 
 
 class HuggingFaceBody(nn.Module):
@@ -64,7 +73,7 @@ class HuggingFaceBody(nn.Module):
     @activation_checkpointing.setter
     def activation_checkpointing(self, on: bool) -> None:
         self._checkpointing = on
-        # transformers 5 renamed these on its way.
+        # transformers 5 renamed these, too.
         name = "activation" if hasattr(self.model, "activation_checkpointing_enable") else "gradient"
         if on:
             getattr(self.model, f"{name}_checkpointing_enable")({"use_reentrant": False})
@@ -147,7 +156,7 @@ class HuggingFaceCausalLM(HuggingFaceBody):
                 positions = (mask.long().cumsum(1) - 1).clamp(min=0)
                 given = {"attention_mask": mask, "position_ids": positions[:, -T:]}
         if cache is not None:
-            given |= {"past_key_values": cache.states}
+            given |= {cache_argument(self.body): cache.states}
         with self.compiled_unless(cache is not None):
             output = self.body(input_ids=input_ids, use_cache=cache is not None, return_dict=True, **given)
         return HiddenStates(output.last_hidden_state)

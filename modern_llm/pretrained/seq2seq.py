@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from torch import Tensor, nn
 
-from modern_llm.pretrained.causal import HiddenStates, HuggingFaceBody
+from modern_llm.pretrained.causal import HiddenStates, HuggingFaceBody, cache_argument
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -53,14 +53,16 @@ class HuggingFaceSeq2Seq(HuggingFaceBody):
 
     def decoder_states(self, encoded: EncodedSource, input_ids: Tensor, cache: Seq2SeqCache | None = None) -> Tensor:
         """(B, T, d) states that the head reads, for decoder inputs (B, T)."""
+        decoder = self.model.get_decoder()
+        given = {} if cache is None else {cache_argument(decoder): cache.states}
         with self.compiled_unless(cache is not None):
-            output = self.model.get_decoder()(
+            output = decoder(
                 input_ids=input_ids,
                 encoder_hidden_states=encoded.hidden,
                 encoder_attention_mask=encoded.mask,
-                past_key_values=None if cache is None else cache.states,
                 use_cache=cache is not None,
                 return_dict=True,
+                **given,
             )
         hidden = output.last_hidden_state
         # T5 v1.0 shares embedding and head, and scales between them.

@@ -53,8 +53,7 @@ def test_fingerprint_follows_the_content(tmp_path: Path) -> None:
     assert prints[0] != prints[1]
 
 
-def test_a_missing_column_split_or_data_set_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+def test_a_missing_column_split_or_data_set_is_named(tmp_path: Path) -> None:
     lines_data_set(tmp_path, "o/rows", {"train": ["a"], "validation": ["b"]}, column="content")
     with pytest.raises(ValueError, match=r"text_column='text'.*\['content'\]"):
         list(HubText("o/rows").documents("train", str(tmp_path)))

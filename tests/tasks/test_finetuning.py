@@ -409,8 +409,7 @@ class TestRefusals:
         with pytest.raises(ValueError, match="names no eos_token"):
             load_hugging_face(PretrainedModel(str(folder)), None)
 
-    def test_a_model_that_is_nowhere(self, hub: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    def test_a_model_that_is_nowhere(self, hub: Path) -> None:
         with pytest.raises(
             FileNotFoundError, match=r"mirror.*local Hugging Face cache and on the hub.*MODERN_LLM_MIRROR"
         ):
