@@ -15,7 +15,8 @@ import sys
 import sysconfig
 from collections.abc import Iterator
 from dataclasses import dataclass
-from functools import cache, lru_cache
+from functools import cache
+from itertools import chain
 from pathlib import Path
 from typing import Literal, Protocol
 
@@ -74,17 +75,25 @@ class PythonDocs:
         return f"python_docs {sys.version} {self.validation_percent} {split}"
 
     def documents(self, split: Split, mirror: str | None) -> Iterator[str]:
-        for text in _python_docs():
-            if _in_validation(text, self.validation_percent) == (split == "validation"):
+        seen = set()  # some topics have several names, and some modules repeat another's docstrings
+        # The library is parsed when all topics have been taken: the first document is there at once.
+        for text in chain.from_iterable(part() for part in (_topics, _library)):
+            wanted = _in_validation(text, self.validation_percent) == (split == "validation")
+            if wanted and len(text) > 200 and text not in seen:
+                seen.add(text)
                 yield text
 
 
-@lru_cache(maxsize=1)
-def _python_docs() -> list[str]:
-    """Every document once: some topics have several names, and some modules repeat another's docstrings."""
+def _topics() -> list[str]:
     from pydoc_data.topics import topics
 
-    texts = [text.strip() for text in topics.values()]
+    return [text.strip() for text in topics.values()]
+
+
+@cache
+def _library() -> list[str]:
+    """The docstrings of each module of the standard library."""
+    texts = []
     library = Path(sysconfig.get_paths()["stdlib"])
     # Tests, bundled wheels and IDLE are not prose about the library.
     left_out = {"test", "tests", "site-packages", "dist-packages", "idlelib", "lib2to3", "turtledemo", "ensurepip"}
@@ -92,7 +101,7 @@ def _python_docs() -> list[str]:
         parts = path.relative_to(library).with_suffix("").parts
         if not left_out & set(parts):
             texts.append("\n\n".join(_docstrings(path.read_bytes(), ".".join(parts).removesuffix(".__init__"))))
-    return list(dict.fromkeys(text for text in texts if len(text) > 200))
+    return texts
 
 
 def _docstrings(source: bytes, module: str) -> Iterator[str]:
