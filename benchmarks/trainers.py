@@ -18,7 +18,7 @@ from modern_llm.data.batches import Batch
 from modern_llm.objectives.base import Objective
 from modern_llm.pretrained.settings import LoRA
 from modern_llm.training.callbacks import Callback
-from modern_llm.training.optimizers import AdamW
+from modern_llm.training.optimization.optimizers import AdamW
 from modern_llm.training.runtime import Runtime
 from modern_llm.training.settings import Hardware, TrainerSettings
 from modern_llm.training.trainer import Trainer

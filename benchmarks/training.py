@@ -20,9 +20,9 @@ from harness import in_own_process, machine, peak_memory_mib, print_table
 from modern_llm.models import ModernDecoderLM, ModernLLMConfig
 from modern_llm.objectives.language_modeling import LanguageModeling
 from modern_llm.training.callbacks import Callback
-from modern_llm.training.optimizers import AdamW
+from modern_llm.training.optimization.optimizers import AdamW
+from modern_llm.training.optimization.schedules import Constant
 from modern_llm.training.runtime import Runtime
-from modern_llm.training.schedules import Constant
 from modern_llm.training.settings import Hardware, TrainerSettings
 from modern_llm.training.trainer import Trainer
 

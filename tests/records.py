@@ -13,7 +13,7 @@ from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 
 from modern_llm.runs.resume import settled
-from modern_llm.training.metrics_log import MetricsLog
+from modern_llm.training.logs.metrics import MetricsLog
 
 ROOT = Path(__file__).resolve().parents[1]
 

@@ -18,6 +18,12 @@ _MODULES = {
     "modern_llm.tasks.solving": "modern_llm.experiment.problems",
     "modern_llm.tasks.alignment": "modern_llm.runs.policies",
     "modern_llm.tasks.language_modeling": "modern_llm.tasks.pretraining",
+    "modern_llm.models.rope": "modern_llm.models.attention.rope",
+    "modern_llm.models.sinks": "modern_llm.models.attention.sinks",
+    "modern_llm.models.sampling": "modern_llm.models.decoding.sampling",
+    "modern_llm.training.loggers": "modern_llm.training.logs.loggers",
+    "modern_llm.training.optimizers": "modern_llm.training.optimization.optimizers",
+    "modern_llm.training.schedules": "modern_llm.training.optimization.schedules",
 }
 _CLASSES = {
     "modern_llm.tasks.pretraining.LanguageModeling": "modern_llm.tasks.pretraining.Pretraining",

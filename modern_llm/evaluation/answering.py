@@ -10,9 +10,16 @@ import torch
 from torch import Tensor
 
 from modern_llm.data.batches import ClassificationBatch, Collate, Encoded, Sized, by_length, padded
+from modern_llm.models.decoding.generation import (
+    CausalLM,
+    Continuation,
+    DecodingCache,
+    TextCodec,
+    continue_ids,
+    prefilled,
+)
+from modern_llm.models.decoding.sampling import GREEDY, Sampling
 from modern_llm.models.fused_loss import IGNORE_INDEX, token_nll
-from modern_llm.models.generation import CausalLM, Continuation, DecodingCache, TextCodec, continue_ids, prefilled
-from modern_llm.models.sampling import GREEDY, Sampling
 from modern_llm.objectives.base import Batch, Objective, on_device
 from modern_llm.objectives.classification import TextClassifier
 from modern_llm.pretrained.seq2seq import EncodedSource, HuggingFaceSeq2Seq

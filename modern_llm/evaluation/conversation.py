@@ -10,8 +10,8 @@ import torch
 from modern_llm.data.chat import ChatWriter, Message
 from modern_llm.data.text.stream import TextStream
 from modern_llm.data.text.tokenizers import Tokenizer
-from modern_llm.models.generation import CausalLM, stream_tokens
-from modern_llm.models.sampling import Sampling
+from modern_llm.models.decoding.generation import CausalLM, stream_tokens
+from modern_llm.models.decoding.sampling import Sampling
 
 
 class ContextFullError(ValueError):

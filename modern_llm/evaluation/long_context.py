@@ -13,11 +13,11 @@ from torch import Tensor
 
 from modern_llm.data.text.tokens import TokenCorpus
 from modern_llm.evaluation.perplexity import windows
+from modern_llm.models.attention.rotary import Rotary
+from modern_llm.models.attention.sinks import StreamingSinks
 from modern_llm.models.config import ModernLLMConfig
+from modern_llm.models.decoding.generation import CausalLM
 from modern_llm.models.fused_loss import IGNORE_INDEX, token_nll
-from modern_llm.models.generation import CausalLM
-from modern_llm.models.rotary import Rotary
-from modern_llm.models.sinks import StreamingSinks
 from modern_llm.models.transformer import ModernDecoderLM
 
 Policy = Literal["full", "window", "streaming", "own", "recomputed"]

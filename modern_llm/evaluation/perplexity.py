@@ -10,8 +10,8 @@ import numpy as np
 import torch
 
 from modern_llm.data.text.tokens import TokenCorpus
+from modern_llm.models.decoding.generation import CausalLM
 from modern_llm.models.fused_loss import IGNORE_INDEX, token_nll
-from modern_llm.models.generation import CausalLM
 
 
 @dataclass(frozen=True)

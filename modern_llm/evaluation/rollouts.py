@@ -13,8 +13,8 @@ import torch
 
 from modern_llm.checks import require
 from modern_llm.data.solutions.settings import MOST_SAMPLES
-from modern_llm.models.generation import CausalLM, Continuation, TextCodec, continue_ids, prefilled
-from modern_llm.models.sampling import GREEDY, Sampling
+from modern_llm.models.decoding.generation import CausalLM, Continuation, TextCodec, continue_ids, prefilled
+from modern_llm.models.decoding.sampling import GREEDY, Sampling
 
 GREEDY_SAMPLE = -1  # stands for the greedy answer among the numbers of samples
 

@@ -10,7 +10,7 @@ from modern_llm.data.rows import FileRows
 from modern_llm.data.solutions.settings import MOST_SAMPLES, ProblemData, Reading, SolutionData
 from modern_llm.defaults import Defaults
 from modern_llm.experiment.contract import RunFolder, say
-from modern_llm.models.sampling import Sampling
+from modern_llm.models.decoding.sampling import Sampling
 from modern_llm.pretrained.settings import ModelFromRun, PretrainedChoice, PretrainedModel
 
 if TYPE_CHECKING:

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from modern_llm.checks import require
-from modern_llm.models.sampling import Sampling
+from modern_llm.models.decoding.sampling import Sampling
 
 if TYPE_CHECKING:
     from modern_llm.pretrained.loaded import LoadedModel
@@ -33,7 +33,7 @@ class Samples:
 
     def continued(self, loaded: LoadedModel, runtime: Runtime, seed: int) -> list[dict[str, str]]:
         """Each prompt continued as plain text."""
-        from modern_llm.models.generation import generate_text
+        from modern_llm.models.decoding.generation import generate_text
 
         texts = []
         for number, prompt in enumerate(self.prompts):
@@ -52,7 +52,7 @@ class Samples:
     def answered(self, loaded: LoadedModel, runtime: Runtime, seed: int) -> list[dict[str, str]]:
         """Each prompt answered as the first turn of a conversation."""
         from modern_llm.data.chat import ChatWriter
-        from modern_llm.models.generation import continue_ids
+        from modern_llm.models.decoding.generation import continue_ids
 
         writer, texts = ChatWriter(loaded.tokenizer), []
         for number, prompt in enumerate(self.prompts):

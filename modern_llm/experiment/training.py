@@ -15,7 +15,7 @@ from modern_llm.checks import require
 from modern_llm.defaults import ROOT
 from modern_llm.evaluation.metrics.registry import directions
 from modern_llm.experiment.contract import Paths, RunFolder, say
-from modern_llm.training.loggers import FilesOnly, Logger
+from modern_llm.training.logs.loggers import FilesOnly, Logger
 from modern_llm.training.settings import Hardware, TrainerSettings
 
 if TYPE_CHECKING:

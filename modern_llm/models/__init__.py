@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from modern_llm.models.config import ModernLLMConfig, MoEConfig
-    from modern_llm.models.generation import generate, generate_text, stream_tokens
+    from modern_llm.models.decoding.generation import generate, generate_text, stream_tokens
     from modern_llm.models.interop import from_hugging_face, to_hugging_face
     from modern_llm.models.transformer import ModernDecoderLM
     from modern_llm.models.verifier import VerifierModel
@@ -22,9 +22,9 @@ _HOMES = {
     "ModernDecoderLM": "transformer",
     "VerifierConfig": "verifier_config",
     "VerifierModel": "verifier",
-    "generate": "generation",
-    "generate_text": "generation",
-    "stream_tokens": "generation",
+    "generate": "decoding.generation",
+    "generate_text": "decoding.generation",
+    "stream_tokens": "decoding.generation",
     "from_hugging_face": "interop",
     "to_hugging_face": "interop",
 }

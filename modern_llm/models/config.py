@@ -6,8 +6,8 @@ from dataclasses import dataclass, field, replace
 
 from modern_llm.checks import require
 from modern_llm.defaults import Defaults
-from modern_llm.models.rope import NoRope, PlainRope
-from modern_llm.models.sinks import LearnableSinks, Sinks
+from modern_llm.models.attention.rope import NoRope, PlainRope
+from modern_llm.models.attention.sinks import LearnableSinks, Sinks
 
 _GQA = Defaults("model/gqa/mha")
 
@@ -99,9 +99,9 @@ class ModernLLMConfig:
         head_dim: width of one head; null: d_model / n_heads.
         ffn_hidden_size: SwiGLU's hidden width; null: 8/3 d_model rounded up to a multiple of 64, which has the
             parameters of a two-matrix layer of width 4 d_model (Shazeer 2020, arXiv 2002.05202).
-        rope: rotary variant, one of `models/rope.py`.
+        rope: rotary variant, one of `models/attention/rope.py`.
         gqa: how query heads share key/value heads.
-        sinks: the kind of attention sink that `use_attention_sinks` turns on, one of `models/sinks.py`.
+        sinks: the kind of attention sink that `use_attention_sinks` turns on, one of `models/attention/sinks.py`.
         use_attention_sinks: whether the sinks are there.
         moe: mixture-of-experts feed-forward; null is the dense SwiGLU.
         sliding_window: last tokens that a position attends to, itself included (Mistral); null: all.

@@ -13,8 +13,8 @@ import torch
 from torch import Tensor
 
 from modern_llm.hub import find_model
+from modern_llm.models.attention.rope import LinearRope, Llama3Rope, NoRope, NTKRope, PlainRope, YarnRope
 from modern_llm.models.config import GQAConfig, ModernLLMConfig, MoEConfig
-from modern_llm.models.rope import LinearRope, Llama3Rope, NoRope, NTKRope, PlainRope, YarnRope
 from modern_llm.models.transformer import ModernDecoderLM
 
 if TYPE_CHECKING:

@@ -9,18 +9,18 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
-from modern_llm.models.attention import Attention
-from modern_llm.models.attention_plan import AttentionPlan, plan_attention
+from modern_llm.models.attention.kv_cache import KVCache
+from modern_llm.models.attention.layer import Attention
+from modern_llm.models.attention.plan import AttentionPlan, plan_attention
+from modern_llm.models.attention.rotary import Rotary
+from modern_llm.models.attention.sink_rows import SinkRows
 from modern_llm.models.config import ModernLLMConfig
-from modern_llm.models.feedforward import SwiGLU
+from modern_llm.models.feed_forward.dense import SwiGLU
+from modern_llm.models.feed_forward.experts import MoE, Routing
 from modern_llm.models.fused_loss import IGNORE_INDEX, linear_cross_entropy
 from modern_llm.models.kernels import compute_dtype
-from modern_llm.models.kv_cache import KVCache
 from modern_llm.models.linear import Linear
-from modern_llm.models.moe import MoE, Routing
 from modern_llm.models.norm import RMSNorm
-from modern_llm.models.rotary import Rotary
-from modern_llm.models.sink_rows import SinkRows
 
 
 @dataclass

@@ -7,11 +7,11 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
-from modern_llm.models.attention_plan import plan_encoding
+from modern_llm.models.attention.plan import plan_encoding
+from modern_llm.models.attention.rotary import Rotary
 from modern_llm.models.kernels import compute_dtype
 from modern_llm.models.linear import Linear
 from modern_llm.models.norm import RMSNorm
-from modern_llm.models.rotary import Rotary
 from modern_llm.models.transformer import DecoderBlock, init_weights
 from modern_llm.models.verifier_config import VerifierConfig
 

@@ -7,8 +7,8 @@ from typing import Literal
 
 from modern_llm.checks import require
 from modern_llm.defaults import Defaults
+from modern_llm.models.attention.rope import NoRope, PlainRope
 from modern_llm.models.config import GQAConfig, ModernLLMConfig
-from modern_llm.models.rope import NoRope, PlainRope
 
 _DEFAULTS = Defaults("model/verifier")
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any
 
+from modern_llm.models.decoding.generation import CausalLM
 from modern_llm.models.fused_loss import IGNORE_INDEX, linear_cross_entropy
-from modern_llm.models.generation import CausalLM
 from modern_llm.objectives.base import Batch, LossOutput, Objective, add_expert_losses, survey_experts
 
 

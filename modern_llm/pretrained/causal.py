@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from modern_llm.models.attention_plan import branch_positions, sees_branch
+from modern_llm.models.attention.plan import branch_positions, sees_branch
 from modern_llm.models.kernels import may_be_compiled
 
 if TYPE_CHECKING:

@@ -25,7 +25,7 @@ from modern_llm.reporting.record import RunRecord, job_status
 from modern_llm.runs.checked import checked
 from modern_llm.runs.policies import Measures, StageSettings, measure_policies
 from modern_llm.runs.sweep import run_in_process, set_aside
-from modern_llm.training.loggers import FilesOnly, Logger
+from modern_llm.training.logs.loggers import FilesOnly, Logger
 from modern_llm.training.settings import Hardware
 
 StageName = Literal["base", "sft", "dpo", "verifier", "best_of_n"]

@@ -27,7 +27,7 @@ from modern_llm.runs.checked import checked, settled_and_typed
 from modern_llm.runs.folder import hold_run
 from modern_llm.runs.resume import settled
 from modern_llm.runs.sweep import run_in_process, set_aside
-from modern_llm.training.loggers import FilesOnly, Logger
+from modern_llm.training.logs.loggers import FilesOnly, Logger
 from modern_llm.training.settings import Hardware
 
 # The folder of a step, and what is named inside it.

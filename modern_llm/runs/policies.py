@@ -16,7 +16,7 @@ from modern_llm.defaults import Defaults
 from modern_llm.evaluation.protocol import PerplexityProtocol
 from modern_llm.experiment.contract import Paths, progress_of, say
 from modern_llm.experiment.samples import Samples
-from modern_llm.models.sampling import Sampling
+from modern_llm.models.decoding.sampling import Sampling
 from modern_llm.pretrained.settings import ModelFromRun, PretrainedModel
 from modern_llm.tasks.dpo import DPO
 from modern_llm.tasks.sft import SFT

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from modern_llm.checks import require
 from modern_llm.defaults import ROOT, Defaults
 from modern_llm.experiment.contract import Paths, RunFolder, say
-from modern_llm.models.sampling import Sampling
+from modern_llm.models.decoding.sampling import Sampling
 from modern_llm.pretrained.settings import ModelFromRun, PretrainedModel
 from modern_llm.reporting.tables import visible
 from modern_llm.training.settings import Hardware

@@ -11,7 +11,7 @@ from modern_llm.checks import require
 from modern_llm.defaults import ROOT, Defaults
 from modern_llm.experiment.contract import Paths, RunFolder, require_pretrained, say, tell_paths
 from modern_llm.models.config import ModernLLMConfig
-from modern_llm.models.sampling import GREEDY, Sampling
+from modern_llm.models.decoding.sampling import GREEDY, Sampling
 from modern_llm.pretrained.settings import ModelFromRun, PretrainedChoice, PretrainedModel, named_model
 from modern_llm.training.settings import Hardware
 
@@ -115,7 +115,7 @@ class Generate:
     def _text(self, loaded: LoadedModel, runtime: Runtime, prompt: str, seed: int) -> dict[str, Any]:
         """What a model writes behind a prompt, alone in its batch, so that no other prompt changes it."""
         from modern_llm.data.chat import ChatWriter, with_chat
-        from modern_llm.models.generation import continue_ids
+        from modern_llm.models.decoding.generation import continue_ids
 
         tokenizer, start = loaded.tokenizer, loaded.start_ids
         if self.chat:

@@ -12,8 +12,8 @@ from modern_llm.checks import require
 from modern_llm.data.text.sources import PythonDocs, Source, Split
 from modern_llm.defaults import Defaults
 from modern_llm.experiment.contract import Paths, RunFolder, require_pretrained, say, tell_paths
+from modern_llm.models.attention.sinks import StreamingSinks
 from modern_llm.models.config import ModernLLMConfig
-from modern_llm.models.sinks import StreamingSinks
 from modern_llm.pretrained.settings import ModelFromRun, PretrainedChoice, PretrainedModel, named_model
 from modern_llm.training.settings import Hardware
 

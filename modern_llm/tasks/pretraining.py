@@ -17,7 +17,7 @@ from modern_llm.experiment.samples import Samples
 from modern_llm.experiment.training import Parts, Session, TrainingTask, require_metric
 from modern_llm.models.config import ModernLLMConfig
 from modern_llm.pretrained.settings import ModelFromRun, PretrainedModel
-from modern_llm.training.memory_plan import check_memory
+from modern_llm.training.memory.plan import check_memory
 
 if TYPE_CHECKING:
     from modern_llm.data.text.tokens import TokenCorpus

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
     from modern_llm.data.shots import Prompt, PromptWriter
     from modern_llm.evaluation.metrics.scoring import Scored
-    from modern_llm.models.generation import CausalLM
+    from modern_llm.models.decoding.generation import CausalLM
     from modern_llm.pretrained.loaded import LoadedModel
     from modern_llm.pretrained.seq2seq import HuggingFaceSeq2Seq
 

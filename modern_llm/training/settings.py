@@ -8,8 +8,8 @@ from typing import Literal
 from modern_llm.checks import require
 from modern_llm.defaults import Defaults
 from modern_llm.training.budget import Budget
-from modern_llm.training.optimizers import AdamW
-from modern_llm.training.schedules import Cosine, Schedule
+from modern_llm.training.optimization.optimizers import AdamW
+from modern_llm.training.optimization.schedules import Cosine, Schedule
 
 _TRAINER_SETTINGS = Defaults("trainer/default")
 
@@ -24,8 +24,8 @@ class TrainerSettings:
         max_minutes: minutes of training over all sittings, evaluation left out; null: no limit. What is reached first
             ends the run, and the schedule follows it.
         batch_size: sequences per optimiser step.
-        optimizer: one of `optimizers.py`.
-        schedule: one of `schedules.py`.
+        optimizer: one of `optimization/optimizers.py`.
+        schedule: one of `optimization/schedules.py`.
         grad_clip: largest norm of the whole gradient; null: no limit.
         log_every: steps between rows of metrics.
         eval_every: steps between evaluations; null: a tenth of max_steps. A checkpoint comes before each.

@@ -25,9 +25,9 @@ from modern_llm.training.contract import DataStream, Evaluator, TrainResult
 from modern_llm.training.dropout import dropout_by_row, mixed
 from modern_llm.training.guard import Guard, TrainingDivergedError
 from modern_llm.training.interruption import Interrupted, StopRequest
-from modern_llm.training.metrics_log import MetricsLog
-from modern_llm.training.out_of_memory import explain_out_of_memory
-from modern_llm.training.progress import Best, Progress
+from modern_llm.training.logs.metrics import MetricsLog
+from modern_llm.training.logs.progress import Best, Progress
+from modern_llm.training.memory.exhausted import explain_out_of_memory
 from modern_llm.training.runtime import Runtime
 from modern_llm.training.settings import TrainerSettings
 

@@ -17,8 +17,8 @@ from records import write_run
 from modern_llm.config.choices import is_base
 from modern_llm.config.instantiate import ConfigError, build, describe, find_target
 from modern_llm.models import ModernLLMConfig, MoEConfig
-from modern_llm.models.rope import YarnRope
-from modern_llm.models.sinks import StreamingSinks
+from modern_llm.models.attention.rope import YarnRope
+from modern_llm.models.attention.sinks import StreamingSinks
 
 ROOT = Path(__file__).resolve().parents[2]
 CONF = ROOT / "conf"
@@ -147,7 +147,7 @@ def test_every_choice_builds_and_its_yaml_names_every_key(group: str, choice: st
     for node in nodes(OmegaConf.to_container(config, resolve=True)):
         target = find_target(node["_target_"], "")
         if is_dataclass(target) and node["_target_"] not in (
-            "modern_llm.training.schedules.Constant",  # its final fraction can only be 1
+            "modern_llm.training.optimization.schedules.Constant",  # its final fraction can only be 1
         ):
             assert {f.name for f in fields(target)} == node.keys() - {"_target_"}, node["_target_"]
 
@@ -181,7 +181,7 @@ def test_every_setting_is_read_somewhere() -> None:
         (["task.data=null"], r"task\.data=None: must be a Source"),
         (["task=pretraining"], r"task\.data.*(is missing|Missing)"),
         (
-            ["trainer.optimizer._target_=modern_llm.training.schedules.Cosine"],
+            ["trainer.optimizer._target_=modern_llm.training.optimization.schedules.Cosine"],
             r"Cosine has no such key|must be an AdamW",
         ),
         (["model._target_=os.system"], r"only parts of modern_llm may be instantiated"),
@@ -197,7 +197,7 @@ def test_mistakes_are_named(overrides: list[str], message: str) -> None:
 
 def test_a_swapped_part_of_the_wrong_kind_is_refused() -> None:
     with pytest.raises(ConfigError, match=r"trainer\.schedule=.*must be a Schedule"):
-        build(composed("trainer.schedule={_target_: modern_llm.models.rope.NoRope}").task)
+        build(composed("trainer.schedule={_target_: modern_llm.models.attention.rope.NoRope}").task)
 
 
 def test_checking_a_configuration_imports_nothing_heavy() -> None:

@@ -10,9 +10,9 @@ from made_models import byte_tokenizer, make_model
 
 from modern_llm.evaluation.attention_maps import AttentionMaps, attention_maps, token_labels
 from modern_llm.models import ModernDecoderLM, ModernLLMConfig, from_hugging_face
-from modern_llm.models.attention_plan import plan_attention
+from modern_llm.models.attention.plan import plan_attention
+from modern_llm.models.attention.sinks import LearnableSinks, SinkLogits, StreamingSinks
 from modern_llm.models.config import GQAConfig
-from modern_llm.models.sinks import LearnableSinks, SinkLogits, StreamingSinks
 
 IDS = torch.randint(1, 50, (20,), generator=torch.Generator().manual_seed(1)).tolist()
 SINKS: dict[str, Any] = {

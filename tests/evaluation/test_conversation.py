@@ -12,8 +12,8 @@ from modern_llm.data.chat import with_chat
 from modern_llm.data.text.tokenizers import Tokenizer
 from modern_llm.evaluation.conversation import ContextFullError, Conversation
 from modern_llm.models import ModernDecoderLM, ModernLLMConfig
-from modern_llm.models.sampling import GREEDY, Sampling
-from modern_llm.models.sinks import LearnableSinks, StreamingSinks
+from modern_llm.models.attention.sinks import LearnableSinks, StreamingSinks
+from modern_llm.models.decoding.sampling import GREEDY, Sampling
 from modern_llm.pretrained.causal import HuggingFaceCausalLM
 
 KINDS = ["gpt2", "llama", "own", "learnable", "streaming"]

@@ -18,7 +18,7 @@ from modern_llm.data.labelled import Example
 from modern_llm.evaluation import error_analysis as analysis
 from modern_llm.evaluation.metrics.scoring import score_classes, score_texts
 from modern_llm.experiment.contract import RunFolder
-from modern_llm.models.generation import Continuation
+from modern_llm.models.decoding.generation import Continuation
 from modern_llm.tasks.error_analysis import ErrorAnalysis
 
 LABELS = ["bad", "good", "so-so"]

@@ -18,8 +18,8 @@ from modern_llm.evaluation.long_context import (
     under_policy,
 )
 from modern_llm.models import ModernDecoderLM, ModernLLMConfig, to_hugging_face
+from modern_llm.models.attention.sinks import LearnableSinks, SinkLogits
 from modern_llm.models.config import GQAConfig
-from modern_llm.models.sinks import LearnableSinks, SinkLogits
 from modern_llm.tasks.long_context import verdict
 
 CPU = torch.device("cpu")

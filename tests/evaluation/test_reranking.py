@@ -12,7 +12,7 @@ import pytest
 from modern_llm.evaluation import reranking
 from modern_llm.evaluation.reranking import Combine, curve_points, pass_at_k, reference_number, rerank, vote
 from modern_llm.evaluation.rollouts import Attempts
-from modern_llm.models.generation import Continuation
+from modern_llm.models.decoding.generation import Continuation
 
 
 def attempts(greedy: str, *samples: str) -> Attempts:

@@ -7,9 +7,9 @@ import torch
 from torch import Tensor
 
 from modern_llm.models import ModernDecoderLM
+from modern_llm.models.attention.rope import NoRope, YarnRope
+from modern_llm.models.attention.sinks import LearnableSinks, SinkLogits, StreamingSinks
 from modern_llm.models.config import MoEConfig
-from modern_llm.models.rope import NoRope, YarnRope
-from modern_llm.models.sinks import LearnableSinks, SinkLogits, StreamingSinks
 
 SINKS = {
     "learnable": {"use_attention_sinks": True, "sinks": LearnableSinks(window=7, num_sinks=3)},

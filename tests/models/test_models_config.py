@@ -8,9 +8,9 @@ import sys
 import pytest
 
 from modern_llm.models import ModernDecoderLM, ModernLLMConfig
+from modern_llm.models.attention.rope import LinearRope, Llama3Rope, NoRope, NTKRope, PlainRope, YarnRope
+from modern_llm.models.attention.sinks import LearnableSinks, SinkLogits, StreamingSinks
 from modern_llm.models.config import GQAConfig, MoEConfig
-from modern_llm.models.rope import LinearRope, Llama3Rope, NoRope, NTKRope, PlainRope, YarnRope
-from modern_llm.models.sinks import LearnableSinks, SinkLogits, StreamingSinks
 
 
 @pytest.mark.parametrize(
@@ -163,7 +163,7 @@ def test_default_hidden_width_matches_a_two_matrix_layer():
 def test_checking_a_configuration_imports_no_torch():
     code = (
         "import sys; from modern_llm.models.config import ModernLLMConfig, MoEConfig; ModernLLMConfig(moe=MoEConfig());"
-        "import modern_llm.models.sampling; assert 'torch' not in sys.modules, 'torch was imported';"
+        "import modern_llm.models.decoding.sampling; assert 'torch' not in sys.modules, 'torch was imported';"
         "import modern_llm.models; modern_llm.models.ModernDecoderLM; assert 'torch' in sys.modules"
     )
     subprocess.run([sys.executable, "-c", code], check=True)

@@ -6,9 +6,9 @@ import pytest
 import torch
 from torch.nn import functional as F
 
+from modern_llm.models.attention.rope import NoRope
+from modern_llm.models.attention.sinks import LearnableSinks, SinkLogits, StreamingSinks
 from modern_llm.models.config import MoEConfig
-from modern_llm.models.rope import NoRope
-from modern_llm.models.sinks import LearnableSinks, SinkLogits, StreamingSinks
 
 MODELS = {
     "plain": {},

@@ -15,10 +15,10 @@ from transformers import (
 )
 
 from modern_llm.models import from_hugging_face, generate, generate_text, stream_tokens
+from modern_llm.models.attention.sinks import LearnableSinks, SinkLogits, StreamingSinks
 from modern_llm.models.config import MoEConfig
-from modern_llm.models.generation import _choose, filter_logits
-from modern_llm.models.sampling import GREEDY, Sampling
-from modern_llm.models.sinks import LearnableSinks, SinkLogits, StreamingSinks
+from modern_llm.models.decoding.generation import _choose, filter_logits
+from modern_llm.models.decoding.sampling import GREEDY, Sampling
 
 
 class Letters:

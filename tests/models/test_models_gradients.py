@@ -7,13 +7,13 @@ import torch
 from torch.nn import functional as F
 
 from modern_llm.models import ModernLLMConfig
-from modern_llm.models.attention_plan import plan_attention
+from modern_llm.models.attention.plan import plan_attention
+from modern_llm.models.attention.rope import NoRope
+from modern_llm.models.attention.rotary import Rotary
+from modern_llm.models.attention.sinks import LearnableSinks, SinkLogits, StreamingSinks
 from modern_llm.models.config import GQAConfig, MoEConfig
-from modern_llm.models.feedforward import SwiGLU, swiglu_linear
+from modern_llm.models.feed_forward.dense import SwiGLU, swiglu_linear
 from modern_llm.models.norm import RMSNorm
-from modern_llm.models.rope import NoRope
-from modern_llm.models.rotary import Rotary
-from modern_llm.models.sinks import LearnableSinks, SinkLogits, StreamingSinks
 from modern_llm.models.transformer import DecoderBlock
 
 BLOCKS = {

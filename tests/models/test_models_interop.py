@@ -7,10 +7,10 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from modern_llm.models import from_hugging_face, to_hugging_face
+from modern_llm.models.attention.rope import LinearRope, Llama3Rope, NoRope, NTKRope, PlainRope, YarnRope
+from modern_llm.models.attention.sinks import LearnableSinks, SinkLogits, StreamingSinks
 from modern_llm.models.config import MoEConfig
 from modern_llm.models.interop import import_config
-from modern_llm.models.rope import LinearRope, Llama3Rope, NoRope, NTKRope, PlainRope, YarnRope
-from modern_llm.models.sinks import LearnableSinks, SinkLogits, StreamingSinks
 
 SHAPE = {
     "vocab_size": 61,

@@ -8,7 +8,13 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from modern_llm.models.config import MoEConfig
-from modern_llm.models.moe import MoE, _experts_grouped, _experts_in_turn, expert_counts, load_balance_loss
+from modern_llm.models.feed_forward.experts import (
+    MoE,
+    _experts_grouped,
+    _experts_in_turn,
+    expert_counts,
+    load_balance_loss,
+)
 
 D, HIDDEN = 8, 16
 

@@ -9,8 +9,8 @@ import torch
 from transformers import LlamaConfig
 from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
-from modern_llm.models.rope import LinearRope, Llama3Rope, NoRope, NTKRope, PlainRope, YarnRope
-from modern_llm.models.rotary import Rotary, rotate
+from modern_llm.models.attention.rope import LinearRope, Llama3Rope, NoRope, NTKRope, PlainRope, YarnRope
+from modern_llm.models.attention.rotary import Rotary, rotate
 
 
 def _heads(*shape: int) -> torch.Tensor:

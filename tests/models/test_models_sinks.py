@@ -11,11 +11,11 @@ from torch import Tensor
 from transformers import GptOssConfig
 from transformers.models.gpt_oss.modeling_gpt_oss import GptOssAttention
 
-from modern_llm.models.attention import Attention
-from modern_llm.models.attention_plan import plan_attention
-from modern_llm.models.rope import NoRope, PlainRope, YarnRope
-from modern_llm.models.rotary import Rotary
-from modern_llm.models.sinks import LearnableSinks, SinkLogits, StreamingSinks
+from modern_llm.models.attention.layer import Attention
+from modern_llm.models.attention.plan import plan_attention
+from modern_llm.models.attention.rope import NoRope, PlainRope, YarnRope
+from modern_llm.models.attention.rotary import Rotary
+from modern_llm.models.attention.sinks import LearnableSinks, SinkLogits, StreamingSinks
 
 GROUPS = [1, 2, 4]
 TOLERANCE = 1e-5  # everything runs in float64 but the tables of angles, which are fp32

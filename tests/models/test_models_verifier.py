@@ -11,8 +11,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from modern_llm.models.attention.rope import NoRope
 from modern_llm.models.config import GQAConfig
-from modern_llm.models.rope import NoRope
 from modern_llm.models.verifier import VerifierModel
 from modern_llm.models.verifier_config import VerifierConfig
 

@@ -14,8 +14,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from modern_llm.data.preferences.read import EncodedPair, PairBatch
+from modern_llm.models.attention.sinks import LearnableSinks, StreamingSinks
 from modern_llm.models.config import GQAConfig, ModernLLMConfig
-from modern_llm.models.sinks import LearnableSinks, StreamingSinks
 from modern_llm.models.transformer import ModernDecoderLM
 from modern_llm.objectives.preference import PreferenceOptimisation, answer_log_probs, measures
 from modern_llm.objectives.preference_losses import IPO, HingeDPO, PairLogProbs, SigmoidDPO, SimPO

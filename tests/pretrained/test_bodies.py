@@ -8,11 +8,11 @@ import pytest
 import torch
 
 from modern_llm.evaluation.answering import rank_answers, write_answers
-from modern_llm.models.generation import continue_ids, generate
+from modern_llm.models.decoding.generation import continue_ids, generate
 from modern_llm.pretrained.loaded import LoadedModel
 from modern_llm.pretrained.seq2seq import HuggingFaceSeq2Seq
 from modern_llm.pretrained.settings import LoRA
-from modern_llm.training.optimizers import AdamW
+from modern_llm.training.optimization.optimizers import AdamW
 
 Load = Callable[..., LoadedModel]
 DECODERS = ["gpt2", "llama", "own"]
@@ -163,7 +163,7 @@ def test_likelihoods_are_those_of_transformers(load: Load, kind: str, lengths: t
 
 
 def test_an_answer_may_begin_on_a_new_line() -> None:
-    from modern_llm.models.generation import _stop_place
+    from modern_llm.models.decoding.generation import _stop_place
 
     assert _stop_place("\n\nTea.\nMore", ["\n"]) == 6
     assert _stop_place("\n\n", ["\n"]) is None

@@ -117,7 +117,13 @@ def test_names_of_before_are_told_and_read(tmp_path: Path) -> None:
     }
     record["paths"]["_target_"] = "modern_llm.tasks.base.Paths"
     del record["tags"]
-    folder = write_run(tmp_path / "run", json.dumps(record))
+    text = json.dumps(record)
+    for package, modules in {"attention": ("rope", "sinks"), "decoding": ("sampling",), "logs": ("loggers",),
+                             "optimization": ("optimizers", "schedules")}.items():  # fmt: skip
+        for module in modules:
+            assert f".{package}.{module}." in text
+            text = text.replace(f".{package}.{module}.", f".{module}.")
+    folder = write_run(tmp_path / "run", text)
     now = resumed_config(folder, config("trainer.max_steps=7"), ["trainer.max_steps=7"])
     task = task_of(now)
     assert isinstance(task, Pretraining)

@@ -273,7 +273,7 @@ HOSTILE: dict[str, Callable[[Path], None]] = {
     "a run's paths": resumed(paths__mirror="${oc.env:HOME}"),
     "a run's name": resumed(name=f"${{{CREATE}}}"),
     "a run's escaped text": resumed(task__samples__prompts=[f"\\${{{CREATE}}}"]),
-    "a run's logger": resumed(logger={"_target_": "modern_llm.training.loggers.os.makedirs", "name": "CANARY"}),
+    "a run's logger": resumed(logger={"_target_": "modern_llm.training.logs.loggers.os.makedirs", "name": "CANARY"}),
     "a run without a task": resumed(task=None),
     "a run that is a list": resumed_text("[1, 2, config]"),
     "a run that is torn": resumed_text('{"task": {"config'),

@@ -30,7 +30,7 @@ from modern_llm.pretrained.loaded import LoadedModel
 from modern_llm.pretrained.settings import FullFinetuning, LoRA, ModelFromRun, PretrainedModel
 from modern_llm.tasks.dpo import DPO
 from modern_llm.training.dropout import switch_off_dropout
-from modern_llm.training.optimizers import AdamW
+from modern_llm.training.optimization.optimizers import AdamW
 from modern_llm.training.runtime import Runtime
 from modern_llm.training.settings import Hardware, TrainerSettings
 

@@ -29,7 +29,7 @@ from modern_llm.pretrained.lora import lora_targets
 from modern_llm.pretrained.settings import FullFinetuning, LoRA, ModelFromRun, PretrainedModel
 from modern_llm.tasks.finetuning import Finetuning
 from modern_llm.tasks.merge import Merge
-from modern_llm.training.optimizers import AdamW
+from modern_llm.training.optimization.optimizers import AdamW
 from modern_llm.training.settings import Hardware, TrainerSettings
 
 Load = Callable[..., LoadedModel]

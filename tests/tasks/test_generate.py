@@ -61,7 +61,7 @@ def test_several_models_stand_beside_each_other_and_no_prompt_acts(mirror: str, 
 
 
 def test_sampled_texts_depend_on_the_seed_and_not_on_their_neighbours(mirror: str, tmp_path: Path) -> None:
-    from modern_llm.models.sampling import Sampling
+    from modern_llm.models.decoding.sampling import Sampling
 
     def sampled(prompts: list[str], seed: int) -> list[object]:
         rows = generate(mirror, tmp_path, models=[NAMES["gpt2"]], prompts=prompts, seed=seed, sampling=Sampling(),

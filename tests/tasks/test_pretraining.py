@@ -18,7 +18,7 @@ from modern_llm.experiment.samples import Samples
 from modern_llm.pretrained.loading import load_hugging_face
 from modern_llm.pretrained.settings import FullFinetuning, LoRA, ModelFromRun, PretrainedModel
 from modern_llm.tasks.pretraining import Pretraining
-from modern_llm.training.optimizers import AdamW
+from modern_llm.training.optimization.optimizers import AdamW
 from modern_llm.training.settings import Hardware, TrainerSettings
 
 HARDWARE = Hardware(device="cpu", precision="fp32", eval_batch_size=4)

@@ -26,7 +26,7 @@ from modern_llm.objectives.language_modeling import LanguageModeling
 from modern_llm.pretrained.loaded import LoadedModel
 from modern_llm.pretrained.settings import FullFinetuning, LoRA, ModelFromRun, PretrainedModel
 from modern_llm.tasks.sft import SFT
-from modern_llm.training.optimizers import AdamW
+from modern_llm.training.optimization.optimizers import AdamW
 from modern_llm.training.runtime import Runtime
 from modern_llm.training.settings import Hardware, TrainerSettings
 

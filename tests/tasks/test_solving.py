@@ -11,8 +11,8 @@ import pytest
 
 from modern_llm.data.solutions.settings import MOST_SAMPLES
 from modern_llm.evaluation.rollouts import AttemptFile, solve
-from modern_llm.models.generation import continue_ids
-from modern_llm.models.sampling import GREEDY, Sampling
+from modern_llm.models.decoding.generation import continue_ids
+from modern_llm.models.decoding.sampling import GREEDY, Sampling
 from modern_llm.pretrained.loaded import LoadedModel
 
 PROMPTS = [[3, 50, 60, 70, 80], [9, 8], [40, 41, 42]]

@@ -11,7 +11,7 @@ from loops import Evaluations, Ragged, model, rows, stream, trainer
 from modern_llm.data.text.tokens import TokenCorpus
 from modern_llm.objectives.language_modeling import LanguageModeling
 from modern_llm.training.budget import Budget
-from modern_llm.training.schedules import Cosine, Linear
+from modern_llm.training.optimization.schedules import Cosine, Linear
 from modern_llm.training.settings import TrainerSettings
 
 TOKENS = 4 * 16  # of a batch

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from modern_llm.training.loggers import Logger, MLflow, TensorBoard, WandB
+from modern_llm.training.logs.loggers import Logger, MLflow, TensorBoard, WandB
 
 RECORD = {"seed": 3, "model": {"d_model": 32, "rope": {"theta": 1e4}}, "name": "tried"}
 ROWS: list[dict[str, Any]] = [{"step": step, "loss": 5.0 / step, "lr": 1e-3} for step in range(1, 7)]

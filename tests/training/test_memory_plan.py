@@ -14,7 +14,7 @@ from hydra import compose, initialize_config_dir
 from modern_llm.config.instantiate import build
 from modern_llm.models import ModernDecoderLM, ModernLLMConfig, MoEConfig
 from modern_llm.models.config import GQAConfig
-from modern_llm.training.memory_plan import activation_bytes_per_token, check_memory, plan_memory
+from modern_llm.training.memory.plan import activation_bytes_per_token, check_memory, plan_memory
 from modern_llm.training.settings import Hardware, TrainerSettings
 
 ROOT = Path(__file__).resolve().parents[2]

@@ -19,7 +19,7 @@ from modern_llm.objectives.base import Objective
 from modern_llm.objectives.classification import Classification
 from modern_llm.objectives.language_modeling import LanguageModeling
 from modern_llm.training.dropout import dropout_by_row
-from modern_llm.training.optimizers import AdamW
+from modern_llm.training.optimization.optimizers import AdamW
 
 EXPERTS = MoEConfig(4, 2, balance_loss_weight=0.1, z_loss_weight=0.01)
 

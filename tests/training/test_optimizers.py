@@ -9,9 +9,9 @@ import torch
 from torch import nn
 
 from modern_llm.models import ModernDecoderLM, ModernLLMConfig, MoEConfig
-from modern_llm.models.sinks import LearnableSinks, SinkLogits, StreamingSinks
-from modern_llm.training.muon import MuonWithAdamW, orthogonalise
-from modern_llm.training.optimizers import AdamW, Muon
+from modern_llm.models.attention.sinks import LearnableSinks, SinkLogits, StreamingSinks
+from modern_llm.training.optimization.muon import MuonWithAdamW, orthogonalise
+from modern_llm.training.optimization.optimizers import AdamW, Muon
 
 
 def tiny_model() -> ModernDecoderLM:

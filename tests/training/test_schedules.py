@@ -6,7 +6,7 @@ import math
 
 import pytest
 
-from modern_llm.training.schedules import WSD, Constant, Cosine, Linear
+from modern_llm.training.optimization.schedules import WSD, Constant, Cosine, Linear
 
 N = 200
 

@@ -16,8 +16,8 @@ from modern_llm.objectives.language_modeling import LanguageModeling
 from modern_llm.training.callbacks import Callback
 from modern_llm.training.checkpoint import load_model_tensors
 from modern_llm.training.guard import TrainingDivergedError
-from modern_llm.training.optimizers import AdamW, Muon
-from modern_llm.training.schedules import Constant
+from modern_llm.training.optimization.optimizers import AdamW, Muon
+from modern_llm.training.optimization.schedules import Constant
 
 
 @pytest.mark.parametrize("moe", [False, True])

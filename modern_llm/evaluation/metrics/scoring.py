@@ -10,7 +10,7 @@ import numpy as np
 
 from modern_llm.data.labelled import Example
 from modern_llm.evaluation.metrics.library import measure, scorers
-from modern_llm.models.generation import Continuation
+from modern_llm.models.decoding.generation import Continuation
 
 
 @dataclass(frozen=True)

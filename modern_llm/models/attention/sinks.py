@@ -14,7 +14,7 @@ from modern_llm.checks import require
 from modern_llm.defaults import Defaults
 
 if TYPE_CHECKING:
-    from modern_llm.models.sink_rows import SinkRows
+    from modern_llm.models.attention.sink_rows import SinkRows
 
 
 _SINKS = Defaults("model/sinks/learnable")
@@ -91,7 +91,7 @@ class LearnableSinks(Sinks):
         return 2 * self.num_sinks * n_kv_heads * head_size
 
     def build(self, n_heads: int, n_kv_heads: int, head_size: int) -> SinkRows:
-        from modern_llm.models.sink_rows import LearnedRows
+        from modern_llm.models.attention.sink_rows import LearnedRows
 
         return LearnedRows(self.num_sinks, n_kv_heads, head_size)
 
@@ -113,7 +113,7 @@ class SinkLogits(Sinks):
         return n_heads
 
     def build(self, n_heads: int, n_kv_heads: int, head_size: int) -> SinkRows:
-        from modern_llm.models.sink_rows import LogitRow
+        from modern_llm.models.attention.sink_rows import LogitRow
 
         return LogitRow(n_heads, n_kv_heads)
 

@@ -6,13 +6,13 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from modern_llm.models.attention_plan import AttentionPlan
+from modern_llm.models.attention.kv_cache import KVCache
+from modern_llm.models.attention.plan import AttentionPlan
+from modern_llm.models.attention.rotary import rotate
 from modern_llm.models.config import ModernLLMConfig
 from modern_llm.models.kernels import fused_attention
-from modern_llm.models.kv_cache import KVCache
 from modern_llm.models.linear import Linear
 from modern_llm.models.norm import RMSNorm
-from modern_llm.models.rotary import rotate
 
 
 class Attention(nn.Module):

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from modern_llm.models.rotary import Rotation, rotate
+from modern_llm.models.attention.rotary import Rotation, rotate
 
 _WIDTH_MULTIPLE = 8  # fused kernels want head widths in multiples of 8
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from modern_llm.models.attention.rotary import Rotation, rotate
 from modern_llm.models.config import ModernLLMConfig
-from modern_llm.models.rotary import Rotation, rotate
 
 
 class KVCache:

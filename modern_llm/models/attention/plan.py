@@ -15,10 +15,10 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from modern_llm.models.attention.kv_cache import KVCache
+from modern_llm.models.attention.rotary import Rotary, Rotation
 from modern_llm.models.config import ModernLLMConfig
 from modern_llm.models.kernels import additive_mask
-from modern_llm.models.kv_cache import KVCache
-from modern_llm.models.rotary import Rotary, Rotation
 
 
 class SinkView(NamedTuple):

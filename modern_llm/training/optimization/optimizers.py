@@ -53,7 +53,7 @@ class AdamW:
         """
         import torch
 
-        from modern_llm.training.parameters import trained_parameters
+        from modern_llm.training.optimization.parameters import trained_parameters
 
         kinds = trained_parameters(model)
         groups = self._groups(decayed=[*kinds.matrices, *kinds.tables], plain=kinds.vectors)
@@ -88,8 +88,8 @@ class Muon(AdamW):
                 "must be at least 1", "Use 5")  # fmt: skip
 
     def build(self, model: nn.Module) -> Optimizer:
-        from modern_llm.training.muon import MuonWithAdamW
-        from modern_llm.training.parameters import trained_parameters
+        from modern_llm.training.optimization.muon import MuonWithAdamW
+        from modern_llm.training.optimization.parameters import trained_parameters
 
         kinds = trained_parameters(model)
         groups = [{**group, "use_muon": False} for group in self._groups(kinds.tables, kinds.vectors)]

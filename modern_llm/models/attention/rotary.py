@@ -7,7 +7,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from modern_llm.models.rope import NoRope, PlainRope
+from modern_llm.models.attention.rope import NoRope, PlainRope
 
 
 class Rotation(NamedTuple):

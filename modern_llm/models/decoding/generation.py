@@ -8,8 +8,8 @@ from typing import Any, NamedTuple, Protocol
 import torch
 from torch import Tensor
 
+from modern_llm.models.decoding.sampling import GREEDY, Sampling
 from modern_llm.models.linear import linear
-from modern_llm.models.sampling import GREEDY, Sampling
 
 
 class DecodingCache(Protocol):

@@ -8,8 +8,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from modern_llm.models.moe import MoE
-from modern_llm.models.sink_rows import SinkRows
+from modern_llm.models.attention.sink_rows import SinkRows
+from modern_llm.models.feed_forward.experts import MoE
 
 
 class ParametersByKind(NamedTuple):

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from modern_llm.models.config import MoEConfig
-from modern_llm.models.feedforward import swiglu, swiglu_linear
+from modern_llm.models.feed_forward.dense import swiglu, swiglu_linear
 from modern_llm.models.kernels import compute_dtype, device_of, takes_grouped_products
 from modern_llm.models.linear import Linear, linear
 

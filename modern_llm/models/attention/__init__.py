@@ -1,0 +1,1 @@
+"""Attention: the layer, who sees whom, positions, sinks and the cache."""

@@ -1,0 +1,1 @@
+"""Decoding: the loops and the choice of the next token."""

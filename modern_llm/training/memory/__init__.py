@@ -1,0 +1,1 @@
+"""What a run needs of the memory, planned and when there is not enough."""
