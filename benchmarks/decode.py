@@ -93,12 +93,15 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--new-tokens", type=int, default=128)
     parser.add_argument("--threads", type=int, help="of the CPU; torch's choice unless given")
+    parser.add_argument("--shapes", nargs="*", choices=list(SHAPES), default=list(SHAPES))
+    parser.add_argument("--batches", nargs="*", type=int, default=[1, 8])
     arguments = parser.parse_args()
     if arguments.threads is not None:
         torch.set_num_threads(arguments.threads)
     rows, padded = [], []
-    for name, settings in SHAPES.items():
-        for batch in (1, 8):
+    for name in arguments.shapes:
+        settings = SHAPES[name]
+        for batch in arguments.batches:
             took = compare(settings, batch, arguments.new_tokens, arguments.rounds)
             speed = {side: batch * arguments.new_tokens / s for side, s in took.items()}
             ratio = took["theirs"] / took["ours"]

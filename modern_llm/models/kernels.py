@@ -13,6 +13,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 _FEW_ROWS = 8  # up to this many rows, a product on the CPU takes as long as its weights take to be read
+_FEW_ROWS_WIDE = 2  # the same for each thread, where a weight has more inputs than outputs (measured)
 _LARGE_WEIGHT = 2**16  # elements; below, the call itself takes longer than the product
 _HALF = (torch.float16, torch.bfloat16)
 
@@ -122,8 +123,10 @@ def takes_grouped_products(dtype: torch.dtype, widths: tuple[int, ...], device: 
 def reads_weight_as_pieces(x: Tensor, weight: Tensor) -> bool:
     """Whether x (..., K) times weight (N, K) is a decoding step on the CPU, which `models/linear.py` does its own
     way."""
+    N, K = weight.shape
+    few = _FEW_ROWS if K <= N else min(_FEW_ROWS, _FEW_ROWS_WIDE * torch.get_num_threads())
     return (
-        0 < x.numel() <= _FEW_ROWS * x.shape[-1]
+        0 < x.numel() <= few * K
         and weight.numel() >= _LARGE_WEIGHT
         and weight.is_contiguous()
         and x.dtype == weight.dtype == torch.float32
