@@ -8,6 +8,7 @@ from modern_llm.checks import require
 from modern_llm.defaults import Defaults
 from modern_llm.models.attention.rope import NoRope, PlainRope
 from modern_llm.models.attention.sinks import LearnableSinks, Sinks
+from modern_llm.models.feed_forward.kinds import FeedForwardKind, SwiGLU
 
 _GQA = Defaults("model/gqa/mha")
 
@@ -34,7 +35,7 @@ _MOE = Defaults("model/moe/top2of8")
 
 @dataclass(frozen=True)
 class MoEConfig:
-    """Mixture of SwiGLU experts in place of the feed-forward layer (Shazeer et al. 2017, arXiv 1701.06538; Fedus
+    """Mixture of experts in place of the feed-forward layer (Shazeer et al. 2017, arXiv 1701.06538; Fedus
     et al. 2021, arXiv 2101.03961; Jiang et al. 2024, arXiv 2401.04088).
 
     Args:
@@ -97,13 +98,14 @@ class ModernLLMConfig:
         n_layers: decoder blocks.
         n_heads: query heads.
         head_dim: width of one head; null: d_model / n_heads.
-        ffn_hidden_size: SwiGLU's hidden width; null: 8/3 d_model rounded up to a multiple of 64, which has the
-            parameters of a two-matrix layer of width 4 d_model (Shazeer 2020, arXiv 2002.05202).
+        ffn_hidden_size: hidden width of the feed-forward layer; null: what gives it the parameters of two matrices of
+            width 4 d_model, with a gate 8/3 d_model rounded up to a multiple of 64.
+        ffn: kind of the feed-forward layer and of each expert, one of `models/feed_forward/kinds.py`.
         rope: rotary variant, one of `models/attention/rope.py`.
         gqa: how query heads share key/value heads.
         sinks: the kind of attention sink that `use_attention_sinks` turns on, one of `models/attention/sinks.py`.
         use_attention_sinks: whether the sinks are there.
-        moe: mixture-of-experts feed-forward; null is the dense SwiGLU.
+        moe: mixture-of-experts feed-forward; null is the dense layer.
         sliding_window: last tokens that a position attends to, itself included (Mistral); null: all.
         qk_norm: RMSNorm on each query and key head before rotation (Qwen3).
         qkv_bias: biases on the query, key and value projections (Qwen2).
@@ -124,6 +126,7 @@ class ModernLLMConfig:
     n_heads: int = _DECODER("n_heads")
     head_dim: int | None = _DECODER("head_dim")
     ffn_hidden_size: int | None = _DECODER("ffn_hidden_size")
+    ffn: FeedForwardKind = field(default_factory=SwiGLU)
     rope: PlainRope | NoRope = field(default_factory=PlainRope)
     gqa: GQAConfig = field(default_factory=GQAConfig)
     sinks: Sinks = field(default_factory=LearnableSinks)
@@ -204,10 +207,10 @@ class ModernLLMConfig:
 
     @property
     def ffn_size(self) -> int:
-        """Hidden width of the dense SwiGLU layer."""
+        """Hidden width of the dense layer."""
         if self.ffn_hidden_size is not None:
             return self.ffn_hidden_size
-        return -(-self.d_model * 8 // (3 * 64)) * 64
+        return self.ffn.default_size(self.d_model)
 
     @property
     def expert_size(self) -> int:
@@ -258,11 +261,12 @@ class ModernLLMConfig:
         attention = d * qkv + q_heads * head * d + (qkv if self.qkv_bias else 0) + (2 * head if self.qk_norm else 0)
         if self.active_sinks is not None:
             attention += self.active_sinks.parameter_count(q_heads, kv_heads, head)
+        matrices = self.ffn.parts + 1
         if self.moe is None:
-            feed_forward = 3 * d * self.ffn_size
+            feed_forward = matrices * d * self.ffn_size
         else:
             experts = self.moe.top_k if active_only else self.moe.n_experts
-            feed_forward = experts * 3 * d * self.expert_size + self.moe.n_experts * d
+            feed_forward = experts * matrices * d * self.expert_size + self.moe.n_experts * d
         embeddings = self.vocab_size * d * (1 if self.tie_embeddings else 2)
         return embeddings + self.n_layers * (attention + feed_forward + 2 * d) + d
 

@@ -15,6 +15,7 @@ from torch import Tensor
 from modern_llm.hub import find_model
 from modern_llm.models.attention.rope import LinearRope, Llama3Rope, NoRope, NTKRope, PlainRope, YarnRope
 from modern_llm.models.config import GQAConfig, ModernLLMConfig, MoEConfig
+from modern_llm.models.feed_forward.kinds import GeGLU, SwiGLU
 from modern_llm.models.transformer import ModernDecoderLM
 
 if TYPE_CHECKING:
@@ -28,6 +29,8 @@ _FAMILIES = {
     "qwen3": {"qk_norm", "sliding_window"},
     "mixtral": {"moe", "sliding_window"},
 }
+_GATED = (SwiGLU, GeGLU)
+_ALSO = {SwiGLU: ("swish",), GeGLU: ("gelu_new",)}  # other names of the same function
 
 
 def from_hugging_face(source: str | Path | PreTrainedModel) -> ModernDecoderLM:
@@ -68,10 +71,11 @@ def import_config(theirs: Any) -> ModernLLMConfig:
             f"Supported: {', '.join(_FAMILIES)}."
         )
     refused = [
-        f"{key}={getattr(theirs, key)!r}"
-        for key, plain in (("hidden_act", "silu"), ("attention_bias", False), ("mlp_bias", False))
-        if getattr(theirs, key, plain) not in (plain, "swish")
+        f"{key}={getattr(theirs, key)!r}" for key in ("attention_bias", "mlp_bias") if getattr(theirs, key, False)
     ]
+    ffn = next((kind for kind in _GATED if theirs.hidden_act in (kind.hugging_face, *_ALSO.get(kind, ()))), None)
+    if ffn is None:
+        refused.append(f"hidden_act={theirs.hidden_act!r}")
     kinds = set(getattr(theirs, "layer_types", None) or [])
     if len(kinds) > 1:
         refused.append(f"layer_types={sorted(kinds)} mixed")
@@ -99,6 +103,7 @@ def import_config(theirs: Any) -> ModernLLMConfig:
         n_heads=theirs.num_attention_heads,
         head_dim=None if head_dim == theirs.hidden_size // theirs.num_attention_heads else head_dim,
         ffn_hidden_size=theirs.intermediate_size,
+        ffn=(ffn or SwiGLU)(),
         rope=rope,
         gqa=GQAConfig(theirs.num_attention_heads // theirs.num_key_value_heads),
         moe=moe,
@@ -200,6 +205,8 @@ def to_hugging_face(model: ModernDecoderLM, family: str | None = None) -> PreTra
         parts.add(f"{kind} (no weights: set use_attention_sinks=false to export)" if free else kind)
     if isinstance(config.rope, NoRope):
         parts.add("NoRope")
+    if config.ffn.hugging_face is None:
+        parts.add(type(config.ffn).__name__)
     if config.moe is not None and config.moe.top_k == 1:
         parts.add("top_k=1 (Mixtral gives the single expert the weight 1, not its probability)")
     candidates = [family] if family is not None else list(_FAMILIES)
@@ -261,6 +268,7 @@ def _their_settings(config: ModernLLMConfig, family: str) -> dict[str, Any]:
     settings: dict[str, Any] = {
         "vocab_size": config.vocab_size,
         "hidden_size": config.d_model,
+        "hidden_act": config.ffn.hugging_face,
         "intermediate_size": config.ffn_size if config.moe is None else config.expert_size,
         "num_hidden_layers": config.n_layers,
         "num_attention_heads": config.n_heads,

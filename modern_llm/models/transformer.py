@@ -15,7 +15,7 @@ from modern_llm.models.attention.plan import AttentionPlan, plan_attention
 from modern_llm.models.attention.rotary import Rotary
 from modern_llm.models.attention.sink_rows import SinkRows
 from modern_llm.models.config import ModernLLMConfig
-from modern_llm.models.feed_forward.dense import SwiGLU
+from modern_llm.models.feed_forward.dense import FeedForward
 from modern_llm.models.feed_forward.experts import MoE, Routing
 from modern_llm.models.fused_loss import IGNORE_INDEX, linear_cross_entropy
 from modern_llm.models.kernels import compute_dtype
@@ -52,11 +52,11 @@ class DecoderBlock(nn.Module):
         self.attention_norm = RMSNorm(config.d_model, config.norm_eps)
         self.attention = Attention(config)
         self.ffn_norm = RMSNorm(config.d_model, config.norm_eps)
-        self.ffn: SwiGLU | MoE
+        self.ffn: FeedForward | MoE
         if config.moe is None:
-            self.ffn = SwiGLU(config.d_model, config.ffn_size)
+            self.ffn = FeedForward(config.ffn, config.d_model, config.ffn_size)
         else:
-            self.ffn = MoE(config.moe, config.d_model, config.expert_size)
+            self.ffn = MoE(config.moe, config.ffn, config.d_model, config.expert_size)
         self.dropout = config.dropout
 
     def forward(
@@ -96,7 +96,7 @@ def init_weights(model: nn.Module, std: float, n_layers: int) -> None:
 
 
 class ModernDecoderLM(nn.Module):
-    """Decoder-only language model: RMSNorm, RoPE, grouped-query attention with sinks, SwiGLU or experts.
+    """Decoder-only language model: RMSNorm, RoPE, grouped-query attention with sinks, a feed-forward layer or experts.
 
     Args:
         config: hyper-parameters, with `vocab_size` set.

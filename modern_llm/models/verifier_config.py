@@ -9,6 +9,7 @@ from modern_llm.checks import require
 from modern_llm.defaults import Defaults
 from modern_llm.models.attention.rope import NoRope, PlainRope
 from modern_llm.models.config import GQAConfig, ModernLLMConfig
+from modern_llm.models.feed_forward.kinds import FeedForwardKind, SwiGLU
 
 _DEFAULTS = Defaults("model/verifier")
 
@@ -21,8 +22,8 @@ class VerifierConfig:
     Args:
         pooling: `mean` over the real tokens, or the `first` token's state, which has seen all others (Devlin et al.
             2018, arXiv 1810.04805).
-        vocab_size, max_seq_len, d_model, n_layers, n_heads, head_dim, ffn_hidden_size, rope, gqa, qk_norm, qkv_bias,
-            norm_eps, dropout, init_std: as in `ModernLLMConfig`.
+        vocab_size, max_seq_len, d_model, n_layers, n_heads, head_dim, ffn_hidden_size, ffn, rope, gqa, qk_norm,
+            qkv_bias, norm_eps, dropout, init_std: as in `ModernLLMConfig`.
 
     Raises:
         ValueError: an impossible value or combination, with key, value, rule and remedy.
@@ -36,6 +37,7 @@ class VerifierConfig:
     n_heads: int = _DEFAULTS("n_heads")
     head_dim: int | None = _DEFAULTS("head_dim")
     ffn_hidden_size: int | None = _DEFAULTS("ffn_hidden_size")
+    ffn: FeedForwardKind = field(default_factory=SwiGLU)
     rope: PlainRope | NoRope = field(default_factory=PlainRope)
     gqa: GQAConfig = field(default_factory=GQAConfig)
     qk_norm: bool = _DEFAULTS("qk_norm")

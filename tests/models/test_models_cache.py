@@ -10,6 +10,7 @@ from modern_llm.models import ModernDecoderLM
 from modern_llm.models.attention.rope import NoRope, YarnRope
 from modern_llm.models.attention.sinks import LearnableSinks, SinkLogits, StreamingSinks
 from modern_llm.models.config import MoEConfig
+from modern_llm.models.feed_forward.kinds import GeGLU, ReLU2
 
 SINKS = {
     "learnable": {"use_attention_sinks": True, "sinks": LearnableSinks(window=7, num_sinks=3)},
@@ -23,6 +24,8 @@ MODELS = {
     "gqa": {"group_size": 2},
     "mqa": {"group_size": 4},
     "moe": {"moe": MoEConfig(4, 2)},
+    "geglu": {"ffn": GeGLU()},
+    "relu2 experts": {"ffn": ReLU2(), "moe": MoEConfig(4, 2)},
     "yarn": {"rope": YARN},
     "nope": {"rope": NoRope()},
     "norms and biases": {"qk_norm": True, "qkv_bias": True},

@@ -11,6 +11,7 @@ from modern_llm.models import ModernDecoderLM, ModernLLMConfig
 from modern_llm.models.attention.rope import LinearRope, Llama3Rope, NoRope, NTKRope, PlainRope, YarnRope
 from modern_llm.models.attention.sinks import LearnableSinks, SinkLogits, StreamingSinks
 from modern_llm.models.config import GQAConfig, MoEConfig
+from modern_llm.models.feed_forward.kinds import GeGLU, ReLU2
 
 
 @pytest.mark.parametrize(
@@ -120,6 +121,9 @@ PARTS = {
     "learnable": {"use_attention_sinks": True, "gqa": GQAConfig(2)},
     "logits": {"use_attention_sinks": True, "sinks": SinkLogits()},
     "streaming": {"use_attention_sinks": True, "sinks": StreamingSinks()},
+    "geglu": {"ffn": GeGLU()},
+    "relu2": {"ffn": ReLU2()},
+    "relu2 experts": {"ffn": ReLU2(), "moe": MoEConfig(5, 2)},
     "moe": {"moe": MoEConfig(5, 2)},
     "moe-own-width": {"moe": MoEConfig(5, 2, 24), "use_attention_sinks": True, "tie_embeddings": False},
 }

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import math
+from functools import partial
+
 import pytest
 import torch
 from torch.nn import functional as F
@@ -12,7 +15,8 @@ from modern_llm.models.attention.rope import NoRope
 from modern_llm.models.attention.rotary import Rotary
 from modern_llm.models.attention.sinks import LearnableSinks, SinkLogits, StreamingSinks
 from modern_llm.models.config import GQAConfig, MoEConfig
-from modern_llm.models.feed_forward.dense import SwiGLU, swiglu_linear
+from modern_llm.models.feed_forward.dense import FeedForward, activated_linear
+from modern_llm.models.feed_forward.kinds import GeGLU, ReLU2, SwiGLU
 from modern_llm.models.norm import RMSNorm
 from modern_llm.models.transformer import DecoderBlock
 
@@ -26,6 +30,8 @@ BLOCKS = {
     "logits": {"use_attention_sinks": True, "sinks": SinkLogits()},
     "streaming window": {"use_attention_sinks": True, "sinks": StreamingSinks(window=2, num_sinks=1)},
     "moe": {"moe": MoEConfig(3, 2)},
+    "geglu": {"ffn": GeGLU()},
+    "relu2": {"ffn": ReLU2()},
 }
 
 
@@ -52,27 +58,40 @@ def test_block_gradients_equal_finite_differences(loud, settings):
     assert torch.autograd.gradcheck(run, (x, *parameters))
 
 
-def test_swiglu_gradients_equal_finite_differences():
-    x = torch.randn(3, 2, 10, generator=torch.Generator().manual_seed(0), dtype=torch.float64).requires_grad_()
+KINDS = {"swiglu": SwiGLU(), "geglu": GeGLU(), "relu2": ReLU2()}
+every_kind = pytest.mark.parametrize("kind", KINDS.values(), ids=KINDS)
+
+
+@every_kind
+def test_feed_forward_gradients_equal_finite_differences(kind):
+    width, run = 5 * kind.parts, partial(activated_linear, kind=kind)
+    x = torch.randn(3, 2, width, generator=torch.Generator().manual_seed(0), dtype=torch.float64).requires_grad_()
     weight = torch.randn(4, 5, generator=torch.Generator().manual_seed(1), dtype=torch.float64).requires_grad_()
-    assert torch.autograd.gradcheck(swiglu_linear, (x, weight))
-    narrow = [t.detach().contiguous().requires_grad_() for t in (x[..., :6], weight[:, :3])]
-    assert torch.autograd.gradcheck(swiglu_linear, narrow)
+    assert torch.autograd.gradcheck(run, (x, weight))
+    narrow = [t.detach().contiguous().requires_grad_() for t in (x[..., : 3 * kind.parts], weight[:, :3])]
+    assert torch.autograd.gradcheck(run, narrow)
 
 
-def test_swiglu_is_its_formula(loud):
-    layer, x = loud(SwiGLU(8, 12)), torch.randn(3, 8, generator=torch.Generator().manual_seed(0))
-    gate, up = (x @ w.T for w in layer.gate_up_proj.weight.split(12))
-    expected = (gate / (1 + (-gate).exp()) * up) @ layer.down_proj.weight.T
+@every_kind
+def test_a_feed_forward_layer_is_its_formula(loud, kind):
+    layer, x = loud(FeedForward(kind, 8, 12)), torch.randn(3, 8, generator=torch.Generator().manual_seed(0))
+    if isinstance(kind, ReLU2):
+        hidden = (x @ layer.up_proj.weight.T).clamp(min=0) ** 2
+    else:
+        gate, up = (x @ w.T for w in layer.gate_up_proj.weight.split(12))
+        tanh = (math.sqrt(2 / math.pi) * (gate + 0.044715 * gate**3)).tanh()
+        hidden = (gate / (1 + (-gate).exp()) if isinstance(kind, SwiGLU) else gate / 2 * (1 + tanh)) * up
+    expected = hidden @ layer.down_proj.weight.T
     torch.testing.assert_close(layer(x), expected)
     with torch.no_grad():
         torch.testing.assert_close(layer(x), expected)
 
 
-def test_swiglu_keeps_only_its_input_for_the_backward_pass():
-    x, kept = torch.randn(4, 20, requires_grad=True), []
+@every_kind
+def test_a_feed_forward_layer_keeps_only_its_projection_for_the_backward_pass(kind):
+    x, kept = torch.randn(4, 10 * kind.parts, requires_grad=True), []
     with torch.autograd.graph.saved_tensors_hooks(lambda t: kept.append(t) or t, lambda t: t):
-        swiglu_linear(x, torch.randn(3, 10, requires_grad=True))
+        activated_linear(x, torch.randn(3, 10, requires_grad=True), kind)
     assert [t.shape for t in kept] == [x.shape, (3, 10)]
 
 

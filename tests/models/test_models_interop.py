@@ -10,6 +10,7 @@ from modern_llm.models import from_hugging_face, to_hugging_face
 from modern_llm.models.attention.rope import LinearRope, Llama3Rope, NoRope, NTKRope, PlainRope, YarnRope
 from modern_llm.models.attention.sinks import LearnableSinks, SinkLogits, StreamingSinks
 from modern_llm.models.config import MoEConfig
+from modern_llm.models.feed_forward.kinds import ReLU2
 from modern_llm.models.interop import import_config
 
 SHAPE = {
@@ -45,6 +46,8 @@ SOURCES = {
     "llama-yarn": ("llama", _rope("yarn", **YARN)),
     "llama-yarn-own-scale": ("llama", _rope("yarn", attention_factor=0.8, beta_fast=8.0, beta_slow=2.0, **YARN)),
     "llama-yarn-smooth": ("llama", _rope("yarn", truncate=False, **YARN)),
+    "llama-geglu": ("llama", {"hidden_act": "gelu_pytorch_tanh"}),
+    "llama-gelu-new": ("llama", {"hidden_act": "gelu_new"}),
     "mistral-window": ("mistral", {"sliding_window": 5}),
     "mistral-full": ("mistral", {"sliding_window": None}),
     "qwen2": ("qwen2", {}),
@@ -168,6 +171,7 @@ def test_export_keeps_the_dtype(tiny):
         ({"use_attention_sinks": True, "sinks": SinkLogits()}, "SinkLogits"),
         ({"use_attention_sinks": True, "sinks": StreamingSinks()}, "use_attention_sinks=false"),
         ({"rope": NoRope()}, "NoRope"),
+        ({"ffn": ReLU2()}, "ReLU2"),
         ({"qk_norm": True, "qkv_bias": True}, "qk_norm, qkv_bias"),
         ({"qk_norm": True, "moe": MoEConfig(2, 2)}, "moe, qk_norm"),
         ({"moe": MoEConfig(2, 1)}, "top_k=1"),

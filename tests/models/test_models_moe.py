@@ -15,12 +15,15 @@ from modern_llm.models.feed_forward.experts import (
     expert_counts,
     load_balance_loss,
 )
+from modern_llm.models.feed_forward.kinds import FeedForwardKind, GeGLU, ReLU2, SwiGLU
 
 D, HIDDEN = 8, 16
 
 
-def _moe(loud, experts: int, top_k: int, dtype: torch.dtype = torch.float64) -> MoE:
-    return loud(MoE(MoEConfig(experts, top_k), D, HIDDEN)).to(dtype)
+def _moe(
+    loud, experts: int, top_k: int, dtype: torch.dtype = torch.float64, kind: FeedForwardKind | None = None
+) -> MoE:
+    return loud(MoE(MoEConfig(experts, top_k), kind or SwiGLU(), D, HIDDEN)).to(dtype)
 
 
 def _input(*shape: int) -> Tensor:
@@ -35,20 +38,28 @@ def _token_by_token(moe: MoE, x: Tensor) -> Tensor:
         mixed = torch.zeros_like(token)
         total = chance[best].sum() if moe.top_k > 1 else 1
         for expert in best:
-            gate, up = (moe.gate_up_proj[expert] @ token).split(HIDDEN)
-            mixed = mixed + chance[expert] / total * (moe.down_proj[expert] @ (F.silu(gate) * up))
+            first, second = moe.stacks
+            hidden = first[expert] @ token
+            if isinstance(moe.kind, ReLU2):
+                hidden = hidden.clamp(min=0) ** 2
+            else:
+                gate, up = hidden.split(HIDDEN)
+                act = F.silu(gate) if isinstance(moe.kind, SwiGLU) else F.gelu(gate, approximate="tanh")
+                hidden = act * up
+            mixed = mixed + chance[expert] / total * (second[expert] @ hidden)
         rows.append(mixed)
     return torch.stack(rows).view(x.shape)
 
 
+@pytest.mark.parametrize("kind", [SwiGLU(), GeGLU(), ReLU2()], ids=lambda kind: type(kind).__name__)
 @pytest.mark.parametrize(("experts", "top_k"), [(4, 1), (4, 2), (5, 3), (3, 3)])
-def test_sorted_routing_equals_a_loop_over_tokens(loud, experts, top_k):
-    moe, x = _moe(loud, experts, top_k), _input(3, 7)
+def test_sorted_routing_equals_a_loop_over_tokens(loud, experts, top_k, kind):
+    moe, x = _moe(loud, experts, top_k, kind=kind), _input(3, 7)
     got, routing = moe(x)
     expected = _token_by_token(moe, x)
     torch.testing.assert_close(got, expected, atol=1e-10, rtol=1e-10)
     cotangent = torch.randn(got.shape, generator=torch.Generator().manual_seed(4), dtype=got.dtype)
-    inputs = [x, moe.gate_up_proj, moe.down_proj, moe.router.weight]
+    inputs = [x, *moe.stacks, moe.router.weight]
     mine, other = (torch.autograd.grad(out, inputs, cotangent) for out in (got, expected))
     for one, reference in zip(mine, other, strict=True):
         assert reference.abs().max() > 1e-3
@@ -81,7 +92,7 @@ def test_the_router_learns_from_the_loss(loud, top_k):
 def test_grouped_experts_equal_experts_in_turn(loud, counts):
     moe = _moe(loud, 4, 2, torch.bfloat16)
     x = torch.randn(24, D, generator=torch.Generator().manual_seed(2)).bfloat16()
-    arguments = x, torch.tensor(counts), moe.gate_up_proj, moe.down_proj
+    arguments = x, torch.tensor(counts), *moe.stacks, moe.kind
     with torch.no_grad():
         expected = _experts_in_turn(*arguments)
         got = _experts_grouped(*arguments)

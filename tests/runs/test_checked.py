@@ -116,7 +116,7 @@ def test_names_of_before_are_told_and_read(tmp_path: Path) -> None:
         "tokenizer": {"_target_": "modern_llm.data.tokenizers.ByteTokenizer"},
     }
     record["paths"]["_target_"] = "modern_llm.tasks.base.Paths"
-    del record["tags"]
+    del record["tags"], record["model"]["ffn"]
     text = json.dumps(record)
     for package, modules in {"attention": ("rope", "sinks"), "decoding": ("sampling",), "logs": ("loggers",),
                              "optimization": ("optimizers", "schedules")}.items():  # fmt: skip

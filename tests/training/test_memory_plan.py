@@ -14,6 +14,7 @@ from hydra import compose, initialize_config_dir
 from modern_llm.config.instantiate import build
 from modern_llm.models import ModernDecoderLM, ModernLLMConfig, MoEConfig
 from modern_llm.models.config import GQAConfig
+from modern_llm.models.feed_forward.kinds import ReLU2
 from modern_llm.training.memory.plan import activation_bytes_per_token, check_memory, plan_memory
 from modern_llm.training.settings import Hardware, TrainerSettings
 
@@ -45,7 +46,14 @@ def bytes_kept(config: ModernLLMConfig, batch: int, length: int, half: bool) -> 
 @pytest.mark.parametrize("half", [False, True])
 @pytest.mark.parametrize(
     "changes",
-    [{}, {"gqa": GQAConfig(4)}, {"ffn_hidden_size": 1500}, {"moe": MoEConfig(4, 2)}, {"n_heads": 8, "qk_norm": True}],
+    [
+        {},
+        {"ffn": ReLU2()},
+        {"gqa": GQAConfig(4)},
+        {"ffn_hidden_size": 1500},
+        {"moe": MoEConfig(4, 2)},
+        {"n_heads": 8, "qk_norm": True},
+    ],
 )
 def test_activations_are_what_autograd_keeps(changes: dict[str, Any], half: bool) -> None:
     settings = {"vocab_size": 61, "max_seq_len": 128, "d_model": 256, "n_heads": 4, **changes}

@@ -1,4 +1,4 @@
-"""SwiGLU feed-forward layer (Shazeer 2020, arXiv 2002.05202)."""
+"""The dense feed-forward layer of any kind."""
 
 from __future__ import annotations
 
@@ -8,73 +8,86 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from modern_llm.models.feed_forward.kinds import FeedForwardKind
 from modern_llm.models.linear import Linear, linear
 
 
-class _SwiGLULinear(torch.autograd.Function):
-    """A linear map of silu(gate) * up that keeps only gate and up: the hidden layer, the widest of the block, is made
-    again in the backward pass, which costs one pass over memory and no matrix product."""
+def activate(projected: Tensor, kind: FeedForwardKind) -> Tensor:
+    """The hidden layer. projected: (..., parts F), the gate in the first half; returns (..., F)."""
+    if not kind.gated:
+        return kind.act(projected)
+    gate, up = projected.chunk(2, dim=-1)
+    return kind.act(gate) * up
+
+
+class _ActivatedLinear(torch.autograd.Function):
+    """A linear map of the hidden layer that keeps only what the first matrix gave: the hidden layer, the widest of the
+    block, is made again in the backward pass, which costs one pass over memory and no matrix product."""
 
     @staticmethod
-    def forward(ctx: Any, gate_up: Tensor, weight: Tensor) -> Tensor:
-        ctx.save_for_backward(gate_up, weight)
-        gate, up = gate_up.chunk(2, dim=-1)
-        return F.linear(F.silu(gate).mul_(up), weight)
+    def forward(ctx: Any, projected: Tensor, weight: Tensor, kind: FeedForwardKind) -> Tensor:
+        ctx.save_for_backward(projected, weight)
+        ctx.kind = kind
+        return F.linear(activate(projected, kind), weight)
 
     @staticmethod
-    def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor, Tensor | None]:
+    def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor, Tensor | None, None]:
         (grad,) = grad_outputs
-        gate_up, weight = ctx.saved_tensors  # read once: activation checkpointing allows no second read
-        gate, up = gate_up.chunk(2, dim=-1)
-        activated = F.silu(gate)
+        projected, weight = ctx.saved_tensors  # read once: activation checkpointing allows no second read
+        kind: FeedForwardKind = ctx.kind
+        gate, up = projected.chunk(2, dim=-1) if kind.gated else (projected, None)
+        activated = kind.act(gate)
         grad_weight = None
         if ctx.needs_input_grad[1]:
-            hidden = activated * up
+            hidden = activated if up is None else activated * up
             grad_weight = (grad.flatten(0, -2).t() @ hidden.flatten(0, -2)).to(weight.dtype)
         grad_hidden = grad @ weight.to(grad.dtype)
-        grad_gate_up = torch.empty_like(gate_up)
-        grad_gate, grad_up = grad_gate_up.chunk(2, dim=-1)
+        if up is None:
+            return kind.act_backward(grad_hidden, gate), grad_weight, None
+        grad_projected = torch.empty_like(projected)
+        grad_gate, grad_up = grad_projected.chunk(2, dim=-1)
         torch.mul(grad_hidden, activated, out=grad_up)
-        grad_gate.copy_(torch.ops.aten.silu_backward(grad_hidden.mul_(up), gate))
-        return grad_gate_up, grad_weight
+        grad_gate.copy_(kind.act_backward(grad_hidden.mul_(up), gate))
+        return grad_projected, grad_weight, None
 
 
-def swiglu_linear(gate_up: Tensor, weight: Tensor) -> Tensor:
-    """(silu(gate) * up) @ weight.T (eq. 5 and the map behind it, without biases).
+def activated_linear(projected: Tensor, weight: Tensor, kind: FeedForwardKind) -> Tensor:
+    """What the first matrix gave, through the function and the second matrix, without biases.
 
     Args:
-        gate_up: (..., 2 F), the gate in the first half.
+        projected: (..., parts F), the gate in the first half.
         weight: (N, F).
 
     Returns:
         (..., N).
     """
     if torch.compiler.is_compiling() or not torch.is_grad_enabled():
-        return linear(swiglu(gate_up), weight)
-    return _SwiGLULinear.apply(gate_up, weight)
+        return linear(activate(projected, kind), weight)
+    return _ActivatedLinear.apply(projected, weight, kind)
 
 
-def swiglu(gate_up: Tensor) -> Tensor:
-    """silu(gate) * up. gate_up: (..., 2 F), the gate in the first half; returns (..., F)."""
-    gate, up = gate_up.chunk(2, dim=-1)
-    return F.silu(gate) * up
+def input_name(kind: FeedForwardKind) -> str:
+    """What the first matrix is called."""
+    return "gate_up_proj" if kind.gated else "up_proj"
 
 
-class SwiGLU(nn.Module):
-    """down(silu(gate(x)) * up(x)); gate and up are one matrix, so that x is read once.
+class FeedForward(nn.Module):
+    """down(act(gate(x)) * up(x)), or down(act(up(x))); gate and up are one matrix, so that x is read once.
 
     Args:
+        kind: the function between the matrices.
         d_model: width of input and output.
         hidden_size: width between.
     """
 
-    def __init__(self, d_model: int, hidden_size: int) -> None:
+    def __init__(self, kind: FeedForwardKind, d_model: int, hidden_size: int) -> None:
         super().__init__()
-        self.gate_up_proj = Linear(d_model, 2 * hidden_size, bias=False)
+        self.kind = kind
+        self.add_module(input_name(kind), Linear(d_model, kind.parts * hidden_size, bias=False))
         self.down_proj = Linear(hidden_size, d_model, bias=False)
 
     def forward(self, x: Tensor) -> Tensor:
-        gate_up = self.gate_up_proj(x)
+        projected = getattr(self, input_name(self.kind))(x)
         if type(self.down_proj) is Linear:
-            return swiglu_linear(gate_up, self.down_proj.weight)
-        return self.down_proj(swiglu(gate_up))  # an adapter has been put around it
+            return activated_linear(projected, self.down_proj.weight, self.kind)
+        return self.down_proj(activate(projected, self.kind))  # an adapter has been put around it

@@ -1,4 +1,4 @@
-"""Mixture of SwiGLU experts with capacity-free top-k routing.
+"""Mixture of experts with capacity-free top-k routing.
 
 Shazeer et al. 2017 (arXiv 1701.06538); Switch Transformer (Fedus et al. 2021, arXiv 2101.03961); Mixtral (Jiang
 et al. 2024, arXiv 2401.04088).
@@ -13,7 +13,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from modern_llm.models.config import MoEConfig
-from modern_llm.models.feed_forward.dense import swiglu, swiglu_linear
+from modern_llm.models.feed_forward.dense import activate, activated_linear, input_name
+from modern_llm.models.feed_forward.kinds import FeedForwardKind
 from modern_llm.models.kernels import compute_dtype, device_of, takes_grouped_products
 from modern_llm.models.linear import Linear, linear
 
@@ -51,17 +52,17 @@ def load_balance_loss(probabilities: Tensor, load: Tensor) -> Tensor:
     return probabilities.shape[-1] * torch.dot(load.to(torch.float32), probabilities.float().mean(0))
 
 
-def _experts_in_turn(x: Tensor, counts: Tensor, gate_up: Tensor, down: Tensor) -> Tensor:
+def _experts_in_turn(x: Tensor, counts: Tensor, first: Tensor, down: Tensor, kind: FeedForwardKind) -> Tensor:
     """Each expert on its contiguous slice of the sorted tokens; reads the counts on the host."""
     pieces = x.split(counts.tolist())
-    return torch.cat([swiglu_linear(linear(p, g), d) for p, g, d in zip(pieces, gate_up, down, strict=True)])
+    return torch.cat([activated_linear(linear(p, f), d, kind) for p, f, d in zip(pieces, first, down, strict=True)])
 
 
-def _experts_grouped(x: Tensor, counts: Tensor, gate_up: Tensor, down: Tensor) -> Tensor:
+def _experts_grouped(x: Tensor, counts: Tensor, first: Tensor, down: Tensor, kind: FeedForwardKind) -> Tensor:
     """All experts in two grouped matrix products, whose sizes stay on the device."""
     ends = counts.cumsum(0).to(torch.int32)
     dtype = compute_dtype(x)
-    hidden = swiglu(F.grouped_mm(x.to(dtype), gate_up.to(dtype).transpose(1, 2), offs=ends))
+    hidden = activate(F.grouped_mm(x.to(dtype), first.to(dtype).transpose(1, 2), offs=ends), kind)
     return F.grouped_mm(hidden, down.to(dtype).transpose(1, 2), offs=ends)
 
 
@@ -70,16 +71,23 @@ class MoE(nn.Module):
 
     Args:
         config: number of experts, choices per token, loss weights.
+        kind: of each expert.
         d_model: width of input and output.
         hidden_size: hidden width of one expert.
     """
 
-    def __init__(self, config: MoEConfig, d_model: int, hidden_size: int) -> None:
+    def __init__(self, config: MoEConfig, kind: FeedForwardKind, d_model: int, hidden_size: int) -> None:
         super().__init__()
-        self.top_k = config.top_k
+        self.top_k, self.kind = config.top_k, kind
         self.router = Linear(d_model, config.n_experts, bias=False)
-        self.gate_up_proj = nn.Parameter(torch.empty(config.n_experts, 2 * hidden_size, d_model))
+        first = nn.Parameter(torch.empty(config.n_experts, kind.parts * hidden_size, d_model))
+        self.register_parameter(input_name(kind), first)
         self.down_proj = nn.Parameter(torch.empty(config.n_experts, d_model, hidden_size))
+
+    @property
+    def stacks(self) -> tuple[Tensor, Tensor]:
+        """The first matrices of all experts (E, parts F, d_model), and the second (E, d_model, F)."""
+        return getattr(self, input_name(self.kind)), self.down_proj
 
     def route(self, x: Tensor, load: Tensor | None = None) -> Routing:
         """Choose experts for x (N, d_model). The softmax runs in fp32 at least (Fedus et al. 2021, section 2.4).
@@ -113,7 +121,7 @@ class MoE(nn.Module):
         source = order // self.top_k  # the token behind each assignment
         grouped = takes_grouped_products(compute_dtype(x), tuple(self.down_proj.shape[1:]), device_of(x))
         run = _experts_grouped if grouped else _experts_in_turn
-        outputs = run(tokens[source], routing.counts, self.gate_up_proj, self.down_proj)  # (N k, d_model)
+        outputs = run(tokens[source], routing.counts, *self.stacks, self.kind)  # (N k, d_model)
         weights = routing.weights.flatten()[order, None].to(outputs.dtype)
         mixed = torch.zeros_like(tokens, dtype=outputs.dtype).index_add(0, source, outputs * weights)
         return mixed.view(x.shape), routing

@@ -55,10 +55,10 @@ def activation_bytes_per_token(model: ModernLLMConfig, half: bool) -> float:
     projected = size * (2 * (q + kv) + kv if model.qk_norm else q + 2 * kv)
     attended = size * q + 4 * model.n_heads
     if model.moe is None:
-        fed = 2 * size * model.ffn_size  # gate and up; what they come to is made again
+        fed = model.ffn.parts * size * model.ffn_size  # gate and up; what they come to is made again
     else:
         # Each token as often as it has experts: gathered, gate and up, and the output that is weighted.
-        fed = model.moe.top_k * size * (2 * model.expert_size + 2 * d) + 4 * 4 * model.moe.n_experts
+        fed = model.moe.top_k * size * (model.ffn.parts * model.expert_size + 2 * d) + 4 * 4 * model.moe.n_experts
     return stream + normed + projected + attended + fed
 
 

@@ -52,7 +52,7 @@ def trained_parameters(model: nn.Module) -> ParametersByKind:
 def _linear_maps(module: nn.Module) -> list[Tensor]:
     """Matrices of one module, without those of its children."""
     if isinstance(module, MoE):
-        return [module.gate_up_proj, module.down_proj]
+        return list(module.stacks)
     theirs = sys.modules.get("transformers.pytorch_utils")  # where it is not loaded, no module is one of its
     linear = (nn.Linear, theirs.Conv1D) if theirs is not None else nn.Linear
     return [module.weight] if isinstance(module, linear) else []
