@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).resolve().parents[1]
-# A model of a few thousand parameters on two short files: a run takes seconds, most of them for importing torch.
+# A model of a few thousand parameters on two short files: a run takes seconds.
 SMALL = [
     "experiment=quick",
     "task=text",
@@ -44,16 +44,14 @@ class Command:
         stdin: what it reads.
     """
 
-    def __init__(
-        self, *words: str, cwd: Path = ROOT, env: dict[str, str] | None = None, stdin: str | bytes = ""
-    ) -> None:
+    def __init__(self, *words: str, cwd: Path = ROOT, env: dict[str, str] | None = None, stdin: str = "") -> None:
         server, top = _server()
         self._folder = top / str(next(_NUMBERS))
         self._folder.mkdir()
         environment = {**os.environ, **(env or {})}
         request = {"words": words, "cwd": str(cwd), "env": environment}
         (self._folder / "request.json").write_text(json.dumps(request))
-        (self._folder / "stdin").write_bytes(stdin.encode() if isinstance(stdin, str) else stdin)
+        (self._folder / "stdin").write_text(stdin)
         assert server.stdin is not None
         server.stdin.write(f"{self._folder}\n")
         server.stdin.flush()

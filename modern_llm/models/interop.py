@@ -29,8 +29,13 @@ _FAMILIES = {
     "qwen3": {"qk_norm", "sliding_window"},
     "mixtral": {"moe", "sliding_window"},
 }
-_GATED = (SwiGLU, GeGLU)
-_ALSO = {SwiGLU: ("swish",), GeGLU: ("gelu_new",)}  # other names of the same function
+# Of transformers' `hidden_act`; a function may have several names.
+_KINDS: dict[str, type[SwiGLU | GeGLU]] = {
+    "silu": SwiGLU,
+    "swish": SwiGLU,
+    "gelu_pytorch_tanh": GeGLU,
+    "gelu_new": GeGLU,
+}
 
 
 def from_hugging_face(source: str | Path | PreTrainedModel) -> ModernDecoderLM:
@@ -73,8 +78,7 @@ def import_config(theirs: Any) -> ModernLLMConfig:
     refused = [
         f"{key}={getattr(theirs, key)!r}" for key in ("attention_bias", "mlp_bias") if getattr(theirs, key, False)
     ]
-    ffn = next((kind for kind in _GATED if theirs.hidden_act in (kind.hugging_face, *_ALSO.get(kind, ()))), None)
-    if ffn is None:
+    if theirs.hidden_act not in _KINDS:
         refused.append(f"hidden_act={theirs.hidden_act!r}")
     kinds = set(getattr(theirs, "layer_types", None) or [])
     if len(kinds) > 1:
@@ -103,7 +107,7 @@ def import_config(theirs: Any) -> ModernLLMConfig:
         n_heads=theirs.num_attention_heads,
         head_dim=None if head_dim == theirs.hidden_size // theirs.num_attention_heads else head_dim,
         ffn_hidden_size=theirs.intermediate_size,
-        ffn=(ffn or SwiGLU)(),
+        ffn=_KINDS[theirs.hidden_act](),
         rope=rope,
         gqa=GQAConfig(theirs.num_attention_heads // theirs.num_key_value_heads),
         moe=moe,

@@ -123,16 +123,17 @@ def takes_grouped_products(dtype: torch.dtype, widths: tuple[int, ...], device: 
 def reads_weight_as_pieces(x: Tensor, weight: Tensor) -> bool:
     """Whether x (..., K) times weight (N, K) is a decoding step on the CPU, which `models/linear.py` does its own
     way."""
-    N, K = weight.shape
-    few = _FEW_ROWS if K <= N else min(_FEW_ROWS, _FEW_ROWS_WIDE * torch.get_num_threads())
-    return (
-        0 < x.numel() <= few * K
+    if not (
+        0 < x.numel() <= _FEW_ROWS * x.shape[-1]
         and weight.numel() >= _LARGE_WEIGHT
         and weight.is_contiguous()
         and x.dtype == weight.dtype == torch.float32
         and x.device.type == "cpu"
         and not (torch.is_grad_enabled() or torch.is_autocast_enabled("cpu") or torch.compiler.is_compiling())
-    )
+    ):
+        return False
+    N, K = weight.shape
+    return K <= N or x.numel() <= _FEW_ROWS_WIDE * torch.get_num_threads() * K
 
 
 def has_fused_rms_norm(x: Tensor) -> bool:

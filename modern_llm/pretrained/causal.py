@@ -4,8 +4,10 @@ once, for it and for `ModernDecoderLM`."""
 from __future__ import annotations
 
 import inspect
+from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
+from functools import cache as remembered
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -39,9 +41,10 @@ class HiddenStates:
     expert_load: Tensor | None = None
 
 
-def cache_argument(body: nn.Module) -> str:
-    """What a model of `transformers` calls the cache that it is given."""
-    known = inspect.signature(body.forward).parameters
+@remembered
+def cache_argument(forward: Callable[..., Any]) -> str:
+    """What a model of `transformers` calls the cache that its class's `forward` is given."""
+    known = inspect.signature(forward).parameters
     return next((name for name in _CACHE_NAMES if name in known), _CACHE_NAMES[-1])
 
 
@@ -156,7 +159,7 @@ class HuggingFaceCausalLM(HuggingFaceBody):
                 positions = (mask.long().cumsum(1) - 1).clamp(min=0)
                 given = {"attention_mask": mask, "position_ids": positions[:, -T:]}
         if cache is not None:
-            given |= {cache_argument(self.body): cache.states}
+            given |= {cache_argument(type(self.body).forward): cache.states}
         with self.compiled_unless(cache is not None):
             output = self.body(input_ids=input_ids, use_cache=cache is not None, return_dict=True, **given)
         return HiddenStates(output.last_hidden_state)

@@ -54,7 +54,7 @@ class HuggingFaceSeq2Seq(HuggingFaceBody):
     def decoder_states(self, encoded: EncodedSource, input_ids: Tensor, cache: Seq2SeqCache | None = None) -> Tensor:
         """(B, T, d) states that the head reads, for decoder inputs (B, T)."""
         decoder = self.model.get_decoder()
-        given = {} if cache is None else {cache_argument(decoder): cache.states}
+        given = {} if cache is None else {cache_argument(type(decoder).forward): cache.states}
         with self.compiled_unless(cache is not None):
             output = decoder(
                 input_ids=input_ids,

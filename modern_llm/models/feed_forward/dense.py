@@ -17,7 +17,8 @@ def activate(projected: Tensor, kind: FeedForwardKind) -> Tensor:
     if not kind.gated:
         return kind.act(projected)
     gate, up = projected.chunk(2, dim=-1)
-    return kind.act(gate) * up
+    activated = kind.act(gate)
+    return activated * up if torch.is_grad_enabled() else activated.mul_(up)
 
 
 class _ActivatedLinear(torch.autograd.Function):

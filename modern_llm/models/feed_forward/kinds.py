@@ -35,7 +35,7 @@ class FeedForwardKind(ABC):
 
     @abstractmethod
     def act(self, x: Tensor) -> Tensor:
-        """The function, of any shape."""
+        """The function, of any shape, as a new tensor."""
 
     @abstractmethod
     def act_backward(self, grad: Tensor, x: Tensor) -> Tensor:
