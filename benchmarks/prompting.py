@@ -42,7 +42,9 @@ def main() -> None:
 
     with tempfile.TemporaryDirectory() as folder:
         loaded.save(Path(folder))
-        model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).to(loaded.model.head_weight.device)
+        model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).to(
+            loaded.model.output_head.weight.device
+        )
         peer = HFLM(pretrained=model.eval(), tokenizer=AutoTokenizer.from_pretrained(folder), batch_size=BATCH)
 
     def theirs(count: int = QUESTIONS) -> np.ndarray:

@@ -11,6 +11,7 @@ import difflib
 import inspect
 import re
 import types
+from collections.abc import Mapping
 from dataclasses import fields, is_dataclass
 from importlib import import_module
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
@@ -140,6 +141,10 @@ def _fits(value: Any, hint: Any) -> bool:
         return any(_fits(value, a) for a in arguments)
     if origin is Literal:
         return any(value is a or (type(value) is type(a) and value == a) for a in arguments)
+    if origin is Mapping:
+        return (
+            isinstance(value, dict) and "_target_" not in value and all(_fits(v, arguments[1]) for v in value.values())
+        )
     if origin is list:
         return isinstance(value, list) and all(_fits(v, arguments[0]) for v in value)
     if origin is tuple:
@@ -173,6 +178,8 @@ def _in_words(hint: Any) -> str:
         return " or ".join(_in_words(a) for a in arguments)
     if origin is Literal:
         return "one of " + ", ".join(map(str, arguments))
+    if origin is Mapping:
+        return f"names, each with {_in_words(arguments[1])}"
     if origin in (list, tuple):
         return "a list of " + " and ".join(dict.fromkeys(_in_words(a) for a in arguments))
     if inspect.isclass(hint) and hint.__module__.startswith(_ALLOWED_PACKAGE):

@@ -39,6 +39,7 @@ KEYS = {
     "task.dataset": "task.data",
     "task.preferences": "task.data",
     "task.problems": "task.data",
+    "model.init_std": "model.init.std",
 }
 # `group/choice` of before -> what is typed now.
 CHOICES = {
@@ -47,7 +48,7 @@ CHOICES = {
     "task/data/supervised": "task/data=labelled",
     "task/data/files": "task/data=text_files",
 }
-_TASK_KEYS = tuple(old.partition(".")[2] for old in KEYS if "." in old)
+_TASK_KEYS = tuple(old.partition(".")[2] for old in KEYS if old.startswith("task."))
 
 
 def target_now(path: str) -> str:
@@ -74,6 +75,9 @@ def record_now(record: Any) -> Any:
     now = {key: record_now(value) for key, value in record.items()}
     if isinstance(now.get("_target_"), str):
         now["_target_"] = target_now(now["_target_"])
+    if "init_std" in now and str(now.get("_target_")).startswith("modern_llm.models."):
+        scheme = "modern_llm.models.initialisation.gpt2.GPT2Init"
+        now["init"] = {"_target_": scheme, "std": now.pop("init_std")}
     task = now.get("task")
     if isinstance(task, dict):
         now["task"] = {"data" if key in _TASK_KEYS else key: value for key, value in task.items()}

@@ -81,7 +81,7 @@ def rank_answers(
     C = len(answers[0])
     scores = np.zeros((len(prompts), C))
     prefix, shared = _prefill(model, prompts)
-    device = model.head_weight.device
+    device = model.output_head.weight.device
     # Answers of one token are read off one row; longer ones need a row each for their own beginning.
     single = all(len(answer) == 1 for options in answers for answer in options)
     rows = (
@@ -95,7 +95,7 @@ def rank_answers(
         if single:
             last = torch.tensor([len(ids[i]) - 1 for i in places], device=device)
             picked = hidden[torch.arange(len(places), device=device), last]
-            logits = (picked @ model.head_weight.to(picked.dtype).t()).float()
+            logits = model.output_head.logits(picked)
             options = torch.tensor([[answer[0] for answer in answers[rows[i][0]]] for i in places], device=device)
             likelihood = logits.log_softmax(-1).gather(1, options).cpu().numpy()
             for row, i in zip(likelihood, places, strict=True):
@@ -108,7 +108,7 @@ def rank_answers(
             answer = answers[n][c]
             end = len(ids[i])
             labels[row, end - len(answer) : end] = torch.tensor(answer)
-        sums = -token_nll(hidden, model.head_weight, labels).sum(1)
+        sums = -token_nll(hidden, model.output_head, labels).sum(1)
         for value, i in zip(sums.tolist(), places, strict=True):
             scores[rows[i]] = value
     return scores
@@ -124,7 +124,7 @@ def _rank_with_encoder(
     """As `rank_answers`; each source is encoded once for all its answers."""
     C = len(answers[0])
     scores = np.zeros((len(prompts), C))
-    device = model.head_weight.device
+    device = model.output_head.weight.device
     for places in _sized_batches(list(map(len, prompts)), batch_size, progress):
         source = padded([prompts[i] for i in places], 0).to(device)
         mask = padded([[1] * len(prompts[i]) for i in places], 0).to(device)
@@ -134,7 +134,7 @@ def _rank_with_encoder(
             inputs = padded([[model.start_id, *option[:-1]] for option in options], 0).to(device)
             labels = padded(options, IGNORE_INDEX).to(device)
             hidden = model.decoder_states(EncodedSource(*encoded), inputs)
-            scores[places, c] = -token_nll(hidden, model.head_weight, labels).sum(1).cpu().numpy()
+            scores[places, c] = -token_nll(hidden, model.output_head, labels).sum(1).cpu().numpy()
     return scores
 
 
@@ -168,7 +168,7 @@ def write_answers(
         if not isinstance(model, HuggingFaceSeq2Seq):
             decoder = model
         else:
-            source = padded(starts, 0).to(model.head_weight.device)
+            source = padded(starts, 0).to(model.output_head.weight.device)
             mask = padded([[1] * len(row) for row in starts], 0).to(source.device)
             decoder, starts = model.decoder(model.encode(source, mask)), [[model.start_id]] * len(places)
         written = continue_ids(

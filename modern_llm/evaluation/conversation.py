@@ -88,7 +88,7 @@ class Conversation:
         self.ids += new
         limit = self.max_new_tokens if room is None else min(self.max_new_tokens, room)
         pieces, stream, ended = list[str](), TextStream(self.tokenizer), False
-        device = self.model.head_weight.device
+        device = self.model.output_head.weight.device
         tokens = stream_tokens(
             self.model,
             torch.tensor([unread], device=device),

@@ -62,7 +62,7 @@ def under_policy(model: ModernDecoderLM, policy: Policy, window: int, num_sinks:
     other.load_state_dict(model.state_dict(), strict=True, assign=True)
     if config.tie_embeddings:
         other.head.weight = other.embedding.weight
-    other.rotary = Rotary(config.rope, config.head_size, config.max_seq_len).to(model.head_weight.device)
+    other.rotary = Rotary(config.rope, config.head_size, config.max_seq_len).to(model.output_head.weight.device)
     return other.eval()
 
 
@@ -87,7 +87,7 @@ def streamed_nll(model: CausalLM, ids: Tensor, chunk: int, device: torch.device)
     for start in range(0, length, chunk):
         stop = min(start + chunk, length)
         hidden = model.hidden_states(ids[:, start:stop].to(device), cache=cache).hidden
-        losses.append(token_nll(hidden, model.head_weight, ids[:, start + 1 : stop + 1].to(device)).cpu())
+        losses.append(token_nll(hidden, model.output_head, ids[:, start + 1 : stop + 1].to(device)).cpu())
     return torch.cat(losses, dim=1)
 
 
@@ -107,7 +107,7 @@ def recomputed_nll(model: CausalLM, ids: Tensor, context: int, device: torch.dev
     for start, end, first in windows(ids.shape[1], context, max(context // 2, 1)):
         hidden = model.hidden_states(ids[:, start:end].to(device)).hidden[:, first:]
         targets = ids[:, start + first + 1 : end + 1]
-        losses[:, start + first : end] = token_nll(hidden, model.head_weight, targets.to(device)).float().cpu()
+        losses[:, start + first : end] = token_nll(hidden, model.output_head, targets.to(device)).float().cpu()
     return losses
 
 

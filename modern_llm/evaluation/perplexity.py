@@ -93,7 +93,7 @@ def perplexity(
         labels[labels == corpus.eos_id] = IGNORE_INDEX
         documents = (inputs == corpus.eos_id).cumsum(1) if document_ids else None
         output = model.hidden_states(inputs, document_ids=documents)
-        losses = token_nll(output.hidden, model.head_weight, labels.to(device))
+        losses = token_nll(output.hidden, model.output_head, labels.to(device))
         nats += losses.double().sum().item() if device.type != "mps" else losses.sum().item()
         scored += int((labels != IGNORE_INDEX).sum())
     if scored == 0:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections import Counter
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 
 from modern_llm.checks import require
@@ -9,6 +11,10 @@ from modern_llm.defaults import Defaults
 from modern_llm.models.attention.rope import NoRope, PlainRope
 from modern_llm.models.attention.sinks import LearnableSinks, Sinks
 from modern_llm.models.feed_forward.kinds import FeedForwardKind, SwiGLU
+from modern_llm.models.initialisation.gpt2 import GPT2Init
+from modern_llm.models.initialisation.scheme import InitScheme
+from modern_llm.models.parameter_kinds import EMBEDDINGS, HEADS, MATRICES, VECTORS
+from modern_llm.models.parts.part import EmbeddingPart, HeadPart, Part, ResidualPart, Sizes, ValuePart, total_counts
 
 _GQA = Defaults("model/gqa/mha")
 
@@ -108,12 +114,18 @@ class ModernLLMConfig:
         moe: mixture-of-experts feed-forward; null is the dense layer.
         sliding_window: last tokens that a position attends to, itself included (Mistral); null: all.
         qk_norm: RMSNorm on each query and key head before rotation (Qwen3).
+        qk_gain: whether these norms have a learned weight.
+        attention_scale: times 1 / sqrt(head_dim) on the scores of attention.
         qkv_bias: biases on the query, key and value projections (Qwen2).
         tie_embeddings: the output head shares the embedding matrix.
+        logit_softcap: c of the logits c tanh(z / c) (Gemma 2, arXiv 2408.00118, section 2); null: z as it is.
         norm_eps: epsilon of every RMSNorm.
         dropout: probability on the embedding and on each residual branch, in training.
-        init_std: standard deviation of the initial weights; branches that write to the residual stream get
-            init_std / sqrt(2 n_layers) (GPT-2).
+        embedding: parts between the embedding and the first block, in their order, of `models/embedding`.
+        residual: parts of the residual stream, of `models/residual`.
+        values: parts that change the values of attention, of `models/values`.
+        heads: parts that change what each head gives, of `models/heads`.
+        init: the initial weights, one of `models/initialisation`.
 
     Raises:
         ValueError: an impossible value or combination, with key, value, rule and remedy.
@@ -134,11 +146,18 @@ class ModernLLMConfig:
     moe: MoEConfig | None = None
     sliding_window: int | None = _DECODER("sliding_window")
     qk_norm: bool = _DECODER("qk_norm")
+    qk_gain: bool = _DECODER("qk_gain")
+    attention_scale: float = _DECODER("attention_scale")
     qkv_bias: bool = _DECODER("qkv_bias")
     tie_embeddings: bool = _DECODER("tie_embeddings")
+    logit_softcap: float | None = _DECODER("logit_softcap")
     norm_eps: float = _DECODER("norm_eps")
     dropout: float = _DECODER("dropout")
-    init_std: float = _DECODER("init_std")
+    embedding: Mapping[str, EmbeddingPart] = field(default_factory=dict)
+    residual: Mapping[str, ResidualPart] = field(default_factory=dict)
+    values: Mapping[str, ValuePart] = field(default_factory=dict)
+    heads: Mapping[str, HeadPart] = field(default_factory=dict)
+    init: InitScheme = field(default_factory=GPT2Init)
 
     def __post_init__(self) -> None:
         for key in ("max_seq_len", "d_model", "n_layers", "n_heads"):
@@ -176,7 +195,12 @@ class ModernLLMConfig:
         )
         require(0 <= self.dropout < 1, "model.dropout", self.dropout, "must lie in [0, 1)", "Use 0 for none")
         require(self.norm_eps > 0, "model.norm_eps", self.norm_eps, "must be above 0", "Use 1e-5")
-        require(self.init_std > 0, "model.init_std", self.init_std, "must be above 0", "Use 0.02")
+        require(self.logit_softcap is None or self.logit_softcap > 0, "model.logit_softcap", self.logit_softcap,
+                "must be above 0", "Use 15, or null for none")  # fmt: skip
+        require(self.attention_scale > 0, "model.attention_scale", self.attention_scale, "must be above 0",
+                "Use 1.0 for 1 / sqrt(head_dim)")  # fmt: skip
+        for part in self.parts:
+            part.check(self.sizes)
         if self.use_attention_sinks:
             num_sinks = self.sinks.learned_rows + self.sinks.kept_tokens
             room = self.sinks.window if self.sinks.window is not None else self.max_seq_len
@@ -194,6 +218,16 @@ class ModernLLMConfig:
                 "cannot be combined with attention sinks, which bring their own window",
                 "Set model.sinks.window instead and model.sliding_window=null",
             )
+
+    @property
+    def parts(self) -> list[Part]:
+        """All that declare their own weights."""
+        return [*self.embedding.values(), *self.residual.values(), *self.values.values(), *self.heads.values()]
+
+    @property
+    def sizes(self) -> Sizes:
+        """What parts know of the model."""
+        return Sizes(self.d_model, self.n_layers, self.n_heads, self.n_kv_heads, self.head_size, self.vocab_size or 0)
 
     @property
     def head_size(self) -> int:
@@ -251,31 +285,36 @@ class ModernLLMConfig:
         )
         return self if self.vocab_size is not None else replace(self, vocab_size=vocab_size)
 
-    def parameter_count(self, active_only: bool = False) -> int:
-        """Parameters of the model, embeddings included; `active_only` counts `top_k` experts per layer instead of
-        all. Exact: a test compares it with the built model."""
+    def parameters(self, active_only: bool = False) -> Counter[str]:
+        """Learned numbers by kind (`parameter_kinds.KINDS`), embeddings included; `active_only` counts `top_k` experts
+        per layer instead of all. Exact: a test compares it with the built model."""
         d, head, q_heads, kv_heads = self.d_model, self.head_size, self.n_heads, self.n_kv_heads
         if self.vocab_size is None:
             raise ValueError("model.vocab_size=None: the parameter count needs it. Use with_vocab_size first.")
         qkv = (q_heads + 2 * kv_heads) * head
-        attention = d * qkv + q_heads * head * d + (qkv if self.qkv_bias else 0) + (2 * head if self.qk_norm else 0)
+        matrices = d * qkv + q_heads * head * d
+        vectors = (qkv if self.qkv_bias else 0) + (2 * head if self.qk_norm and self.qk_gain else 0) + 2 * d
         if self.active_sinks is not None:
-            attention += self.active_sinks.parameter_count(q_heads, kv_heads, head)
-        matrices = self.ffn.parts + 1
+            vectors += self.active_sinks.parameter_count(q_heads, kv_heads, head)
         if self.moe is None:
-            feed_forward = matrices * d * self.ffn_size
+            matrices += (self.ffn.parts + 1) * d * self.ffn_size
         else:
             experts = self.moe.top_k if active_only else self.moe.n_experts
-            feed_forward = experts * matrices * d * self.expert_size + self.moe.n_experts * d
-        embeddings = self.vocab_size * d * (1 if self.tie_embeddings else 2)
-        return embeddings + self.n_layers * (attention + feed_forward + 2 * d) + d
+            matrices += experts * (self.ffn.parts + 1) * d * self.expert_size + self.moe.n_experts * d
+        found = Counter({MATRICES: self.n_layers * matrices, VECTORS: self.n_layers * vectors + d})
+        found[HEADS] = self.vocab_size * d
+        found[EMBEDDINGS] = 0 if self.tie_embeddings else self.vocab_size * d
+        return found + total_counts(self.parts, self.sizes)
+
+    def parameter_count(self, active_only: bool = False) -> int:
+        """The sum of `parameters`."""
+        return self.parameters(active_only).total()
 
     def flops_per_token(self, seq_len: int) -> float:
         """Floating-point operations of training on one token, forward and backward: 6 N + 12 L H D T
         (Chowdhery et al. 2022, arXiv 2204.02311, appendix B), with N the active parameters that multiply
-        (the output head counted once, the embedding look-up not) and T the tokens attended to."""
-        matmul_parameters = self.parameter_count(active_only=True)
-        if not self.tie_embeddings:
-            matmul_parameters -= (self.vocab_size or 0) * self.d_model
+        (the output head counted once, look-ups not) and T the tokens attended to."""
+        found = self.parameters(active_only=True)
+        multiplied = found.total() - found[EMBEDDINGS]
         reach = min(seq_len, (self.attention_window or seq_len) + self.kept_tokens)
-        return 6 * matmul_parameters + 12 * self.n_layers * self.n_heads * self.head_size * reach
+        return 6 * multiplied + 12 * self.n_layers * self.n_heads * self.head_size * reach

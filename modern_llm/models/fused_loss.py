@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from modern_llm.models.kernels import compute_dtype
+from modern_llm.models.output_head import OutputHead
 
 IGNORE_INDEX = -100  # the target id that carries no loss, as in torch.nn.functional.cross_entropy
 _CHUNK_ELEMENTS = 2**24  # logits held at once: 64 MiB in fp32, where the matrix product still runs at full rate
@@ -22,12 +23,12 @@ def _chunk_rows(vocab_size: int) -> int:
     return max(_CHUNK_ELEMENTS // vocab_size, 16)
 
 
-def _slopes(x: Tensor, w: Tensor, targets: Tensor) -> Iterator[tuple[slice, Tensor, Tensor]]:
+def _slopes(x: Tensor, w: Tensor, targets: Tensor, softcap: float | None) -> Iterator[tuple[slice, Tensor, Tensor]]:
     """Chunk by chunk: its rows, the log-likelihood of its targets (n, 1), 0 where they are ignored, and the gradient
-    of its summed loss with respect to the logits (n, V), whose memory the next chunk takes over.
+    of its summed loss with respect to the products x W^T (n, V), whose memory the next chunk takes over.
 
     Args:
-        x: (N, d). w: (V, d), of the same dtype. targets: (N,).
+        x: (N, d). w: (V, d), of the same dtype. targets: (N,). softcap: as in `OutputHead`.
     """
     exact = torch.promote_types(x.dtype, torch.float32)
     rows = max(min(_chunk_rows(w.shape[0]), len(x)), 1)
@@ -37,14 +38,18 @@ def _slopes(x: Tensor, w: Tensor, targets: Tensor) -> Iterator[tuple[slice, Tens
         labels = targets[where, None]
         ignored = labels == IGNORE_INDEX  # (n, 1)
         labels, kept = labels.masked_fill(ignored, 0), (~ignored).to(exact)
-        logits = torch.mm(x[where], w.t(), out=buffer[: len(labels)])  # (n, V)
-        if x.dtype == exact:
-            chance = torch._log_softmax(logits, -1, False, out=logits)
-        else:
-            chance = logits.to(exact).log_softmax(dim=-1)
+        logits = torch.mm(x[where], w.t(), out=buffer[: len(labels)]).to(exact)  # (n, V)
+        bend = None
+        if softcap is not None:
+            logits.div_(softcap).tanh_()
+            bend = torch.addcmul(logits.new_ones(()), logits, logits, value=-1)  # slope of the cap
+            logits.mul_(softcap)
+        chance = torch._log_softmax(logits, -1, False, out=logits)
         likelihood = chance.gather(1, labels) * kept
         chance.exp_()
         chance.scatter_add_(1, labels, -torch.ones_like(kept)).mul_(kept)
+        if bend is not None:
+            chance.mul_(bend)
         yield where, likelihood, chance
 
 
@@ -53,14 +58,16 @@ class _LinearCrossEntropy(torch.autograd.Function):
     so no logits are recomputed and three matrix products do the work of four."""
 
     @staticmethod
-    def forward(ctx: Any, hidden: Tensor, weight: Tensor, targets: Tensor, dtype: torch.dtype) -> Tensor:
+    def forward(
+        ctx: Any, hidden: Tensor, weight: Tensor, targets: Tensor, dtype: torch.dtype, softcap: float | None
+    ) -> Tensor:
         x, w = hidden.to(dtype), weight.to(dtype)
         exact = torch.promote_types(dtype, torch.float32)
         grad_hidden = torch.empty_like(x)
         grad_weight = torch.zeros(w.shape, dtype=exact, device=w.device) if ctx.needs_input_grad[1] else None
         total = torch.zeros((), dtype=exact, device=x.device)
         with torch.autocast(x.device.type, enabled=False):
-            for where, likelihood, chance in _slopes(x, w, targets):
+            for where, likelihood, chance in _slopes(x, w, targets, softcap):
                 total -= likelihood.sum()
                 slope = chance.to(dtype)
                 torch.mm(slope, w, out=grad_hidden[where])
@@ -71,14 +78,14 @@ class _LinearCrossEntropy(torch.autograd.Function):
         return total
 
     @staticmethod
-    def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor, Tensor | None, None, None]:
+    def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor | None, ...]:
         (grad,) = grad_outputs
         grad_hidden, grad_weight = ctx.saved_tensors
         hidden_dtype, weight_dtype = ctx.dtypes
         # In place: the (V, d) gradient of a small model's head is its largest tensor.
         grad_hidden = (grad_hidden.to(grad.dtype) * grad).to(hidden_dtype)
         grad_weight = None if grad_weight is None else grad_weight.mul_(grad).to(weight_dtype)
-        return grad_hidden, grad_weight, None, None
+        return grad_hidden, grad_weight, None, None, None
 
 
 def _add_product(total: Tensor, slope: Tensor, piece: Tensor) -> None:
@@ -95,21 +102,23 @@ class _LinearTokenNLL(torch.autograd.Function):
     where the head is trained, its logits are computed a second time; under adapters it is frozen, and nothing is."""
 
     @staticmethod
-    def forward(ctx: Any, hidden: Tensor, weight: Tensor, targets: Tensor, dtype: torch.dtype) -> Tensor:
+    def forward(
+        ctx: Any, hidden: Tensor, weight: Tensor, targets: Tensor, dtype: torch.dtype, softcap: float | None
+    ) -> Tensor:
         x, w = hidden.to(dtype), weight.to(dtype)
         grad_hidden = torch.empty_like(x)
         nll = torch.empty(len(x), dtype=torch.promote_types(dtype, torch.float32), device=x.device)
         with torch.autocast(x.device.type, enabled=False):
-            for where, likelihood, chance in _slopes(x, w, targets):
+            for where, likelihood, chance in _slopes(x, w, targets, softcap):
                 nll[where] = -likelihood[:, 0]
                 torch.mm(chance.to(dtype), w, out=grad_hidden[where])
         again = (hidden, weight, targets) if ctx.needs_input_grad[1] else ()
         ctx.save_for_backward(grad_hidden, *again)
-        ctx.dtypes = hidden.dtype, dtype
+        ctx.dtypes, ctx.softcap = (hidden.dtype, dtype), softcap
         return nll
 
     @staticmethod
-    def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor, Tensor | None, None, None]:
+    def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor | None, ...]:
         (grad,) = grad_outputs  # (N,)
         grad_hidden, *again = ctx.saved_tensors
         hidden_dtype, dtype = ctx.dtypes
@@ -118,18 +127,18 @@ class _LinearTokenNLL(torch.autograd.Function):
             x, w, targets = again[0].to(dtype), again[1].to(dtype), again[2]
             grad_weight = torch.zeros(w.shape, dtype=grad.dtype, device=w.device)
             with torch.autocast(x.device.type, enabled=False):
-                for where, _, chance in _slopes(x, w, targets):
+                for where, _, chance in _slopes(x, w, targets, ctx.softcap):
                     _add_product(grad_weight, chance.mul_(grad[where, None]).to(dtype), x[where])
             grad_weight = grad_weight.to(again[1].dtype)
-        return (grad_hidden.to(grad.dtype) * grad[:, None]).to(hidden_dtype), grad_weight, None, None
+        return (grad_hidden.to(grad.dtype) * grad[:, None]).to(hidden_dtype), grad_weight, None, None, None
 
 
-def linear_cross_entropy(hidden: Tensor, weight: Tensor, targets: Tensor) -> Tensor:
-    """Summed cross-entropy of softmax(hidden @ weight.T) against targets, in nats.
+def linear_cross_entropy(hidden: Tensor, head: OutputHead, targets: Tensor) -> Tensor:
+    """Summed cross-entropy of the softmax of the head's logits against targets, in nats.
 
     Args:
         hidden: (..., d) last hidden states.
-        weight: (V, d) output head.
+        head: of (V, d).
         targets: (...) token ids; `IGNORE_INDEX` carries no loss.
 
     Returns:
@@ -138,46 +147,47 @@ def linear_cross_entropy(hidden: Tensor, weight: Tensor, targets: Tensor) -> Ten
     """
     flat, labels = hidden.reshape(-1, hidden.shape[-1]), targets.reshape(-1)
     if not torch.is_grad_enabled():
-        return token_nll(flat, weight, labels).sum()
-    return _LinearCrossEntropy.apply(flat, weight, labels, compute_dtype(hidden))
+        return token_nll(flat, head, labels).sum()
+    return _LinearCrossEntropy.apply(flat, head.weight, labels, compute_dtype(hidden), head.softcap)
 
 
-def linear_token_nll(hidden: Tensor, weight: Tensor, targets: Tensor) -> Tensor:
+def linear_token_nll(hidden: Tensor, head: OutputHead, targets: Tensor) -> Tensor:
     """Cross-entropy of each target by itself, with gradients: for losses that weigh or combine them, such as those on
     log-probabilities of whole answers. `linear_cross_entropy` is cheaper where all count alike.
 
     Args:
-        hidden: (..., d). weight: (V, d). targets: (...); `IGNORE_INDEX` gives 0.
+        hidden: (..., d). head: of (V, d). targets: (...); `IGNORE_INDEX` gives 0.
 
     Returns:
         The shape of targets, in nats, fp32 (float64 for float64 input).
     """
     if not torch.is_grad_enabled():
-        return token_nll(hidden, weight, targets)
-    flat = hidden.reshape(-1, hidden.shape[-1])
-    return _LinearTokenNLL.apply(flat, weight, targets.reshape(-1), compute_dtype(hidden)).view(targets.shape)
+        return token_nll(hidden, head, targets)
+    flat, labels = hidden.reshape(-1, hidden.shape[-1]), targets.reshape(-1)
+    losses = _LinearTokenNLL.apply(flat, head.weight, labels, compute_dtype(hidden), head.softcap)
+    return losses.view(targets.shape)
 
 
 @torch.no_grad()
-def token_nll(hidden: Tensor, weight: Tensor, targets: Tensor) -> Tensor:
+def token_nll(hidden: Tensor, head: OutputHead, targets: Tensor) -> Tensor:
     """Negative log-likelihood of every target in nats, without gradient; 0 where the target is ignored.
 
     Args:
-        hidden: (..., d). weight: (V, d). targets: (...).
+        hidden: (..., d). head: of (V, d). targets: (...).
 
     Returns:
         The shape of targets, fp32 (float64 for float64 input).
     """
     dtype = compute_dtype(hidden)
-    flat, labels, w = hidden.reshape(-1, hidden.shape[-1]).to(dtype), targets.reshape(-1), weight.to(dtype)
-    exact = torch.promote_types(dtype, torch.float32)
+    flat, labels = hidden.reshape(-1, hidden.shape[-1]).to(dtype), targets.reshape(-1)
+    head = OutputHead(head.weight.to(dtype), head.softcap)
     pieces = []
-    rows = _chunk_rows(w.shape[0])
+    rows = _chunk_rows(head.weight.shape[0])
     for start in range(0, len(flat), rows):
-        logits = (flat[start : start + rows] @ w.t()).to(exact)
+        logits = head.logits(flat[start : start + rows])
         pieces.append(
             torch.nn.functional.cross_entropy(
                 logits, labels[start : start + rows], reduction="none", ignore_index=IGNORE_INDEX
             )
         )
-    return torch.cat(pieces).view(targets.shape) if pieces else targets.to(exact)
+    return torch.cat(pieces).view(targets.shape) if pieces else targets.to(torch.promote_types(dtype, torch.float32))

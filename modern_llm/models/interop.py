@@ -16,6 +16,7 @@ from modern_llm.hub import find_model
 from modern_llm.models.attention.rope import LinearRope, Llama3Rope, NoRope, NTKRope, PlainRope, YarnRope
 from modern_llm.models.config import GQAConfig, ModernLLMConfig, MoEConfig
 from modern_llm.models.feed_forward.kinds import GeGLU, SwiGLU
+from modern_llm.models.initialisation.gpt2 import GPT2Init
 from modern_llm.models.transformer import ModernDecoderLM
 
 if TYPE_CHECKING:
@@ -116,7 +117,7 @@ def import_config(theirs: Any) -> ModernLLMConfig:
         qkv_bias=theirs.model_type == "qwen2",
         tie_embeddings=theirs.tie_word_embeddings,
         norm_eps=theirs.rms_norm_eps,
-        init_std=theirs.initializer_range,
+        init=GPT2Init(theirs.initializer_range),
     )
 
 
@@ -160,7 +161,7 @@ def _layer_names(config: ModernLLMConfig) -> dict[str, list[str]]:
     }
     if config.qkv_bias:
         names["attention.qkv_proj.bias"] = [f"self_attn.{part}_proj.bias" for part in "qkv"]
-    if config.qk_norm:
+    if config.qk_norm and config.qk_gain:
         names |= {f"attention.{part}_norm.weight": [f"self_attn.{part}_norm.weight"] for part in "qk"}
     if config.moe is None:
         names["ffn.gate_up_proj.weight"] = ["mlp.gate_proj.weight", "mlp.up_proj.weight"]
@@ -211,6 +212,11 @@ def to_hugging_face(model: ModernDecoderLM, family: str | None = None) -> PreTra
         parts.add("NoRope")
     if config.ffn.hugging_face is None:
         parts.add(type(config.ffn).__name__)
+    parts |= {type(part).__name__ for part in config.parts}
+    if config.logit_softcap is not None:
+        parts.add("logit_softcap")
+    if config.attention_scale != 1:
+        parts.add("attention_scale")
     if config.moe is not None and config.moe.top_k == 1:
         parts.add("top_k=1 (Mixtral gives the single expert the weight 1, not its probability)")
     candidates = [family] if family is not None else list(_FAMILIES)
@@ -227,11 +233,15 @@ def to_hugging_face(model: ModernDecoderLM, family: str | None = None) -> PreTra
             f"{whose}: {', '.join(unknown)}. It is used from its run, with model=from_run model.path=<run folder>."
         )
     theirs = AutoConfig.for_model(target, **_their_settings(config, target))
-    exported = AutoModelForCausalLM.from_config(theirs, dtype=model.head_weight.dtype)
+    exported = AutoModelForCausalLM.from_config(theirs, dtype=model.output_head.weight.dtype)
     weights = model.state_dict()
     state: dict[str, Tensor] = {}
     for ours, names in _all_names(config).items():
         state.update(zip(names, _split(weights[ours].cpu(), ours, config, len(names)), strict=True))
+    known = exported.state_dict()
+    # A norm without a weight is theirs with a weight of ones.
+    state |= {name: torch.ones_like(known[name]) for name in known if name.endswith(("q_norm.weight", "k_norm.weight"))
+              and name not in state}  # fmt: skip
     exported.load_state_dict(state, strict=not config.tie_embeddings)
     exported.tie_weights()
     return exported.train(model.training)
@@ -281,7 +291,7 @@ def _their_settings(config: ModernLLMConfig, family: str) -> dict[str, Any]:
         "max_position_embeddings": config.max_seq_len,
         "rms_norm_eps": config.norm_eps,
         "tie_word_embeddings": config.tie_embeddings,
-        "initializer_range": config.init_std,
+        **({"initializer_range": config.init.std} if isinstance(config.init, GPT2Init) else {}),
         "rope_parameters": rope_parameters,
         # Ids of the tokenizer, not of the model: transformers' defaults would point at arbitrary tokens.
         "bos_token_id": None,

@@ -32,7 +32,27 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
 
 
 class Linear(nn.Linear):
-    """`nn.Linear` by way of `linear`."""
+    """`nn.Linear` by way of `linear`.
+
+    Args:
+        d_in, d_out: width of input and output.
+        bias: whether there is one.
+        rows: of the maps that are stored as one, which sum to `d_out`; None: it is one map. An optimiser may treat
+            them one by one.
+        ends_branch: whether it writes to the residual stream, which the initial weights depend on.
+    """
+
+    def __init__(
+        self,
+        d_in: int,
+        d_out: int,
+        bias: bool = True,
+        rows: tuple[int, ...] | None = None,
+        ends_branch: bool = False,
+    ) -> None:
+        super().__init__(d_in, d_out, bias)
+        self.stacked_rows = {} if rows is None else {"weight": rows}
+        self.ends_branch = ends_branch
 
     def forward(self, x: Tensor) -> Tensor:
         return linear(x, self.weight, self.bias)

@@ -17,40 +17,44 @@ class _RMSNorm(torch.autograd.Function):
     memory."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, weight: Tensor, eps: float) -> Tensor:
-        exact = x.to(torch.promote_types(weight.dtype, torch.float32))
+    def forward(ctx: Any, x: Tensor, weight: Tensor | None, eps: float) -> Tensor:
+        exact = x.to(torch.promote_types(x.dtype if weight is None else weight.dtype, torch.float32))
         scale = (torch.linalg.vector_norm(exact, dim=-1, keepdim=True).square_() / x.shape[-1]).add_(eps).rsqrt_()
         ctx.save_for_backward(x, weight, scale)
-        return (exact * scale).mul_(weight).to(x.dtype)
+        normed = exact * scale
+        return (normed if weight is None else normed.mul_(weight)).to(x.dtype)
 
     @staticmethod
-    def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor, Tensor, None]:
+    def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor, Tensor | None, None]:
         (grad,) = grad_outputs
         x, weight, scale = ctx.saved_tensors
         normed, grad = x.to(scale.dtype) * scale, grad.to(scale.dtype)
-        grad_weight = (grad * normed).flatten(0, -2).sum(0).to(weight.dtype)
-        grad_normed = grad * weight
+        grad_weight = None if weight is None else (grad * normed).flatten(0, -2).sum(0).to(weight.dtype)
+        grad_normed = grad * (1 if weight is None else weight)
         mean = (grad_normed * normed).mean(dim=-1, keepdim=True)
         return grad_normed.addcmul_(normed, mean, value=-1).mul_(scale).to(x.dtype), grad_weight, None
 
 
 class RMSNorm(nn.Module):
-    """y = x / sqrt(mean(x^2) + eps) * weight over the last dimension (eq. 4); any leading shape.
+    """y = x / sqrt(mean(x^2) + eps) * weight over the last dimension (eq. 4), with or without the weight; any leading
+    shape.
 
     On every device, under autocast or not, all of it is computed in fp32 at least and the result has the type of x.
 
     Args:
         size: width of the last dimension.
         eps: added under the root.
+        gain: whether there is a weight.
     """
 
-    def __init__(self, size: int, eps: float) -> None:
+    def __init__(self, size: int, eps: float, gain: bool = True) -> None:
         super().__init__()
-        self.weight = nn.Parameter(torch.ones(size))
+        self.weight = nn.Parameter(torch.ones(size)) if gain else None
         self.eps = eps
 
     def forward(self, x: Tensor) -> Tensor:
         if torch.is_grad_enabled() and not has_fused_rms_norm(x):
             return _RMSNorm.apply(x, self.weight, self.eps)
-        exact = torch.promote_types(self.weight.dtype, torch.float32)
-        return F.rms_norm(x.to(exact), x.shape[-1:], self.weight.to(exact), self.eps).to(x.dtype)
+        exact = torch.promote_types(x.dtype if self.weight is None else self.weight.dtype, torch.float32)
+        weight = None if self.weight is None else self.weight.to(exact)
+        return F.rms_norm(x.to(exact), x.shape[-1:], weight, self.eps).to(x.dtype)

@@ -10,17 +10,19 @@ from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
 from modern_llm.models.attention.kv_cache import KVCache
-from modern_llm.models.attention.layer import Attention
-from modern_llm.models.attention.plan import AttentionPlan, plan_attention
+from modern_llm.models.attention.plan import plan_attention
 from modern_llm.models.attention.rotary import Rotary
-from modern_llm.models.attention.sink_rows import SinkRows
+from modern_llm.models.block import DecoderBlock
 from modern_llm.models.config import ModernLLMConfig
-from modern_llm.models.feed_forward.dense import FeedForward
-from modern_llm.models.feed_forward.experts import MoE, Routing
+from modern_llm.models.embedding.predecessors import Predecessors
 from modern_llm.models.fused_loss import IGNORE_INDEX, linear_cross_entropy
+from modern_llm.models.initialisation.draw import draw_weights
 from modern_llm.models.kernels import compute_dtype
 from modern_llm.models.linear import Linear
 from modern_llm.models.norm import RMSNorm
+from modern_llm.models.output_head import OutputHead
+from modern_llm.models.parts.module import Parts
+from modern_llm.models.parts.part import Carried
 
 
 @dataclass
@@ -44,57 +46,6 @@ class ModelOutput:
     cache: KVCache | None = None
 
 
-class DecoderBlock(nn.Module):
-    """Pre-norm residual block: x + attention(norm(x)), then x + ffn(norm(x))."""
-
-    def __init__(self, config: ModernLLMConfig) -> None:
-        super().__init__()
-        self.attention_norm = RMSNorm(config.d_model, config.norm_eps)
-        self.attention = Attention(config)
-        self.ffn_norm = RMSNorm(config.d_model, config.norm_eps)
-        self.ffn: FeedForward | MoE
-        if config.moe is None:
-            self.ffn = FeedForward(config.ffn, config.d_model, config.ffn_size)
-        else:
-            self.ffn = MoE(config.moe, config.ffn, config.d_model, config.expert_size)
-        self.dropout = config.dropout
-
-    def forward(
-        self,
-        x: Tensor,
-        plan: AttentionPlan,
-        cache: KVCache | None = None,
-        layer: int = 0,
-        expert_load: Tensor | None = None,
-    ) -> tuple[Tensor, Routing | None]:
-        """x: (B, T, d_model); expert_load: as in `MoE.route`. Returns the new residual stream and, with experts, how
-        tokens were routed."""
-        attended = self.attention(self.attention_norm(x), plan, cache, layer)
-        x = x + F.dropout(attended, self.dropout, self.training)
-        normed, routing = self.ffn_norm(x), None
-        if isinstance(self.ffn, MoE):
-            fed, routing = self.ffn(normed, expert_load)
-        else:
-            fed = self.ffn(normed)
-        return x + F.dropout(fed, self.dropout, self.training), routing
-
-
-@torch.no_grad()
-def init_weights(model: nn.Module, std: float, n_layers: int) -> None:
-    """Normal(0, std); what writes to the residual stream is scaled by 1 / sqrt(2 n_layers) (GPT-2)."""
-    for name, parameter in model.named_parameters():
-        if name.endswith("norm.weight"):
-            nn.init.ones_(parameter)
-        elif name.endswith(".bias"):
-            nn.init.zeros_(parameter)
-        elif ".sinks." not in name:
-            residual = name.endswith(("o_proj.weight", "down_proj.weight", "down_proj"))
-            nn.init.normal_(parameter, std=std / (2 * n_layers) ** 0.5 if residual else std)
-    for module in model.modules():
-        if isinstance(module, SinkRows):
-            module.reset(std)
-
-
 class ModernDecoderLM(nn.Module):
     """Decoder-only language model: RMSNorm, RoPE, grouped-query attention with sinks, a feed-forward layer or experts.
 
@@ -111,19 +62,21 @@ class ModernDecoderLM(nn.Module):
             raise ValueError("model.vocab_size=None: not known yet. Call config.with_vocab_size(tokenizer size) first.")
         self.config = config
         self.embedding = nn.Embedding(config.vocab_size, config.d_model)
+        self.embedding_parts = Parts(config.embedding, config.sizes)
         self.rotary = Rotary(config.rope, config.head_size, config.max_seq_len)
-        self.blocks = nn.ModuleList(DecoderBlock(config) for _ in range(config.n_layers))
+        self.blocks = nn.ModuleList(DecoderBlock(config, layer) for layer in range(config.n_layers))
+        self.residual = Parts(config.residual, config.sizes)
         self.final_norm = RMSNorm(config.d_model, config.norm_eps)
         self.head = Linear(config.d_model, config.vocab_size, bias=False)
         if config.tie_embeddings:
             self.head.weight = self.embedding.weight
         self.dropout, self.activation_checkpointing = config.dropout, False
-        init_weights(self, config.init_std, config.n_layers)
+        draw_weights(self, config.init, config.n_layers)
 
     @property
-    def head_weight(self) -> Tensor:
-        """(V, d_model) output head."""
-        return self.head.weight
+    def output_head(self) -> OutputHead:
+        """From hidden states to logits."""
+        return OutputHead(self.head.weight, self.config.logit_softcap)
 
     @property
     def balances_experts(self) -> bool:
@@ -132,7 +85,7 @@ class ModernDecoderLM(nn.Module):
 
     def new_cache(self, batch_size: int, max_tokens: int | None) -> KVCache:
         """An empty cache for B texts of at most `max_tokens` tokens; None: unbounded (needs a window or sinks)."""
-        weight = self.head_weight
+        weight = self.head.weight
         return KVCache(self.config, batch_size, max_tokens, compute_dtype(weight), weight.device)
 
     def hidden_states(
@@ -147,19 +100,27 @@ class ModernDecoderLM(nn.Module):
         """Everything but the output head. Arguments as in `forward`, and `branch_ids` (B, T): 0 for a text's trunk,
         other numbers for continuations of it, none of which sees another; `expert_load` (layers, experts): shares in
         the whole batch, of which this is a part."""
-        tokens, dtype = input_ids.shape[1], compute_dtype(self.head_weight)
+        tokens, dtype = input_ids.shape[1], compute_dtype(self.head.weight)
         plan = plan_attention(self.config, self.rotary, tokens, attention_mask, document_ids, cache, branch_ids, dtype)
-        x = F.dropout(self.embedding(input_ids), self.dropout, self.training)  # (B, T, d_model)
+        x = self.embedding(input_ids)  # (B, T, d_model)
+        if self.embedding_parts:
+            before = Predecessors(attention_mask, document_ids, branch_ids, cache)
+            for part, weights in self.embedding_parts.each:
+                x = part.apply(weights, x, before)
+        x = F.dropout(x, self.dropout, self.training)
+        carried: Carried = {"input_ids": input_ids, "embedded": x}
         routings = []
         for layer, block in enumerate(self.blocks):
             load = None if expert_load is None else expert_load[layer]
             if self.activation_checkpointing and self.training and cache is None:
-                x, routing = checkpoint(block, x, plan, None, layer, load, use_reentrant=False)
+                x, routing, carried = checkpoint(block, x, plan, carried, None, load, use_reentrant=False)
             else:
                 # Compiled blocks would compile again for every length of a cache: decoding calls them uncompiled.
-                x, routing = (block if cache is None else block.forward)(x, plan, cache, layer, load)
+                x, routing, carried = (block if cache is None else block.forward)(x, plan, carried, cache, load)
             if routing is not None:
                 routings.append(routing)
+        for part, weights in self.residual.each:
+            x = part.end(weights, x, carried)
         if cache is not None:
             cache.advance(tokens, plan.real, plan.positions)
         output = ModelOutput(self.final_norm(x), cache=cache)
@@ -190,9 +151,9 @@ class ModernDecoderLM(nn.Module):
         """
         output = self.hidden_states(input_ids, attention_mask, document_ids, cache)
         if labels is None:
-            output.logits = self.head(output.hidden)
+            output.logits = self.output_head.logits(output.hidden)
             return output
         count = (labels != IGNORE_INDEX).sum().clamp(min=1)
-        output.loss = linear_cross_entropy(output.hidden, self.head_weight, labels) / count
+        output.loss = linear_cross_entropy(output.hidden, self.output_head, labels) / count
         output.loss = output.loss + sum(output.aux_losses.values())
         return output

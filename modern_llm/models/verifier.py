@@ -9,10 +9,12 @@ from torch.utils.checkpoint import checkpoint
 
 from modern_llm.models.attention.plan import plan_encoding
 from modern_llm.models.attention.rotary import Rotary
+from modern_llm.models.block import DecoderBlock
+from modern_llm.models.initialisation.draw import draw_weights
 from modern_llm.models.kernels import compute_dtype
 from modern_llm.models.linear import Linear
 from modern_llm.models.norm import RMSNorm
-from modern_llm.models.transformer import DecoderBlock, init_weights
+from modern_llm.models.parts.part import Carried
 from modern_llm.models.verifier_config import VerifierConfig
 
 
@@ -35,22 +37,23 @@ class VerifierModel(nn.Module):
         self.config, self.labels = config, labels
         self.embedding = nn.Embedding(config.vocab_size, config.d_model)
         self.rotary = Rotary(config.rope, config.blocks.head_size, config.max_seq_len)
-        self.blocks = nn.ModuleList(DecoderBlock(config.blocks) for _ in range(config.n_layers))
+        self.blocks = nn.ModuleList(DecoderBlock(config.blocks, layer) for layer in range(config.n_layers))
         self.final_norm = RMSNorm(config.d_model, config.norm_eps)
         self.score = Linear(config.d_model, len(labels), bias=False)
         self.activation_checkpointing = False
-        init_weights(self, config.init_std, config.n_layers)
+        draw_weights(self, config.init, config.n_layers)
 
     def hidden_states(self, input_ids: Tensor, attention_mask: Tensor | None = None) -> Tensor:
         """(B, T, d_model) after the final norm, for texts (B, T) padded on either side; attention_mask (B, T) is 0 at
         padding, whose own states mean nothing."""
         plan = plan_encoding(self.rotary, input_ids.shape[1], attention_mask, compute_dtype(self.score.weight))
         x = F.dropout(self.embedding(input_ids), self.config.dropout, self.training)  # (B, T, d_model)
+        carried: Carried = {"input_ids": input_ids, "embedded": x}
         for block in self.blocks:
             if self.activation_checkpointing and self.training:
-                x, _ = checkpoint(block, x, plan, use_reentrant=False)
+                x, _, carried = checkpoint(block, x, plan, carried, use_reentrant=False)
             else:
-                x, _ = block(x, plan)
+                x, _, carried = block(x, plan, carried)
         return self.final_norm(x)
 
     def pooled(self, hidden: Tensor, last: Tensor) -> Tensor:

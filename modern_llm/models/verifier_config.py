@@ -10,6 +10,8 @@ from modern_llm.defaults import Defaults
 from modern_llm.models.attention.rope import NoRope, PlainRope
 from modern_llm.models.config import GQAConfig, ModernLLMConfig
 from modern_llm.models.feed_forward.kinds import FeedForwardKind, SwiGLU
+from modern_llm.models.initialisation.gpt2 import GPT2Init
+from modern_llm.models.initialisation.scheme import InitScheme
 
 _DEFAULTS = Defaults("model/verifier")
 
@@ -23,7 +25,7 @@ class VerifierConfig:
         pooling: `mean` over the real tokens, or the `first` token's state, which has seen all others (Devlin et al.
             2018, arXiv 1810.04805).
         vocab_size, max_seq_len, d_model, n_layers, n_heads, head_dim, ffn_hidden_size, ffn, rope, gqa, qk_norm,
-            qkv_bias, norm_eps, dropout, init_std: as in `ModernLLMConfig`.
+            qkv_bias, norm_eps, dropout, init: as in `ModernLLMConfig`.
 
     Raises:
         ValueError: an impossible value or combination, with key, value, rule and remedy.
@@ -44,7 +46,7 @@ class VerifierConfig:
     qkv_bias: bool = _DEFAULTS("qkv_bias")
     norm_eps: float = _DEFAULTS("norm_eps")
     dropout: float = _DEFAULTS("dropout")
-    init_std: float = _DEFAULTS("init_std")
+    init: InitScheme = field(default_factory=GPT2Init)
 
     def __post_init__(self) -> None:
         require(self.pooling in ("mean", "first"), "model.pooling", self.pooling, "is unknown", "Use mean or first")

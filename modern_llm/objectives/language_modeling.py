@@ -32,7 +32,7 @@ class LanguageModeling(Objective):
         if "target_positions" in batch:
             positions = batch["target_positions"][:, :, None].expand(-1, -1, hidden.shape[-1])
             hidden = hidden.gather(1, positions)  # (B, K, d)
-        loss = linear_cross_entropy(hidden, model.head_weight, batch["labels"])
+        loss = linear_cross_entropy(hidden, model.output_head, batch["labels"])
         output = LossOutput(loss)
         if states.aux_losses:
             output.metrics["cross_entropy"] = loss

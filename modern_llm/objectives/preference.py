@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from modern_llm.models.fused_loss import IGNORE_INDEX, linear_token_nll
+from modern_llm.models.output_head import OutputHead
 from modern_llm.objectives.base import Batch, LossOutput, Objective, add_expert_losses, survey_experts
 from modern_llm.objectives.preference_losses import PairLogProbs, PreferenceLoss
 
@@ -17,8 +18,8 @@ class BranchingLM(Protocol):
     """What the objective asks of a language model: two answers behind one prompt in one pass."""
 
     @property
-    def head_weight(self) -> Tensor:
-        """(V, d) output head."""
+    def output_head(self) -> OutputHead:
+        """From hidden states to logits."""
 
     def hidden_states(self, input_ids: Tensor, *, branch_ids: Tensor) -> Any:
         """An output whose `hidden` is (B, T, d), where no branch sees another."""
@@ -44,7 +45,7 @@ def answer_log_probs(model: BranchingLM, batch: Batch) -> tuple[Tensor, Any]:
     rows = torch.arange(B, device=labels.device)[:, None, None] * T
     places = (rows + batch["target_positions"]).flatten()
     real = (labels != IGNORE_INDEX).nonzero()[:, 0]  # the head is computed nowhere else
-    nll = linear_token_nll(output.hidden.reshape(-1, d)[places[real]], model.head_weight, labels[real])
+    nll = linear_token_nll(output.hidden.reshape(-1, d)[places[real]], model.output_head, labels[real])
     answers = real // batch["labels"].shape[2]
     sums = torch.zeros(B * 2, dtype=nll.dtype, device=nll.device).index_add(0, answers, -nll)
     return sums.view(B, 2), output

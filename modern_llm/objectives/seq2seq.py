@@ -7,6 +7,7 @@ from typing import Any, Protocol
 from torch import Tensor
 
 from modern_llm.models.fused_loss import IGNORE_INDEX, linear_cross_entropy
+from modern_llm.models.output_head import OutputHead
 from modern_llm.objectives.base import Batch, LossOutput, Objective
 
 
@@ -14,8 +15,8 @@ class Seq2SeqLM(Protocol):
     """What the objective asks of an encoder-decoder."""
 
     @property
-    def head_weight(self) -> Tensor:
-        """(V, d) output head."""
+    def output_head(self) -> OutputHead:
+        """From hidden states to logits."""
 
     def encode(self, input_ids: Tensor, attention_mask: Tensor) -> Any:
         """What the decoder reads of the sources (B, S)."""
@@ -37,4 +38,4 @@ class Seq2Seq(Objective):
         """batch: `input_ids`, `attention_mask` (B, S); `decoder_input_ids`, `labels` (B, T)."""
         encoded = model.encode(batch["input_ids"], batch["attention_mask"])
         hidden = model.decoder_states(encoded, batch["decoder_input_ids"])
-        return LossOutput(linear_cross_entropy(hidden, model.head_weight, batch["labels"]))
+        return LossOutput(linear_cross_entropy(hidden, model.output_head, batch["labels"]))

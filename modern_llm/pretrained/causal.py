@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from modern_llm.models.attention.plan import branch_positions, sees_branch
 from modern_llm.models.kernels import may_be_compiled
+from modern_llm.models.output_head import OutputHead
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -23,8 +24,8 @@ if TYPE_CHECKING:
 
 # transformers 5 renamed `past_key_values` on its way.
 _CACHE_NAMES = ("cache", "past_key_values")
-# Between the hidden states and the logits, some architectures do more than one matrix product.
-_AFTER_THE_HEAD = ("final_logit_softcapping", "logit_scale", "logits_scaling")
+# Between the hidden states and the logits, some architectures do more than a product and a cap.
+_AFTER_THE_HEAD = ("logit_scale", "logits_scaling")
 
 
 @dataclass
@@ -60,9 +61,10 @@ class HuggingFaceBody(nn.Module):
         self.model, self._checkpointing = model, False
 
     @property
-    def head_weight(self) -> Tensor:
-        """(V, d) output head."""
-        return self.model.get_output_embeddings().weight
+    def output_head(self) -> OutputHead:
+        """From hidden states to logits."""
+        softcap = getattr(self.model.config, "final_logit_softcapping", None)
+        return OutputHead(self.model.get_output_embeddings().weight, softcap)
 
     def compiled_unless(self, decoding: bool) -> AbstractContextManager[Any]:
         """Within it compiled layers run uncompiled while decoding: every length of a cache would be compiled anew."""

@@ -24,7 +24,7 @@ class Classifier(nn.Module):
         super().__init__()
         self.body, self.labels = body, labels
         if not hasattr(getattr(body, "model", None), "score"):
-            weight = body.head_weight
+            weight = body.output_head.weight
             self.score = nn.Linear(weight.shape[1], len(labels), bias=False, device=weight.device)
             nn.init.normal_(self.score.weight, std=0.02)
 

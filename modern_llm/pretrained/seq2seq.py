@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from torch import Tensor, nn
 
+from modern_llm.models.output_head import OutputHead
 from modern_llm.pretrained.causal import HiddenStates, HuggingFaceBody, cache_argument
 
 if TYPE_CHECKING:
@@ -89,8 +90,8 @@ class Decoder:
         return self.model.train(mode)
 
     @property
-    def head_weight(self) -> Tensor:
-        return self.model.head_weight
+    def output_head(self) -> OutputHead:
+        return self.model.output_head
 
     def new_cache(self, batch_size: int, max_tokens: int | None) -> Seq2SeqCache:
         from modern_llm.pretrained.kv_cache import Seq2SeqCache

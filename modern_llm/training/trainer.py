@@ -96,7 +96,7 @@ class Trainer:
         self.data = data
         self.evaluator = evaluator
         self.optimizer = self.settings.optimizer.build(model)
-        self.peak_rates = [group["lr"] for group in self.optimizer.param_groups]
+        self.rate = self.settings.optimizer.lr
         self.scaler = self.runtime.grad_scaler()
         self.guard = Guard(self.settings.max_bad_steps, self.settings.spike_factor)
         self.progress = Progress(dropout_seed=int(torch.randint(2**31, (), device="cpu")))
@@ -218,12 +218,12 @@ class Trainer:
             first += len(parts[0])
 
     def _set_rates(self, tokens: int, seconds: float) -> None:
-        """The learning rates of this step, which is counted once it is done."""
+        """What changes over a run, for this step, which is counted once it is done."""
         done = self.progress
         steps = self.settings.budget.length(done.step + 1, done.tokens + tokens, done.seconds + seconds)
         factor = self.settings.schedule.factor(done.step, steps)
-        for group, peak in zip(self.optimizer.param_groups, self.peak_rates, strict=True):
-            group["lr"] = peak * factor
+        self.rate = self.settings.optimizer.lr * factor
+        self.settings.optimizer.adjust(self.optimizer, factor, min(done.step / max(steps - 1, 1), 1.0))
 
     @property
     def _scale_can_fall(self) -> bool:
@@ -239,7 +239,7 @@ class Trainer:
         row: dict[str, Any] = {
             "step": progress.step,
             "loss": means.pop("loss"),
-            "lr": self.optimizer.param_groups[0]["lr"],
+            "lr": self.rate,
             "grad_norm": self.grad_norm,
             "tokens": progress.tokens,
             "skipped_steps": self.guard.skipped,

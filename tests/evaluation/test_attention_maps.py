@@ -13,6 +13,7 @@ from modern_llm.models import ModernDecoderLM, ModernLLMConfig, from_hugging_fac
 from modern_llm.models.attention.plan import plan_attention
 from modern_llm.models.attention.sinks import LearnableSinks, SinkLogits, StreamingSinks
 from modern_llm.models.config import GQAConfig
+from modern_llm.models.initialisation.gpt2 import GPT2Init
 
 IDS = torch.randint(1, 50, (20,), generator=torch.Generator().manual_seed(1)).tolist()
 SINKS: dict[str, Any] = {
@@ -28,7 +29,14 @@ def decoder(kind: str, **settings: Any) -> ModernDecoderLM:
     if kind in SINKS:
         settings |= {"sinks": SINKS[kind], "use_attention_sinks": True}
     config = ModernLLMConfig(
-        vocab_size=50, max_seq_len=24, d_model=32, n_layers=2, n_heads=4, gqa=GQAConfig(2), init_std=0.4, **settings
+        vocab_size=50,
+        max_seq_len=24,
+        d_model=32,
+        n_layers=2,
+        n_heads=4,
+        gqa=GQAConfig(2),
+        init=GPT2Init(0.4),
+        **settings,
     )
     return ModernDecoderLM(config).eval()
 

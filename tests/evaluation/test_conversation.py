@@ -14,6 +14,7 @@ from modern_llm.evaluation.conversation import ContextFullError, Conversation
 from modern_llm.models import ModernDecoderLM, ModernLLMConfig
 from modern_llm.models.attention.sinks import LearnableSinks, StreamingSinks
 from modern_llm.models.decoding.sampling import GREEDY, Sampling
+from modern_llm.models.initialisation.gpt2 import GPT2Init
 from modern_llm.pretrained.causal import HuggingFaceCausalLM
 
 KINDS = ["gpt2", "llama", "own", "learnable", "streaming"]
@@ -27,7 +28,9 @@ def model_of(kind: str) -> Any:
     torch.manual_seed(0)
     sinks = {"streaming": StreamingSinks(24, 3), "learnable": LearnableSinks(24, 2)}.get(kind)
     more: dict[str, Any] = {"sinks": sinks, "use_attention_sinks": True} if sinks else {}
-    config = ModernLLMConfig(vocab_size=257, d_model=32, n_layers=2, n_heads=4, max_seq_len=256, init_std=0.3, **more)
+    config = ModernLLMConfig(
+        vocab_size=257, d_model=32, n_layers=2, n_heads=4, max_seq_len=256, init=GPT2Init(0.3), **more
+    )
     return ModernDecoderLM(config).eval()
 
 
@@ -46,7 +49,7 @@ def written(tokenizer: Tokenizer, ids: list[int]) -> str:
 @torch.no_grad()
 def likeliest(talk: Conversation, ids: list[int]) -> int:
     hidden = talk.model.hidden_states(torch.tensor([ids])).hidden[0, -1]
-    return int((talk.model.head_weight @ hidden).argmax())
+    return int((talk.model.output_head.weight @ hidden).argmax())
 
 
 @pytest.mark.parametrize("template", [None, CHAT], ids=["default", "own"])

@@ -20,6 +20,7 @@ from modern_llm.evaluation.long_context import (
 from modern_llm.models import ModernDecoderLM, ModernLLMConfig, to_hugging_face
 from modern_llm.models.attention.sinks import LearnableSinks, SinkLogits
 from modern_llm.models.config import GQAConfig
+from modern_llm.models.initialisation.gpt2 import GPT2Init
 from modern_llm.tasks.long_context import verdict
 
 CPU = torch.device("cpu")
@@ -31,7 +32,7 @@ def decoder(kind: str = "none") -> ModernDecoderLM:
     torch.manual_seed(0)
     more: dict[str, Any] = {"sinks": LEARNED[kind], "use_attention_sinks": True} if kind in LEARNED else {}
     config = ModernLLMConfig(
-        vocab_size=50, max_seq_len=24, d_model=32, n_layers=2, n_heads=4, gqa=GQAConfig(2), init_std=0.4, **more
+        vocab_size=50, max_seq_len=24, d_model=32, n_layers=2, n_heads=4, gqa=GQAConfig(2), init=GPT2Init(0.4), **more
     )
     return ModernDecoderLM(config).double().eval()
 

@@ -15,6 +15,7 @@ from modern_llm.data.preferences.read import EncodedPair
 from modern_llm.evaluation import pairs as preferences
 from modern_llm.evaluation.pairs import pair_log_probs, score_pairs, with_reference
 from modern_llm.models.config import ModernLLMConfig
+from modern_llm.models.output_head import OutputHead
 from modern_llm.models.transformer import ModernDecoderLM
 from modern_llm.objectives.preference_losses import SigmoidDPO, SimPO
 
@@ -42,8 +43,8 @@ class Counting:
         self.model, self.calls, self.fail_at = model, 0, fail_at
 
     @property
-    def head_weight(self) -> torch.Tensor:
-        return self.model.head_weight
+    def output_head(self) -> OutputHead:
+        return self.model.output_head
 
     def hidden_states(self, *given: Any, **named: Any) -> Any:
         self.calls += 1

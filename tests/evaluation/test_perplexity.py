@@ -12,13 +12,14 @@ import torch
 from modern_llm.data.text.tokens import CorpusCounts, TokenCorpus
 from modern_llm.evaluation.perplexity import perplexity, windows
 from modern_llm.models import ModernDecoderLM, ModernLLMConfig
+from modern_llm.models.initialisation.gpt2 import GPT2Init
 
 CPU = torch.device("cpu")
 
 
 def model() -> ModernDecoderLM:
     torch.manual_seed(0)
-    config = ModernLLMConfig(vocab_size=50, max_seq_len=64, d_model=32, n_layers=2, n_heads=2, init_std=0.3)
+    config = ModernLLMConfig(vocab_size=50, max_seq_len=64, d_model=32, n_layers=2, n_heads=2, init=GPT2Init(0.3))
     return ModernDecoderLM(config).double().eval()
 
 

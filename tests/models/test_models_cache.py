@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+from parts import ALL, PARTS
 from torch import Tensor
 
 from modern_llm.models import ModernDecoderLM
@@ -33,6 +34,11 @@ MODELS = {
     **{f"{name} gqa yarn": settings | {"group_size": 2, "rope": YARN} for name, settings in WINDOWED.items()},
     **{f"{name} mqa moe": settings | {"group_size": 4, "moe": MoEConfig(3, 1)} for name, settings in WINDOWED.items()},
     **{f"{name} nope": settings | {"rope": NoRope()} for name, settings in WINDOWED.items()},
+    **{f"with {name}": settings for name, settings in PARTS.items()},
+    **{
+        f"{name} gqa all parts": settings | {"group_size": 2, "n_layers": 3} | ALL
+        for name, settings in WINDOWED.items()
+    },
 }
 every_model = pytest.mark.parametrize("settings", MODELS.values(), ids=MODELS)
 every_window = pytest.mark.parametrize("settings", WINDOWED.values(), ids=WINDOWED)

@@ -11,7 +11,10 @@ from modern_llm.models import ModernDecoderLM, ModernLLMConfig
 from modern_llm.models.attention.rope import LinearRope, Llama3Rope, NoRope, NTKRope, PlainRope, YarnRope
 from modern_llm.models.attention.sinks import LearnableSinks, SinkLogits, StreamingSinks
 from modern_llm.models.config import GQAConfig, MoEConfig
+from modern_llm.models.embedding.smear import Smear
 from modern_llm.models.feed_forward.kinds import GeGLU, ReLU2
+from modern_llm.models.residual.unet import UNetSkips
+from modern_llm.models.values.value_embedding import ValueTable
 
 
 @pytest.mark.parametrize(
@@ -34,7 +37,11 @@ from modern_llm.models.feed_forward.kinds import GeGLU, ReLU2
         ({"dropout": 1.0}, "dropout"),
         ({"dropout": -0.1}, "dropout"),
         ({"norm_eps": 0.0}, "norm_eps"),
-        ({"init_std": 0.0}, "init_std"),
+        ({"attention_scale": 0.0}, "attention_scale"),
+        ({"logit_softcap": 0.0}, "logit_softcap"),
+        ({"residual": {"unet": UNetSkips()}, "n_layers": 1}, "residual.unet"),
+        ({"embedding": {"smear": Smear(gate_channels=999)}}, "embedding.smear.gate_channels"),
+        ({"values": {"value_table": ValueTable(gate_channels=999)}}, "values.value_table.gate_channels"),
         ({"use_attention_sinks": True, "sinks": LearnableSinks(num_sinks=4), "max_seq_len": 4}, "sinks.num_sinks"),
         ({"use_attention_sinks": True, "sinks": StreamingSinks(window=4, num_sinks=4)}, "sinks.num_sinks"),
         ({"use_attention_sinks": True, "sliding_window": 8}, "sliding_window"),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+from parts import ALL, PARTS
 from torch.nn import functional as F
 
 from modern_llm.models.attention.rope import NoRope
@@ -20,6 +21,8 @@ MODELS = {
     "logits": {"use_attention_sinks": True, "sinks": SinkLogits(window=4), "group_size": 2},
     "streaming": {"use_attention_sinks": True, "sinks": StreamingSinks(window=4, num_sinks=2)},
     "streaming wide": {"use_attention_sinks": True, "sinks": StreamingSinks(num_sinks=2)},
+    **{f"with {name}": settings for name, settings in PARTS.items()},
+    "all parts": {"n_layers": 3, "group_size": 2, "use_attention_sinks": True, "sinks": SinkLogits(window=4), **ALL},
 }
 # One document longer than the window and the kept tokens, short ones, and one of a single token.
 LENGTHS = [[3, 11, 1, 5], [9, 2, 2, 7]]

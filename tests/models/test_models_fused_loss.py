@@ -15,6 +15,7 @@ from torch.utils._pytree import tree_leaves
 from modern_llm.models import ModernDecoderLM, ModernLLMConfig, fused_loss
 from modern_llm.models.config import MoEConfig
 from modern_llm.models.fused_loss import IGNORE_INDEX, linear_cross_entropy, linear_token_nll, token_nll
+from modern_llm.models.output_head import OutputHead
 
 V, D = 40, 12
 
@@ -37,7 +38,7 @@ def _problem(tokens: int, dtype: torch.dtype, scale: float = 1.0) -> tuple[Tenso
 def _assert_agrees(hidden: Tensor, weight: Tensor, targets: Tensor, tolerance: float) -> Tensor:
     """Value and both gradients, with a factor behind the loss as gradient accumulation puts one."""
     expected = F.cross_entropy(hidden @ weight.T, targets, reduction="sum", ignore_index=IGNORE_INDEX)
-    got = linear_cross_entropy(hidden, weight, targets)
+    got = linear_cross_entropy(hidden, OutputHead(weight), targets)
     torch.testing.assert_close(got, expected, atol=tolerance, rtol=tolerance)
     reference = torch.autograd.grad(0.3 * expected, [hidden, weight])
     for one, other in zip(torch.autograd.grad(0.3 * got, [hidden, weight]), reference, strict=True):
@@ -63,7 +64,7 @@ def test_ignored_targets(ignored):
 def test_all_targets_ignored():
     hidden, weight, targets = _problem(50, torch.float64)
     with _chunks_of(16):
-        loss = linear_cross_entropy(hidden, weight, torch.full_like(targets, IGNORE_INDEX))
+        loss = linear_cross_entropy(hidden, OutputHead(weight), torch.full_like(targets, IGNORE_INDEX))
     loss.backward()
     assert loss.item() == 0
     assert not hidden.grad.any()
@@ -75,9 +76,9 @@ def test_a_target_outside_the_vocabulary_is_refused():
     for wrong in (-1, V):
         targets[2] = wrong
         with pytest.raises((IndexError, RuntimeError)):
-            linear_cross_entropy(hidden, weight, targets)
+            linear_cross_entropy(hidden, OutputHead(weight), targets)
         with pytest.raises((IndexError, RuntimeError)):
-            token_nll(hidden, weight, targets)
+            token_nll(hidden, OutputHead(weight), targets)
 
 
 @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float64, 1e-9), (torch.float32, 2e-3)])
@@ -90,7 +91,7 @@ def test_extreme_logits(dtype, tolerance):
 
 def test_leading_dimensions_and_a_frozen_head():
     hidden, weight, targets = _problem(24, torch.float64)
-    shaped = linear_cross_entropy(hidden.view(2, 12, D), weight.detach(), targets.view(2, 12))
+    shaped = linear_cross_entropy(hidden.view(2, 12, D), OutputHead(weight.detach()), targets.view(2, 12))
     expected = F.cross_entropy(hidden @ weight.T, targets, reduction="sum")
     torch.testing.assert_close(shaped, expected)
     torch.testing.assert_close(*(torch.autograd.grad(loss, hidden)[0] for loss in (shaped, expected)))
@@ -100,13 +101,14 @@ def test_without_gradients_the_value_is_the_same():
     hidden, weight, targets = _problem(50, torch.float64)
     targets[7] = IGNORE_INDEX
     with torch.no_grad(), _chunks_of(16):
-        plain = linear_cross_entropy(hidden, weight, targets)
+        plain = linear_cross_entropy(hidden, OutputHead(weight), targets)
     torch.testing.assert_close(plain, F.cross_entropy(hidden @ weight.T, targets, reduction="sum").detach())
 
 
 def test_a_second_backward_is_refused():
     """It works in place; a wrong gradient in silence would be worse than none."""
-    loss = linear_cross_entropy(*_problem(20, torch.float64))
+    hidden, weight, targets = _problem(20, torch.float64)
+    loss = linear_cross_entropy(hidden, OutputHead(weight), targets)
     (2 * loss).backward(retain_graph=True)
     with pytest.raises(RuntimeError):
         (2 * loss).backward()
@@ -117,22 +119,22 @@ def test_token_nll_is_the_unreduced_cross_entropy(rows):
     hidden, weight, targets = _problem(50, torch.float64)
     targets[[3, 40]] = IGNORE_INDEX
     with _chunks_of(rows):
-        got = token_nll(hidden.view(2, 25, D), weight, targets.view(2, 25))
+        got = token_nll(hidden.view(2, 25, D), OutputHead(weight), targets.view(2, 25))
     expected = F.cross_entropy(hidden @ weight.T, targets, reduction="none", ignore_index=IGNORE_INDEX)
     torch.testing.assert_close(got, expected.view(2, 25).detach(), atol=1e-10, rtol=1e-10)
     assert not got.requires_grad
 
 
 def test_token_nll_of_nothing():
-    assert token_nll(torch.zeros(0, D), torch.zeros(V, D), torch.zeros(0).long()).shape == (0,)
+    assert token_nll(torch.zeros(0, D), OutputHead(torch.zeros(V, D)), torch.zeros(0).long()).shape == (0,)
 
 
 def test_autocast_stays_within_one_percent():
     hidden, weight, targets = _problem(200, torch.float32)
     expected = F.cross_entropy(hidden @ weight.T, targets, reduction="sum")
     with torch.autocast("cpu", torch.bfloat16), _chunks_of(16):
-        got = linear_cross_entropy(hidden, weight, targets)
-        nll = token_nll(hidden, weight, targets)
+        got = linear_cross_entropy(hidden, OutputHead(weight), targets)
+        nll = token_nll(hidden, OutputHead(weight), targets)
     assert got.dtype == nll.dtype == torch.float32
     torch.testing.assert_close(got, expected, rtol=0.01, atol=0)
     torch.testing.assert_close(nll.sum(), expected, rtol=0.01, atol=0)
@@ -204,7 +206,7 @@ def test_weighted_targets_against_log_softmax(tokens: int, trained_head: bool) -
     picked = (hidden @ weight.T).log_softmax(-1).gather(1, targets.clamp(min=0)[:, None])[:, 0]
     expected = -picked.masked_fill(targets == IGNORE_INDEX, 0)
     with _chunks_of(16):
-        got = linear_token_nll(hidden, weight, targets)
+        got = linear_token_nll(hidden, OutputHead(weight), targets)
         torch.testing.assert_close(got, expected)
         inputs = [hidden, weight] if trained_head else [hidden]
         ours = torch.autograd.grad((got * factors).square().sum(), inputs)
@@ -212,14 +214,45 @@ def test_weighted_targets_against_log_softmax(tokens: int, trained_head: bool) -
     for one, other in zip(ours, theirs, strict=True):
         torch.testing.assert_close(one, other)
     with torch.no_grad():
-        torch.testing.assert_close(linear_token_nll(hidden, weight, targets), expected)
+        torch.testing.assert_close(linear_token_nll(hidden, OutputHead(weight), targets), expected)
+
+
+@pytest.mark.parametrize("softcap", [0.5, 15.0])
+def test_a_soft_cap_against_plain_lines(softcap: float) -> None:
+    hidden, weight, targets = _problem(50, torch.float64, scale=3.0)
+    targets[::7] = IGNORE_INDEX
+    head = OutputHead(weight, softcap)
+    logits = softcap * torch.tanh(hidden @ weight.T / softcap)
+    torch.testing.assert_close(head.logits(hidden), logits)
+    losses = F.cross_entropy(logits, targets, reduction="none", ignore_index=IGNORE_INDEX)
+    factors = torch.randn(50, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    with _chunks_of(16):
+        torch.testing.assert_close(token_nll(hidden, head, targets), losses.detach())
+        pairs = [
+            (linear_cross_entropy(hidden, head, targets), losses.sum()),
+            ((linear_token_nll(hidden, head, targets) * factors).sum(), (losses * factors).sum()),
+        ]
+        for ours, theirs in pairs:
+            torch.testing.assert_close(ours, theirs)
+            expected = torch.autograd.grad(theirs, [hidden, weight], retain_graph=True)
+            for one, other in zip(torch.autograd.grad(ours, [hidden, weight]), expected, strict=True):
+                torch.testing.assert_close(one, other)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_huge_cap_changes_nothing(dtype: torch.dtype) -> None:
+    hidden, weight, targets = _problem(50, torch.float32)
+    with torch.autocast("cpu", dtype, enabled=dtype != torch.float32), _chunks_of(16):
+        plain = linear_cross_entropy(hidden, OutputHead(weight), targets)
+        capped = linear_cross_entropy(hidden, OutputHead(weight, 1e4), targets)
+    torch.testing.assert_close(capped, plain, rtol=1e-4, atol=0)
 
 
 def test_a_frozen_head_computes_its_logits_once() -> None:
     hidden, weight, targets = _problem(50, torch.float64)
     weight.requires_grad_(False)
     with _chunks_of(16), _ProductCount() as forward:
-        loss = linear_token_nll(hidden, weight, targets).sum()
+        loss = linear_token_nll(hidden, OutputHead(weight), targets).sum()
     with _ProductCount() as backward:
         loss.backward()
     assert forward.products == 8  # two a chunk

@@ -14,11 +14,15 @@ from modern_llm.models.attention.plan import plan_attention
 from modern_llm.models.attention.rope import NoRope
 from modern_llm.models.attention.rotary import Rotary
 from modern_llm.models.attention.sinks import LearnableSinks, SinkLogits, StreamingSinks
+from modern_llm.models.block import DecoderBlock
 from modern_llm.models.config import GQAConfig, MoEConfig
 from modern_llm.models.feed_forward.dense import FeedForward, activated_linear
 from modern_llm.models.feed_forward.kinds import GeGLU, ReLU2, SwiGLU
+from modern_llm.models.heads.gated import GatedHeads
+from modern_llm.models.initialisation.gpt2 import GPT2Init
 from modern_llm.models.norm import RMSNorm
-from modern_llm.models.transformer import DecoderBlock
+from modern_llm.models.residual.scaled import ScaledResidual
+from modern_llm.models.values.value_embedding import ValueProjection, ValueTable
 
 BLOCKS = {
     "dense": {},
@@ -32,13 +36,20 @@ BLOCKS = {
     "moe": {"moe": MoEConfig(3, 2)},
     "geglu": {"ffn": GeGLU()},
     "relu2": {"ffn": ReLU2()},
-}
+    "no gain": {"qk_norm": True, "qk_gain": False, "attention_scale": 1.4},
+    "scaled": {"residual": {"scaled": ScaledResidual(1.1, 0.9, 0.2, 0.1)}},
+    "projected values": {"values": {"value_projection": ValueProjection(gate_channels=3)}},
+    "tabled values": {"values": {"value_table": ValueTable(gate_channels=3)}},
+    "gated heads": {"heads": {"gated": GatedHeads(channels=3)}},
+    "gated heads and logits": {"heads": {"gated": GatedHeads(3)}, "use_attention_sinks": True, "sinks": SinkLogits(),
+                               "attention_scale": 0.7},
+}  # fmt: skip
 
 
 @pytest.mark.parametrize("settings", BLOCKS.values(), ids=BLOCKS)
 def test_block_gradients_equal_finite_differences(loud, settings):
     shape = {"d_model": 8, "n_layers": 1, "n_heads": 2, "ffn_hidden_size": 4, "gqa": GQAConfig(2), "max_seq_len": 8}
-    config = ModernLLMConfig(**(shape | settings))
+    config = ModernLLMConfig(**({"vocab_size": 5} | shape | settings))
     block = loud(DecoderBlock(config)).double()
     names, parameters = zip(*block.named_parameters(), strict=True)
     x = torch.randn(1, 6, 8, generator=torch.Generator().manual_seed(5), dtype=torch.float64).requires_grad_()
@@ -51,11 +62,15 @@ def test_block_gradients_equal_finite_differences(loud, settings):
             block.attention.o_proj.weight.mul_(0.01)
             x[0, :, :3] = torch.tensor([[4, 1, -3], [1, 4, -3], [-3, 4, 1], [4, -3, 1], [1, -3, 4], [-3, 1, 4]])
 
-    def run(x, *parameters):
-        overrides = dict(zip(names, parameters, strict=True))
-        return torch.func.functional_call(block, overrides, (x, plan))[0]
+    embedded = torch.randn(1, 6, 8, generator=torch.Generator().manual_seed(6), dtype=torch.float64).requires_grad_()
+    input_ids = torch.tensor([[0, 3, 1, 1, 4, 2]])
 
-    assert torch.autograd.gradcheck(run, (x, *parameters))
+    def run(x, embedded, *parameters):
+        overrides = dict(zip(names, parameters, strict=True))
+        carried = {"embedded": embedded, "input_ids": input_ids}
+        return torch.func.functional_call(block, overrides, (x, plan, carried))[0]
+
+    assert torch.autograd.gradcheck(run, (x, embedded, *parameters))
 
 
 KINDS = {"swiglu": SwiGLU(), "geglu": GeGLU(), "relu2": ReLU2()}
@@ -144,10 +159,12 @@ def test_no_position_sees_the_future(tiny, token_ids):
 
 
 def test_initial_scale_of_the_weights():
-    """Normal(0, init_std), and init_std / sqrt(2 layers) where a branch writes to the residual stream."""
+    """Normal(0, std), and std / sqrt(2 layers) where a branch writes to the residual stream."""
     from modern_llm.models import ModernDecoderLM
 
-    config = ModernLLMConfig(500, d_model=128, n_layers=8, moe=MoEConfig(4, 1), use_attention_sinks=True, init_std=0.1)
+    config = ModernLLMConfig(
+        500, d_model=128, n_layers=8, moe=MoEConfig(4, 1), use_attention_sinks=True, init=GPT2Init(0.1)
+    )
     torch.manual_seed(0)
     model = ModernDecoderLM(config)
     for name, parameter in model.named_parameters():

@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
+from modern_llm.models.initialisation.gpt2 import GPT2Init
 from modern_llm.models.linear import Linear, linear
 
 
@@ -60,7 +61,7 @@ def test_a_wide_model_decodes_what_its_full_pass_gives():
 
     torch.manual_seed(0)
     for moe in (None, MoEConfig(2, 1)):
-        config = ModernLLMConfig(300, 32, 256, 2, 4, qkv_bias=True, moe=moe, init_std=0.06)
+        config = ModernLLMConfig(300, 32, 256, 2, 4, qkv_bias=True, moe=moe, init=GPT2Init(0.06))
         model, ids = ModernDecoderLM(config).eval(), torch.randint(300, (2, 12))
         with torch.no_grad():
             cache = model.new_cache(2, 12)

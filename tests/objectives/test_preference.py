@@ -179,7 +179,7 @@ def separate(model: Any, item: EncodedPair) -> list[Tensor]:
     for answer in (item.chosen_ids, item.rejected_ids):
         ids = torch.tensor([item.prompt_ids + answer])
         hidden = model.hidden_states(ids[:, :-1]).hidden
-        log_probs = (hidden @ model.head_weight.t()).log_softmax(-1)[0, len(item.prompt_ids) - 1 :]
+        log_probs = (hidden @ model.output_head.weight.t()).log_softmax(-1)[0, len(item.prompt_ids) - 1 :]
         sums.append(log_probs.gather(1, torch.tensor(answer)[:, None]).sum())
     return sums
 

@@ -20,7 +20,7 @@ EVERY = [*DECODERS, "t5", "flan"]
 
 
 def logits_of(loaded: LoadedModel, *args: torch.Tensor, **kwargs: object) -> torch.Tensor:
-    return loaded.model.hidden_states(*args, **kwargs).hidden @ loaded.model.head_weight.t()  # type: ignore[operator]
+    return loaded.model.hidden_states(*args, **kwargs).hidden @ loaded.model.output_head.weight.t()  # type: ignore[operator]
 
 
 def random_ids(*shape: int, seed: int = 0) -> torch.Tensor:
@@ -52,7 +52,7 @@ def test_seq2seq_logits_are_those_of_transformers(load: Load, kind: str) -> None
     mask = torch.ones(2, 9, dtype=torch.long)
     mask[1, 6:] = 0
     theirs = loaded.base(input_ids=source, attention_mask=mask, decoder_input_ids=target).logits
-    ours = model.decoder_states(model.encode(source, mask), target) @ model.head_weight.t()
+    ours = model.decoder_states(model.encode(source, mask), target) @ model.output_head.weight.t()
     torch.testing.assert_close(ours, theirs, atol=1e-4, rtol=1e-4)
 
 

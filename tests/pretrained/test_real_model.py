@@ -68,7 +68,7 @@ def test_our_decoder_gives_its_perplexity(smollm2: LoadedModel) -> None:
     with torch.no_grad():
         theirs = float(smollm2.base(ids, labels=ids).loss)
         hidden = ours.hidden_states(ids[:, :-1]).hidden
-        nats = float(token_nll(hidden, ours.head_weight, ids[:, 1:]).mean())
+        nats = float(token_nll(hidden, ours.output_head, ids[:, 1:]).mean())
     assert math.exp(nats) == pytest.approx(math.exp(theirs), rel=1e-4)
     assert math.exp(nats) < 40
 

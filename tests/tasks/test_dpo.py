@@ -134,7 +134,7 @@ def test_pairs_in_one_row_are_separate_texts(load: Callable[..., LoadedModel], k
         for answer, total in zip((pair.chosen_ids, pair.rejected_ids), sums, strict=True):
             ids = torch.tensor([[*pair.prompt_ids, *answer]])
             hidden = model.hidden_states(ids[:, :-1]).hidden[0, len(pair.prompt_ids) - 1 :]
-            chance = (hidden @ model.head_weight.t()).log_softmax(-1)
+            chance = (hidden @ model.output_head.weight.t()).log_softmax(-1)
             torch.testing.assert_close(
                 total, chance.gather(1, torch.tensor(answer)[:, None]).sum(), atol=2e-4, rtol=1e-5
             )

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 from hydra import compose, initialize_config_dir
+from parts import PARTS
 
 from modern_llm.config.instantiate import build
 from modern_llm.models import ModernDecoderLM, ModernLLMConfig, MoEConfig
@@ -53,6 +54,7 @@ def bytes_kept(config: ModernLLMConfig, batch: int, length: int, half: bool) -> 
         {"ffn_hidden_size": 1500},
         {"moe": MoEConfig(4, 2)},
         {"n_heads": 8, "qk_norm": True},
+        *PARTS.values(),
     ],
 )
 def test_activations_are_what_autograd_keeps(changes: dict[str, Any], half: bool) -> None:

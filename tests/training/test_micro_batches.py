@@ -35,14 +35,19 @@ def trained(
 
 
 def assert_the_same_however_cut(
-    tmp_path: Path, make: Callable[[], nn.Module], data: Callable[[], Any], objective: Objective, steps: int = 30
+    tmp_path: Path,
+    make: Callable[[], nn.Module],
+    data: Callable[[], Any],
+    objective: Objective,
+    steps: int = 30,
+    bound: float = 1e-5,
 ) -> None:
     whole = trained(tmp_path / "whole", make(), data(), objective, None, steps)
     logged = rows(tmp_path / "whole")
     for micro in (1, 3):
         cut = trained(tmp_path / str(micro), make(), data(), objective, micro, steps)
         for mine, reference in zip(cut, whole, strict=True):
-            torch.testing.assert_close(mine, reference, atol=1e-5, rtol=0)
+            torch.testing.assert_close(mine, reference, atol=bound, rtol=0)
         for row, expected in zip(rows(tmp_path / str(micro)), logged, strict=True):
             drop = ("seconds", "tokens_per_second", "peak_memory_gb")
             assert {k: v for k, v in row.items() if k not in drop} == pytest.approx(
@@ -56,9 +61,16 @@ def assert_the_same_however_cut(
     ids=["dense", "dropout", "experts", "experts and dropout"],
 )
 def test_weights_and_metrics_after_thirty_steps(tmp_path: Path, corpus: TokenCorpus, settings: dict[str, Any]) -> None:
+    bound = 3e-5 if "moe" in settings else 1e-5  # an expert of few tokens: see the test in double precision
     assert_the_same_however_cut(
-        tmp_path, lambda: model(**settings), lambda: Ragged(corpus, 16, 7, seed=0), LanguageModeling()
+        tmp_path, lambda: model(**settings), lambda: Ragged(corpus, 16, 7, seed=0), LanguageModeling(), bound=bound
     )
+
+
+def test_in_double_precision_only_the_last_digits_depend_on_the_cut(tmp_path: Path, corpus: TokenCorpus) -> None:
+    """Where an expert sees few tokens, AdamW divides by a root near 0 and blows rounding up; here there is little."""
+    net: Callable[[], nn.Module] = lambda: model(moe=EXPERTS, dropout=0.1).double()  # noqa: E731
+    assert_the_same_however_cut(tmp_path, net, lambda: Ragged(corpus, 16, 7, seed=0), LanguageModeling(), bound=1e-8)
 
 
 def test_recomputed_blocks_draw_the_masks_of_their_first_pass(tmp_path: Path, corpus: TokenCorpus) -> None:

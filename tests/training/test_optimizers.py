@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -10,8 +11,13 @@ from torch import nn
 
 from modern_llm.models import ModernDecoderLM, ModernLLMConfig, MoEConfig
 from modern_llm.models.attention.sinks import LearnableSinks, SinkLogits, StreamingSinks
-from modern_llm.training.optimization.muon import MuonWithAdamW, orthogonalise
+from modern_llm.models.config import GQAConfig
+from modern_llm.training.optimization.muon import _POLYNOMIALS, MuonWithAdamW, orthogonalise
 from modern_llm.training.optimization.optimizers import AdamW, Muon
+from modern_llm.training.optimization.parameters import trained_parameters
+from modern_llm.training.optimization.rates import Rates
+
+MUON: dict[str, Any] = {"lr": 0.02, "momentum": 0.95, "betas": (0.9, 0.95), "eps": 1e-8}
 
 
 def tiny_model() -> ModernDecoderLM:
@@ -26,7 +32,7 @@ def test_vectors_are_not_decayed_and_every_parameter_is_in_one_group() -> None:
         members = [p for group in groups for p in group["params"]]
         assert len(members) == len(set(map(id, members))) == len(list(model.parameters()))
         for group in groups:
-            assert all((p.dim() >= 2) == (group["weight_decay"] == 0.3) for p in group["params"])
+            assert all((p.dim() >= 2) == (group["weight_decay"] == pytest.approx(0.3)) for p in group["params"])
 
 
 def test_frozen_parameters_are_left_alone() -> None:
@@ -42,7 +48,7 @@ def test_adamw_half_of_muon_equals_torch() -> None:
     ours, theirs = nn.Parameter(torch.randn(5, 7)), None
     theirs = nn.Parameter(ours.detach().clone())
     settings = {"lr": 0.01, "betas": (0.8, 0.9), "eps": 1e-6}
-    mine = MuonWithAdamW([{"params": [ours], "weight_decay": 0.2}], momentum=0.9, newton_schulz_steps=5, **settings)
+    mine = MuonWithAdamW([{"params": [ours], "weight_decay": 0.2}], momentum=0.9, **settings)
     reference = torch.optim.AdamW([theirs], weight_decay=0.2, **settings)
     for _ in range(5):
         gradient = torch.randn(5, 7)
@@ -58,9 +64,7 @@ def test_muon_step_agrees_with_torch() -> None:
     for shape in ((16, 48), (48, 16), (24, 24)):
         ours = nn.Parameter(torch.randn(shape))
         theirs, start = nn.Parameter(ours.detach().clone()), ours.detach().clone()
-        mine = MuonWithAdamW(
-            [{"params": [ours], "weight_decay": 0.1, "use_muon": True}], 0.02, 0.95, 5, (0.9, 0.95), 1e-8
-        )
+        mine = MuonWithAdamW([{"params": [ours], "rows": [shape[:1]], "weight_decay": 0.1, "use_muon": True}], **MUON)
         reference = torch.optim.Muon([theirs], lr=0.02, weight_decay=0.1, momentum=0.95, adjust_lr_fn="match_rms_adamw")
         for _ in range(3):
             gradient = torch.randn(shape)
@@ -69,6 +73,134 @@ def test_muon_step_agrees_with_torch() -> None:
             reference.step()
         difference = (ours - theirs).norm() / (theirs - start).norm()
         assert difference < 0.03
+
+
+def test_maps_that_are_stored_as_one_are_orthogonalised_apart() -> None:
+    torch.manual_seed(0)
+    whole = nn.Parameter(torch.randn(20, 12))
+    parts = [nn.Parameter(part.clone()) for part in whole.detach().split([12, 4, 4])]
+    mine = MuonWithAdamW([{"params": [whole], "rows": [(12, 4, 4)], "use_muon": True}], variance_decay=0.9, **MUON)
+    apart = [{"params": [p], "rows": [(len(p),)], "use_muon": True} for p in parts]
+    reference = MuonWithAdamW(apart, variance_decay=0.9, **MUON)
+    for _ in range(3):
+        whole.grad = torch.randn(20, 12)
+        for part, gradient in zip(parts, whole.grad.split([12, 4, 4]), strict=True):
+            part.grad = gradient.clone()
+        mine.step()
+        reference.step()
+    torch.testing.assert_close(whole, torch.cat(parts))
+
+
+def test_our_decoder_says_which_maps_are_stored_as_one() -> None:
+    config = ModernLLMConfig(vocab_size=40, d_model=32, n_layers=1, n_heads=4, gqa=GQAConfig(2), ffn_hidden_size=48)
+    for moe in (None, MoEConfig(4, 2)):
+        model = ModernDecoderLM(replace(config, moe=moe))
+        matrices = trained_parameters(model)["matrices"]
+        rows = {id(p): r for p, r in zip(matrices.tensors, matrices.rows, strict=True)}
+        block = model.blocks[0]
+        assert rows[id(block.attention.qkv_proj.weight)] == (32, 16, 16)
+        first = block.ffn.stacks[0] if moe else block.ffn.gate_up_proj.weight
+        assert rows[id(first)] == (48, 48)
+        assert all(sum(r) == p.shape[-2] for kind in trained_parameters(model).values()
+                   for p, r in zip(kind.tensors, kind.rows, strict=True) if p.dim() >= 2)  # fmt: skip
+
+
+def test_polar_express_is_nearer_to_the_polar_factor_than_the_quintic() -> None:
+    """Singular values over three decades: the quintic leaves them in [0.7, 1.2], the other polynomial goes to 1."""
+    torch.manual_seed(0)
+    u, v = (torch.linalg.qr(torch.randn(30, 30, dtype=torch.float64)).Q.float() for _ in range(2))
+    matrix = u @ torch.diag(torch.logspace(-3, 0, 30)) @ v
+    scaled = matrix / matrix.norm()
+    errors = {}
+    for polynomial in ("quintic", "polar_express"):
+        values = torch.linalg.svdvals(orthogonalise(matrix, 8, polynomial))
+        errors[polynomial] = float((values - 1).abs().max())
+        # The same polynomial on the singular values alone.
+        x = torch.linalg.svdvals(scaled) / (1.01 if polynomial == "polar_express" else 1)
+        table = _POLYNOMIALS[polynomial]
+        for step in range(8):
+            a, b, c = table[min(step, len(table) - 1)]
+            x = a * x + b * x**3 + c * x**5
+        torch.testing.assert_close(values.sort().values, x.sort().values, rtol=1e-3, atol=1e-3)
+    assert errors["polar_express"] < 0.01
+    assert errors["quintic"] > 0.1
+
+
+def test_normuon_as_its_paper_writes_it() -> None:
+    """Li et al. 2025, algorithm 1, in plain lines on one matrix."""
+    torch.manual_seed(0)
+    weight = nn.Parameter(torch.randn(6, 10))
+    held, mean, running = weight.detach().clone(), torch.zeros(6, 10), torch.zeros(6)
+    mine = MuonWithAdamW([{"params": [weight], "rows": [(6,)], "use_muon": True}], variance_decay=0.9, **MUON)
+    for _ in range(4):
+        gradient = torch.randn(6, 10)
+        weight.grad = gradient.clone()
+        mine.step()
+        mean = 0.95 * mean + 0.05 * gradient
+        direction = orthogonalise(0.05 * gradient + 0.95 * mean, 5)
+        running = 0.9 * running + 0.1 * direction.square().mean(1)
+        scaled = direction / running.sqrt()[:, None]
+        held -= 0.02 * 0.2 * 10**0.5 * scaled * direction.norm() / scaled.norm()
+    torch.testing.assert_close(weight.detach(), held, rtol=1e-4, atol=1e-5)
+
+
+def test_cautious_decay_shrinks_only_what_the_update_shrinks() -> None:
+    torch.manual_seed(0)
+    start, gradient = torch.randn(8, 12), torch.randn(8, 12)
+    moved = {}
+    for name, decay in (("none", 0.0), ("cautious", 5.0), ("full", 5.0)):
+        weight = nn.Parameter(start.clone())
+        group = {"params": [weight], "rows": [(8,)], "use_muon": True, "weight_decay": decay}
+        mine = MuonWithAdamW([group], cautious_decay=name == "cautious", **MUON)
+        weight.grad = gradient.clone()
+        mine.step()
+        moved[name] = weight.detach() - start
+    shrinks = moved["none"] * start < 0
+    torch.testing.assert_close(moved["cautious"], moved["none"] - 0.1 * start * shrinks)
+    torch.testing.assert_close(moved["full"], moved["none"] - 0.1 * start)
+
+
+def test_each_kind_has_its_rate_and_shrinks_by_its_share_whatever_the_rate() -> None:
+    torch.manual_seed(0)
+    rates = Rates(embeddings=20.0, heads=0.5, vectors=3.0, decay_embeddings=0.25, decay_heads=2.0)
+    for settings in (AdamW(lr=0.01, weight_decay=0.4, rates=rates), Muon(lr=0.01, weight_decay=0.4, rates=rates)):
+        model = ModernDecoderLM(replace(tiny_model().config, tie_embeddings=False))
+        before = {name: p.detach().clone() for name, p in model.named_parameters()}
+        optimizer = settings.build(model)
+        settings.adjust(optimizer, 0.5, 0.0)
+        for p in model.parameters():
+            p.grad = torch.ones_like(p)
+        optimizer.step()
+        # The first update of AdamW is the sign of the gradient.
+        for name, rate, share in (("embedding", 20, 0.25), ("head", 0.5, 2), ("final_norm", 3, 0)):
+            now, old = model.get_submodule(name).weight.detach(), before[f"{name}.weight"]
+            torch.testing.assert_close(now, old * (1 - 0.01 * 0.5 * 0.4 * share) - 0.01 * 0.5 * rate)
+
+
+def test_a_head_is_trained_slower_the_wider_the_model() -> None:
+    factors = {}
+    for width in (32, 64):
+        model = ModernDecoderLM(ModernLLMConfig(vocab_size=40, d_model=width, n_layers=1, n_heads=2,
+                                                tie_embeddings=False))  # fmt: skip
+        groups = Muon(lr=0.01, rates=Rates(heads=3.0, head_width=32)).build(model).param_groups
+        factors[width] = {group["kind"]: group["lr"] for group in groups}
+    assert factors[32]["heads"] == pytest.approx(0.03)
+    assert factors[64]["heads"] == pytest.approx(0.015)
+    assert factors[64]["embeddings"] == factors[32]["embeddings"] == 0.01
+
+
+def test_momentum_and_decay_go_over_the_run_as_they_are_told() -> None:
+    settings = Muon(lr=0.01, momentum_start=0.8, momentum_end=0.9, momentum_warmup=0.2, momentum_cooldown=0.5,
+                    weight_decay=0.3, weight_decay_schedule="cosine")  # fmt: skip
+    assert [round(settings.momentum_at(p), 6) for p in (0, 0.1, 0.2, 0.4, 0.75, 1)] == [
+        0.8, 0.875, 0.95, 0.95, 0.925, 0.9]  # fmt: skip
+    assert Muon(momentum=0.9).momentum_at(0) == Muon(momentum=0.9).momentum_at(1) == 0.9
+    optimizer = settings.build(tiny_model())
+    for progress, share in ((0, 1), (0.5, 0.5), (1, 0)):
+        settings.adjust(optimizer, 1.0, progress)
+        decays = {group["kind"]: group["weight_decay"] for group in optimizer.param_groups}
+        assert decays["matrices"] == pytest.approx(0.3 * share)
+        assert decays["vectors"] == 0
 
 
 def test_orthogonalise_keeps_directions_and_levels_singular_values() -> None:

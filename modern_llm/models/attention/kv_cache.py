@@ -26,6 +26,7 @@ class KVCache:
         positions: (B, C) position of every slot's token in its text, or None where no text is padded.
         real: (B, C) False at padding, or None where no text is padded.
         real_tokens: (B, 1) tokens seen so far without padding, or None where no text is padded.
+        last: (B, 1, ...) of the last real token of every text, by name: what a part in front of the blocks remembers.
 
     Raises:
         ValueError: unbounded, and the model has no window.
@@ -62,6 +63,7 @@ class KVCache:
         self.positions: Tensor | None = None
         self.real: Tensor | None = None
         self.real_tokens: Tensor | None = None
+        self.last: dict[str, Tensor] = {}
 
     def _slot(self, position: int) -> int:
         if not self.ring or position < self.kept:
@@ -178,6 +180,7 @@ class KVCache:
                 held = [t[layer][:, : self.length].expand(batch_size, -1, -1, -1) for t in (self._keys, self._values)]
                 copy._write(layer, *held)
         copy.length = self.length
+        copy.last = {name: last.expand(batch_size, *last.shape[1:]) for name, last in self.last.items()}
         return copy
 
     def keep(self, rows: Tensor) -> bool:
@@ -185,6 +188,7 @@ class KVCache:
         for held in (self._keys, self._values):
             held[:] = [tensor.transpose(1, 2)[rows].transpose(1, 2) for tensor in held]
         self._kept_keys = [None if kept is None else kept[rows] for kept in self._kept_keys]
+        self.last = {name: last[rows] for name, last in self.last.items()}
         self.positions, self.real, self.real_tokens = (
             None if marks is None else marks[rows] for marks in (self.positions, self.real, self.real_tokens)
         )

@@ -13,49 +13,72 @@ from modern_llm.models.config import ModernLLMConfig
 from modern_llm.models.kernels import fused_attention
 from modern_llm.models.linear import Linear
 from modern_llm.models.norm import RMSNorm
+from modern_llm.models.parts.module import Parts
+from modern_llm.models.parts.part import Carried
 
 
 class Attention(nn.Module):
     """Softmax attention (Vaswani et al. 2017, arXiv 1706.03762, eq. 1) over grouped key/value heads.
 
     Args:
-        config: shapes, sinks, norms and biases.
+        config: shapes, sinks, norms, biases and parts.
+        layer: of the block that it stands in.
     """
 
-    def __init__(self, config: ModernLLMConfig) -> None:
+    def __init__(self, config: ModernLLMConfig, layer: int = 0) -> None:
         super().__init__()
+        self.layer = layer
         self.n_heads, self.n_kv_heads, self.head_dim = config.n_heads, config.n_kv_heads, config.head_size
-        width = (config.n_heads + 2 * config.n_kv_heads) * config.head_size
-        self.qkv_proj = Linear(config.d_model, width, bias=config.qkv_bias)
-        self.o_proj = Linear(config.n_heads * config.head_size, config.d_model, bias=False)
-        self.q_norm = RMSNorm(config.head_size, config.norm_eps) if config.qk_norm else None
-        self.k_norm = RMSNorm(config.head_size, config.norm_eps) if config.qk_norm else None
+        rows = tuple(n * config.head_size for n in (config.n_heads, config.n_kv_heads, config.n_kv_heads))
+        self.qkv_proj = Linear(config.d_model, sum(rows), config.qkv_bias, rows)
+        self.o_proj = Linear(config.n_heads * config.head_size, config.d_model, bias=False, ends_branch=True)
+        self.q_norm = RMSNorm(config.head_size, config.norm_eps, config.qk_gain) if config.qk_norm else None
+        self.k_norm = RMSNorm(config.head_size, config.norm_eps, config.qk_gain) if config.qk_norm else None
+        self.scale = config.attention_scale * config.head_size**-0.5
+        self.values = Parts(config.values, config.sizes, layer)
+        self.heads = Parts(config.heads, config.sizes, layer)
         sinks = config.active_sinks
         self.sinks = None if sinks is None else sinks.build(self.n_heads, self.n_kv_heads, self.head_dim)
 
-    def forward(self, x: Tensor, plan: AttentionPlan, cache: KVCache | None = None, layer: int = 0) -> Tensor:
-        """x: (B, T, d_model). Returns the same shape. A cache gets the new keys and values of `layer`."""
+    def forward(
+        self,
+        x: Tensor,
+        plan: AttentionPlan,
+        carried: Carried | None = None,
+        cache: KVCache | None = None,
+    ) -> Tensor:
+        """x: (B, T, d_model). Returns the same shape. A cache gets the new keys and values; `carried` is what the
+        blocks hand on, which parts of the values read and add to."""
         B, T, _ = x.shape
-        q, k, v = self._heads(x, plan, cache, layer)
+        q, k, v = self._heads(x, plan, carried, cache)
         causal = plan.causal
         if causal and k.shape[1] > T:
             # The sinks get query rows too, whose outputs are dropped: the scores stay square, and the fused causal
             # kernel applies.
             q = F.pad(q, (0, 0, 0, 0, k.shape[1] - T, 0))
-        out = fused_attention(q, k, v, plan.mask, causal, self.head_dim**-0.5)  # (B, T, H, D)
-        return self.o_proj(out[:, -T:, :, : self.head_dim].reshape(B, T, -1))
+        out = fused_attention(q, k, v, plan.mask, causal, self.scale)  # (B, T, H, D)
+        out = out[:, -T:, :, : self.head_dim]
+        for part, weights in self.heads.each:
+            out = part.apply(weights, out, x)
+        return self.o_proj(out.reshape(B, T, -1))
 
     def _heads(
-        self, x: Tensor, plan: AttentionPlan, cache: KVCache | None = None, layer: int = 0
+        self,
+        x: Tensor,
+        plan: AttentionPlan,
+        carried: Carried | None = None,
+        cache: KVCache | None = None,
     ) -> tuple[Tensor, Tensor, Tensor]:
         """Queries (B, T, H, D) and everything that they attend to, (B, S + n, Hkv, D): learned sinks, what is cached,
         and the new tokens. Their width is that of a head or, where the sinks need more columns, larger."""
         qk, v = self._project(x)
+        for part, weights in self.values.each if carried is not None else ():
+            v = part.mix(weights, v, x, carried, self.layer)
         q, k = rotate(qk, plan.rotation).split([self.n_heads, self.n_kv_heads], dim=2)
         if cache is not None:
-            k, v = cache.extend(layer, k, v, plan.sink_turn)
+            k, v = cache.extend(self.layer, k, v, plan.sink_turn)
         if self.sinks is not None:
-            q, k, v = self.sinks.join(q, k, v, plan.sink_turn)
+            q, k, v = self.sinks.join(q, k, v, plan.sink_turn, self.scale)
         if plan.sink_view is not None:
             # The sinks see the query at another angle than the text does: both angles side by side, zeros across.
             at_sinks = plan.sink_view.columns[:, :, None, None]
@@ -90,5 +113,5 @@ class Attention(nn.Module):
             visible = visible.tril() if plan.causal else visible
         visible = F.pad(visible, (k.shape[1] - T, 0), value=True)[:, None]  # (1 or B, 1, T, S + T)
         k = k.repeat_interleave(self.n_heads // self.n_kv_heads, dim=2)
-        scores = torch.einsum("bthd,bnhd->bhtn", q, k) * self.head_dim**-0.5
+        scores = torch.einsum("bthd,bnhd->bhtn", q, k) * self.scale
         return scores.float().masked_fill(~visible, -torch.inf).softmax(dim=-1)

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from modern_llm.models.attention.rotary import Rotation, rotate
+from modern_llm.models.parameter_kinds import VECTORS
 
 _WIDTH_MULTIPLE = 8  # fused kernels want head widths in multiples of 8
 
@@ -20,14 +21,21 @@ _WIDTH_MULTIPLE = 8  # fused kernels want head widths in multiples of 8
 class SinkRows(nn.Module):
     """The learned rows of one layer."""
 
+    def parameter_kind(self, name: str) -> str:
+        """What a weight is, for optimisers."""
+        return VECTORS
+
     @abstractmethod
-    def join(self, q: Tensor, k: Tensor, v: Tensor, turn: Rotation | None) -> tuple[Tensor, Tensor, Tensor]:
+    def join(
+        self, q: Tensor, k: Tensor, v: Tensor, turn: Rotation | None, scale: float
+    ) -> tuple[Tensor, Tensor, Tensor]:
         """Put the rows in front of keys and values.
 
         Args:
             q: (B, T, H, D) rotated queries.
             k, v: (B, n, Hkv, D) rotated keys, and values.
             turn: moves the sinks to their distance inside the window; None: they stay at position 0.
+            scale: that attention multiplies its scores by.
 
         Returns:
             q (B, T, H, D'), k and v (B, S + n, Hkv, D') with D' >= D; the first D columns of what comes out of
@@ -53,7 +61,9 @@ class LearnedRows(SinkRows):
         self.keys = nn.Parameter(torch.empty(rows, n_kv_heads, head_size))
         self.values = nn.Parameter(torch.empty(rows, n_kv_heads, head_size))
 
-    def join(self, q: Tensor, k: Tensor, v: Tensor, turn: Rotation | None) -> tuple[Tensor, Tensor, Tensor]:
+    def join(
+        self, q: Tensor, k: Tensor, v: Tensor, turn: Rotation | None, scale: float
+    ) -> tuple[Tensor, Tensor, Tensor]:
         keys = rotate(self.keys[None], turn).to(k.dtype).expand(len(k), -1, -1, -1)  # (B, S, Hkv, D)
         values = self.values.to(v.dtype).expand(len(v), -1, -1, -1)
         return q, torch.cat([keys, k], dim=1), torch.cat([values, v], dim=1)
@@ -78,12 +88,14 @@ class LogitRow(SinkRows):
         self.logits = nn.Parameter(torch.empty(n_heads))
         self.n_kv_heads = n_kv_heads
 
-    def join(self, q: Tensor, k: Tensor, v: Tensor, turn: Rotation | None) -> tuple[Tensor, Tensor, Tensor]:
+    def join(
+        self, q: Tensor, k: Tensor, v: Tensor, turn: Rotation | None, scale: float
+    ) -> tuple[Tensor, Tensor, Tensor]:
         B, T, H, D = q.shape
         group = H // self.n_kv_heads
         extra = -(-group // _WIDTH_MULTIPLE) * _WIDTH_MULTIPLE
         own = torch.eye(group, extra, dtype=q.dtype, device=q.device).repeat(self.n_kv_heads, 1)  # (H, extra)
-        logits = self.logits.view(self.n_kv_heads, group) * D**0.5  # attention divides by it
+        logits = self.logits.view(self.n_kv_heads, group) / scale
         row = F.pad(logits, (D, extra - group)).to(k.dtype)  # (Hkv, D + extra)
         q = torch.cat([q, own.expand(B, T, H, extra)], dim=-1)
         k = torch.cat([row.expand(B, 1, -1, -1), F.pad(k, (0, extra))], dim=1)

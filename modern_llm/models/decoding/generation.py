@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from modern_llm.models.decoding.sampling import GREEDY, Sampling
-from modern_llm.models.linear import linear
+from modern_llm.models.output_head import OutputHead
 
 
 class DecodingCache(Protocol):
@@ -32,8 +32,8 @@ class CausalLM(Protocol):
     training: bool
 
     @property
-    def head_weight(self) -> Tensor:
-        """(V, d) output head."""
+    def output_head(self) -> OutputHead:
+        """From hidden states to logits."""
 
     def new_cache(self, batch_size: int, max_tokens: int | None) -> Any:
         """An empty cache for B texts."""
@@ -66,7 +66,7 @@ class TextCodec(Protocol):
 def prefilled(model: CausalLM, ids: Sequence[int]) -> DecodingCache:
     """A cache of one text, as the `prefix` of others that begin with it."""
     cache = model.new_cache(1, len(ids))
-    model.hidden_states(torch.tensor([list(ids)], device=model.head_weight.device), cache=cache)
+    model.hidden_states(torch.tensor([list(ids)], device=model.output_head.weight.device), cache=cache)
     return cache
 
 
@@ -156,9 +156,9 @@ def stream_tokens(
     was_training = model.training
     model.train(False)
     try:
-        head = model.head_weight
+        head = model.output_head
         if sampling.repetition_penalty != 1:
-            occurred = torch.zeros(B, len(head), dtype=torch.bool, device=device).scatter_(1, input_ids, True)
+            occurred = torch.zeros(B, len(head.weight), dtype=torch.bool, device=device).scatter_(1, input_ids, True)
             if attention_mask is not None:  # the padding id counts only where it is a real token
                 padded = input_ids.masked_fill(attention_mask == 0, int(input_ids[0, -1]))
                 occurred = torch.zeros_like(occurred).scatter_(1, padded, True)
@@ -176,7 +176,7 @@ def stream_tokens(
                 step_ids, mask = step_ids[staying], None if mask is None else mask[staying]
                 occurred = None if occurred is None else occurred[staying]
             hidden = model.hidden_states(step_ids, attention_mask=mask, cache=cache).hidden[:, -1]
-            logits = linear(hidden, head.to(hidden.dtype)).float()
+            logits = head.logits(hidden)
             ids = _choose(filter_logits(logits, sampling, occurred), sampling, generators)
             if occurred is not None:
                 occurred.scatter_(1, ids[:, None], True)
@@ -268,7 +268,7 @@ def continue_ids(
     if not prompts:
         return []
     length = max(map(len, prompts))
-    device = model.head_weight.device
+    device = model.output_head.weight.device
     input_ids = torch.tensor([[tokenizer.eos_id] * (length - len(ids)) + [*ids] for ids in prompts], device=device)
     mask = torch.tensor([[0] * (length - len(ids)) + [1] * len(ids) for ids in prompts], device=device)
 

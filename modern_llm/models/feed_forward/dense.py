@@ -84,8 +84,9 @@ class FeedForward(nn.Module):
     def __init__(self, kind: FeedForwardKind, d_model: int, hidden_size: int) -> None:
         super().__init__()
         self.kind = kind
-        self.add_module(input_name(kind), Linear(d_model, kind.parts * hidden_size, bias=False))
-        self.down_proj = Linear(hidden_size, d_model, bias=False)
+        rows = (hidden_size,) * kind.parts
+        self.add_module(input_name(kind), Linear(d_model, sum(rows), bias=False, rows=rows))
+        self.down_proj = Linear(hidden_size, d_model, bias=False, ends_branch=True)
 
     def forward(self, x: Tensor) -> Tensor:
         projected = getattr(self, input_name(self.kind))(x)

@@ -17,6 +17,7 @@ from modern_llm.models.feed_forward.dense import activate, activated_linear, inp
 from modern_llm.models.feed_forward.kinds import FeedForwardKind
 from modern_llm.models.kernels import compute_dtype, device_of, takes_grouped_products
 from modern_llm.models.linear import Linear, linear
+from modern_llm.models.parameter_kinds import MATRICES
 
 
 class Routing(NamedTuple):
@@ -83,6 +84,11 @@ class MoE(nn.Module):
         first = nn.Parameter(torch.empty(config.n_experts, kind.parts * hidden_size, d_model))
         self.register_parameter(input_name(kind), first)
         self.down_proj = nn.Parameter(torch.empty(config.n_experts, d_model, hidden_size))
+        self.stacked_rows = {input_name(kind): (hidden_size,) * kind.parts}
+
+    def parameter_kind(self, name: str) -> str:
+        """What a weight is, for optimisers."""
+        return MATRICES
 
     @property
     def stacks(self) -> tuple[Tensor, Tensor]:

@@ -41,7 +41,7 @@ class MemoryPlan:
 
 
 def activation_bytes_per_token(model: ModernLLMConfig, half: bool) -> float:
-    """What one block keeps for its backward pass, per token.
+    """What one block keeps for its backward pass, per token, on average over the blocks.
 
     Args:
         half: 16-bit autocast; the residual stream and the norms stay in fp32.
@@ -59,7 +59,8 @@ def activation_bytes_per_token(model: ModernLLMConfig, half: bool) -> float:
     else:
         # Each token as often as it has experts: gathered, gate and up, and the output that is weighted.
         fed = model.moe.top_k * size * (model.ffn.parts * model.expert_size + 2 * d) + 4 * 4 * model.moe.n_experts
-    return stream + normed + projected + attended + fed
+    parts = sum(part.kept_per_token(model.sizes, layer) for part in model.parts for layer in range(model.n_layers))
+    return stream + normed + projected + attended + fed + 4 * parts / model.n_layers
 
 
 def plan_memory(model: ModernLLMConfig, seq_len: int, trainer: TrainerSettings, hardware: Hardware) -> MemoryPlan:
@@ -71,7 +72,8 @@ def plan_memory(model: ModernLLMConfig, seq_len: int, trainer: TrainerSettings, 
         trainer, hardware: settings; precision `auto` is planned as fp32, the larger.
     """
     half = hardware.precision in ("bf16", "fp16")
-    parameters = model.parameter_count()
+    kinds = model.parameters()
+    parameters = kinds.total()
     micro = min(hardware.micro_batch_size or trainer.batch_size, trainer.batch_size)
     block = activation_bytes_per_token(model, half) * micro * seq_len
     boundary = 4 * model.d_model * micro * seq_len
@@ -81,7 +83,7 @@ def plan_memory(model: ModernLLMConfig, seq_len: int, trainer: TrainerSettings, 
     return MemoryPlan(
         weights=parameters * (6 if half else 4),
         gradients=4 * parameters + 4 * head,
-        optimizer=trainer.optimizer.state_bytes_per_parameter * parameters,
+        optimizer=sum(trainer.optimizer.state_bytes(kind) * count for kind, count in kinds.items()),
         activations=blocks + 4 * boundary,
         workspace=_CHUNK_BYTES + (_CONTEXT_BYTES if on_gpu else 0),
     )

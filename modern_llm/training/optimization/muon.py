@@ -1,4 +1,4 @@
-"""Muon: momentum, orthogonalised by Newton-Schulz iterations (Jordan et al. 2024)."""
+"""Muon: momentum, orthogonalised by a matrix polynomial (Jordan et al. 2024), and AdamW for what is no matrix."""
 
 from __future__ import annotations
 
@@ -7,91 +7,163 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.optim import Optimizer
+from torch.optim.adamw import adamw
 
-_COEFFICIENTS = (3.4445, -4.7750, 2.0315)  # the quintic of Jordan et al., steepest at 0
+# x <- a x + b x^3 + c x^5 on the singular values, one row a step; the last row is used for all further steps.
+_POLYNOMIALS = {
+    # Steepest at 0; the values end in [0.7, 1.2] (Jordan et al. 2024).
+    "quintic": ((3.4445, -4.7750, 2.0315),),
+    # The best polynomial for what the steps before leave of [0.001, 1] (Polar Express, Amsel et al. 2025, arXiv
+    # 2505.16932, algorithm 1).
+    "polar_express": (
+        (8.28721201814563, -23.595886519098837, 17.300387312530933),
+        (4.107059111542203, -2.9478499167379106, 0.5448431082926601),
+        (3.9486908534822946, -2.908902115962949, 0.5518191394370137),
+        (3.3184196573706015, -2.488488024314874, 0.51004894012372),
+        (2.300652019954817, -1.6689039845747493, 0.4188073119525673),
+        (1.891301407787398, -1.2679958271945868, 0.37680408948524835),
+        (1.8750014808534479, -1.2500016453999487, 0.3750001645474248),
+        (1.875, -1.25, 0.375),
+    ),
+}
+_ROOM = {"quintic": 1.0, "polar_express": 1.01}  # the largest singular value, in rounding too, must stay below 1 / this
 
 
-def orthogonalise(matrices: Tensor, steps: int) -> Tensor:
-    """About U V^T of each matrix U S V^T, singular values in roughly [0.7, 1.2].
+def orthogonalise(matrices: Tensor, steps: int, polynomial: str = "quintic") -> Tensor:
+    """About U V^T of each matrix U S V^T.
 
     Args:
         matrices: (..., m, n).
         steps: iterations.
+        polynomial: quintic, or polar_express.
     """
     # 16-bit products are the fast ones on a GPU and often the slow ones on a CPU; the iteration tolerates both.
-    x = matrices.bfloat16() if matrices.is_cuda else matrices.float()
+    exact = torch.promote_types(matrices.dtype, torch.float32)
+    half = matrices.is_cuda and exact == torch.float32
+    x = matrices.reshape(-1, *matrices.shape[-2:]).to(torch.bfloat16 if half else exact)
     tall = x.shape[-2] > x.shape[-1]
     x = x.mT if tall else x
-    x = x / x.norm(dim=(-2, -1), keepdim=True).clamp(min=1e-7)
-    a, b, c = _COEFFICIENTS
-    for _ in range(steps):
+    x = x / (x.norm(dim=(-2, -1), keepdim=True) * _ROOM[polynomial]).clamp(min=1e-7)
+    coefficients = _POLYNOMIALS[polynomial]
+    for step in range(steps):
+        a, b, c = coefficients[min(step, len(coefficients) - 1)]
         gram = x @ x.mT
-        x = a * x + (b * gram + c * gram @ gram) @ x
-    return (x.mT if tall else x).to(matrices.dtype)
+        x = torch.baddbmm(x, torch.baddbmm(gram, gram, gram, beta=b, alpha=c), x, beta=a)
+    return (x.mT if tall else x).reshape(matrices.shape).to(matrices.dtype)
 
 
 class MuonWithAdamW(Optimizer):
     """Muon for the groups with `use_muon`, AdamW for the others.
 
     Args:
-        groups: parameter groups, each with `use_muon`.
-        lr, momentum, newton_schulz_steps, betas, eps: as in `optimizers.Muon`.
+        groups: parameter groups, each with `use_muon`; those with it have `rows`, of each parameter the rows of the
+            maps that it stacks, which are orthogonalised one by one.
+        lr, momentum, newton_schulz_steps, polynomial, update_scale, variance_decay, cautious_decay, betas, eps: as in
+            `optimizers.Muon`.
     """
 
     def __init__(
         self,
         groups: list[dict[str, Any]],
+        *,
         lr: float,
         momentum: float,
-        newton_schulz_steps: int,
         betas: tuple[float, float],
         eps: float,
+        newton_schulz_steps: int = 5,
+        polynomial: str = "quintic",
+        update_scale: str = "rms",
+        variance_decay: float | None = None,
+        cautious_decay: bool = False,
     ) -> None:
-        defaults = {
-            "lr": lr,
-            "momentum": momentum,
-            "newton_schulz_steps": newton_schulz_steps,
-            "betas": betas,
-            "eps": eps,
-            "weight_decay": 0.0,
-            "use_muon": False,
-        }
+        self.newton_schulz_steps, self.polynomial = newton_schulz_steps, polynomial
+        self.update_scale, self.variance_decay, self.cautious_decay = update_scale, variance_decay, cautious_decay
+        defaults = {"lr": lr, "momentum": momentum, "betas": betas, "eps": eps, "weight_decay": 0.0, "use_muon": False}
+        defaults["fused"] = True  # by which torch loads the count of steps onto the device
         super().__init__(groups, defaults)
 
     @torch.no_grad()
     def step(self, closure: None = None) -> None:  # type: ignore[override]
         for group in self.param_groups:
-            parameters = [p for p in group["params"] if p.grad is not None]
-            (self._muon if group["use_muon"] else self._adamw)(group, parameters)
+            if group["use_muon"]:
+                self._muon(group)
+            else:
+                self._adamw(group)
 
-    def _muon(self, group: dict[str, Any], parameters: list[Tensor]) -> None:
-        by_shape: dict[tuple[int, ...], list[Tensor]] = {}
-        for p in parameters:
-            by_shape.setdefault(tuple(p.shape), []).append(p)
-        for shape, same in by_shape.items():  # equal shapes are orthogonalised in one batch of products
-            updates = []
-            for p in same:
-                state = self.state[p]
-                if not state:
-                    state["momentum"] = torch.zeros_like(p)
-                state["momentum"].lerp_(p.grad, 1 - group["momentum"])
-                updates.append(p.grad.lerp(state["momentum"], group["momentum"]))  # type: ignore[union-attr]
-            directions = orthogonalise(torch.stack(updates), group["newton_schulz_steps"])
-            size = 0.2 * max(shape[-2:]) ** 0.5  # root mean square of an AdamW update (Liu et al. 2025, eq. 4)
-            for p, direction in zip(same, directions, strict=True):
-                p.mul_(1 - group["lr"] * group["weight_decay"]).add_(direction, alpha=-group["lr"] * size)
-
-    def _adamw(self, group: dict[str, Any], parameters: list[Tensor]) -> None:
-        beta1, beta2 = group["betas"]
-        for p in parameters:
+    def _muon(self, group: dict[str, Any]) -> None:
+        trained = [(p, rows) for p, rows in zip(group["params"], group["rows"], strict=True) if p.grad is not None]
+        if not trained:
+            return
+        for p, _ in trained:
             state = self.state[p]
             if not state:
-                state["step"] = torch.zeros((), dtype=torch.float32)
-                state["exp_avg"], state["exp_avg_sq"] = torch.zeros_like(p), torch.zeros_like(p)
-            state["step"] += 1
-            count = state["step"].item()
-            state["exp_avg"].lerp_(p.grad, 1 - beta1)
-            state["exp_avg_sq"].mul_(beta2).addcmul_(p.grad, p.grad, value=1 - beta2)
-            root = (state["exp_avg_sq"] / (1 - beta2**count)).sqrt_().add_(group["eps"])
-            p.mul_(1 - group["lr"] * group["weight_decay"])
-            p.addcdiv_(state["exp_avg"], root, value=-group["lr"] / (1 - beta1**count))
+                state["momentum"] = torch.zeros_like(p)
+                if self.variance_decay is not None:
+                    state["variance"] = p.new_zeros(*p.shape[:-1], 1)
+        gradients, momenta = [p.grad for p, _ in trained], [self.state[p]["momentum"] for p, _ in trained]
+        torch._foreach_lerp_(momenta, gradients, 1 - group["momentum"])
+        updates = torch._foreach_lerp(gradients, momenta, group["momentum"])  # Nesterov
+        # Equal shapes are orthogonalised in one batch of products.
+        by_shape: dict[tuple[int, ...], list[tuple[Tensor, Tensor, Tensor | None]]] = {}
+        for (p, rows), update in zip(trained, updates, strict=True):
+            variance = self.state[p].get("variance")
+            variances = (None,) * len(rows) if variance is None else variance.split(rows, dim=-2)
+            for piece in zip(p.split(rows, dim=-2), update.split(rows, dim=-2), variances, strict=True):
+                by_shape.setdefault(tuple(piece[0].shape), []).append(piece)
+        for shape, pieces in by_shape.items():
+            weights = [weight for weight, _, _ in pieces]
+            steps = orthogonalise(
+                torch.stack([update for _, update, _ in pieces]), self.newton_schulz_steps, self.polynomial
+            )
+            if self.variance_decay is not None:
+                steps = self._equal_rows(steps, [variance for _, _, variance in pieces if variance is not None])
+            steps *= group["lr"] * self._size(shape)
+            decay = group["lr"] * group["weight_decay"]
+            if decay and self.cautious_decay:
+                held = torch.stack(weights)
+                steps += held * (held * steps > 0) * decay
+            elif decay:
+                torch._foreach_mul_(weights, 1 - decay)
+            torch._foreach_sub_(weights, steps.unbind())
+
+    def _size(self, shape: tuple[int, ...]) -> float:
+        """What an orthogonal matrix is multiplied by."""
+        outputs, inputs = shape[-2:]
+        if self.update_scale == "spectral":
+            return max(outputs / inputs, 1.0) ** 0.5
+        return 0.2 * max(outputs, inputs) ** 0.5
+
+    def _equal_rows(self, steps: Tensor, variances: list[Tensor]) -> Tensor:
+        """Steps (k, ..., m, n) whose rows are divided by the root of their running mean square, each matrix as large
+        as before (Li et al. 2025, arXiv 2510.05491, algorithm 1)."""
+        assert self.variance_decay is not None
+        torch._foreach_lerp_(variances, list(steps.square().mean(-1, keepdim=True).unbind()), 1 - self.variance_decay)
+        size = steps.norm(dim=(-2, -1), keepdim=True)
+        steps = steps / torch.stack(variances).sqrt().clamp(min=1e-10)
+        return steps * (size / steps.norm(dim=(-2, -1), keepdim=True).clamp(min=1e-10))
+
+    def _adamw(self, group: dict[str, Any]) -> None:
+        parameters = [p for p in group["params"] if p.grad is not None]
+        if not parameters:
+            return
+        for p in parameters:
+            if not self.state[p]:
+                self.state[p]["step"] = torch.zeros((), dtype=torch.float32, device=p.device)
+                self.state[p]["exp_avg"], self.state[p]["exp_avg_sq"] = torch.zeros_like(p), torch.zeros_like(p)
+        states = [self.state[p] for p in parameters]
+        adamw(
+            parameters,
+            [p.grad for p in parameters],
+            [state["exp_avg"] for state in states],
+            [state["exp_avg_sq"] for state in states],
+            [],
+            [state["step"] for state in states],
+            fused=True,
+            amsgrad=False,
+            beta1=group["betas"][0],
+            beta2=group["betas"][1],
+            lr=group["lr"],
+            weight_decay=group["weight_decay"],
+            eps=group["eps"],
+            maximize=False,
+        )

@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+import math
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Literal
 
 from modern_llm.checks import require
 from modern_llm.defaults import Defaults
+from modern_llm.models.parameter_kinds import EMBEDDINGS, GATES, HEADS, MATRICES, SCALARS, VECTORS
+from modern_llm.training.optimization.rates import Rates
 
 if TYPE_CHECKING:
-    from torch import Tensor, nn
+    from torch import nn
     from torch.optim import Optimizer
+
+    from modern_llm.training.optimization.parameters import Kind
 
 
 _ADAM_W = Defaults("trainer/optimizer/adamw")
@@ -22,15 +27,19 @@ class AdamW:
 
     Args:
         lr: peak learning rate.
-        weight_decay: on matrices and embeddings; vectors (norms, biases, sinks) are not decayed.
+        weight_decay: share of a parameter that is taken off in each step, divided by the learning rate.
+        weight_decay_schedule: how it goes over the run: constant, or linear or as half a cosine down to 0.
         betas: decay of the running mean and of the running square.
         eps: added to the root of the running square.
+        rates: rate and decay of each kind of parameter.
     """
 
     lr: float = 1e-3
     weight_decay: float = _ADAM_W("weight_decay")
+    weight_decay_schedule: Literal["constant", "linear", "cosine"] = _ADAM_W("weight_decay_schedule")
     betas: tuple[float, float] = _ADAM_W("betas")
     eps: float = _ADAM_W("eps")
+    rates: Rates = field(default_factory=Rates)
 
     def __post_init__(self) -> None:
         require(self.lr > 0, "trainer.optimizer.lr", self.lr, "must be above 0", "Use 1e-3 for a small model")
@@ -40,9 +49,8 @@ class AdamW:
                 "must be two numbers in [0, 1)", "Use [0.9, 0.95]")  # fmt: skip
         require(self.eps > 0, "trainer.optimizer.eps", self.eps, "must be above 0", "Use 1e-8")
 
-    @property
-    def state_bytes_per_parameter(self) -> int:
-        """Bytes of state per trained parameter, for the memory plan."""
+    def state_bytes(self, kind: str) -> int:
+        """Bytes of state per trained parameter of a kind, for the memory plan."""
         return 8
 
     def build(self, model: nn.Module) -> Optimizer:
@@ -53,15 +61,58 @@ class AdamW:
         """
         import torch
 
-        from modern_llm.training.optimization.parameters import trained_parameters
-
-        kinds = trained_parameters(model)
-        groups = self._groups(decayed=[*kinds.matrices, *kinds.tables], plain=kinds.vectors)
+        groups = self._groups(model, (MATRICES, EMBEDDINGS, HEADS, GATES, VECTORS, SCALARS))
         return torch.optim.AdamW(groups, lr=self.lr, betas=self.betas, eps=self.eps, fused=True)
 
-    def _groups(self, decayed: list[Tensor], plain: list[Tensor]) -> list[dict[str, Any]]:
-        groups = [{"params": decayed, "weight_decay": self.weight_decay}, {"params": plain, "weight_decay": 0.0}]
-        return [group for group in groups if group["params"]]
+    def adjust(self, optimizer: Optimizer, factor: float, progress: float) -> None:
+        """Set what changes over a run.
+
+        Args:
+            optimizer: that `build` made.
+            factor: on every learning rate, from the schedule.
+            progress: share of the run's steps that are done, in [0, 1].
+        """
+        decay = {"constant": 1.0, "linear": 1 - progress, "cosine": 0.5 * (1 + math.cos(math.pi * progress))}
+        for group in optimizer.param_groups:
+            group["lr"] = group["peak_lr"] * factor
+            group["weight_decay"] = group["peak_decay"] * decay[self.weight_decay_schedule]
+
+    def _groups(self, model: nn.Module, order: tuple[str, ...]) -> list[dict[str, Any]]:
+        """One group a kind, and one a width where the rate depends on it. States are saved in this order."""
+        from modern_llm.training.optimization.parameters import trained_parameters
+
+        found = trained_parameters(model)
+        groups = []
+        for kind in order:
+            for factor, part in _by_factor(kind, found[kind], self.rates.head_width):
+                rate = self.lr * self.rates.of(kind) * factor
+                # The kernels shrink by rate * decay, and the shrinkage is not to depend on the rate of the kind.
+                decay = self.weight_decay * self.rates.decay_of(kind) * self.lr / rate
+                groups.append(
+                    {
+                        "params": part.tensors,
+                        "rows": part.rows,
+                        "kind": kind,
+                        "lr": rate,
+                        "peak_lr": rate,
+                        "weight_decay": decay,
+                        "peak_decay": decay,
+                    }
+                )
+        return groups
+
+
+def _by_factor(kind: str, found: Kind, head_width: int | None) -> list[tuple[float, Kind]]:
+    """Parameters of one kind, by the factor on their rate that their width asks for."""
+    from modern_llm.training.optimization.parameters import Kind
+
+    parts: dict[float, Kind] = {}
+    for tensor, rows in zip(found.tensors, found.rows, strict=True):
+        factor = head_width / tensor.shape[-1] if kind == HEADS and head_width is not None else 1.0
+        part = parts.setdefault(factor, Kind())
+        part.tensors.append(tensor)
+        part.rows.append(rows)
+    return list(parts.items())
 
 
 _MUON = Defaults("trainer/optimizer/muon")
@@ -69,37 +120,83 @@ _MUON = Defaults("trainer/optimizer/muon")
 
 @dataclass(frozen=True)
 class Muon(AdamW):
-    """Muon (Jordan et al. 2024) on the linear maps and experts inside the blocks, AdamW on all else: embeddings, heads
-    and vectors. Updates are scaled
-    to AdamW's size (Liu et al. 2025, arXiv 2502.16982, eq. 4), so both share one learning rate.
+    """Muon (Jordan et al. 2024) on the linear maps and experts inside the blocks, AdamW on all else: embeddings, heads,
+    gates, vectors and scalars. Maps that are stored as one, such as queries, keys and values, are orthogonalised one by
+    one.
 
     Args:
         momentum: of the running gradient.
+        momentum_start: momentum of the first step, from which it rises to `momentum`; null: no warm-up (Jordan et al.
+            2024).
+        momentum_end: momentum of the last step, to which it falls; null: no cool-down.
+        momentum_warmup: share of the run in which it rises.
+        momentum_cooldown: share of the run in which it falls.
         newton_schulz_steps: iterations of the orthogonalisation.
+        polynomial: what is iterated: quintic (Jordan et al. 2024), or polar_express (Amsel et al. 2025, arXiv
+            2505.16932).
+        update_scale: size of an update: rms, that of AdamW, whatever the shape (Liu et al. 2025, arXiv 2502.16982, eq.
+            4), so that one rate serves both; or spectral, sqrt(max(outputs / inputs, 1)), which moves what a map gives
+            equally far at every width (Jordan et al. 2024; Yang et al. 2023, arXiv 2310.17813, eq. 5).
+        variance_decay: of the running mean square of each row, by which it is divided (NorMuon, Li et al. 2025, arXiv
+            2510.05491); null: none.
+        cautious_decay: decay where it points the way of the update alone (Chen et al. 2025, arXiv 2510.12402).
     """
 
     momentum: float = _MUON("momentum")
+    momentum_start: float | None = _MUON("momentum_start")
+    momentum_end: float | None = _MUON("momentum_end")
+    momentum_warmup: float = _MUON("momentum_warmup")
+    momentum_cooldown: float = _MUON("momentum_cooldown")
     newton_schulz_steps: int = _MUON("newton_schulz_steps")
+    polynomial: Literal["quintic", "polar_express"] = _MUON("polynomial")
+    update_scale: Literal["rms", "spectral"] = _MUON("update_scale")
+    variance_decay: float | None = _MUON("variance_decay")
+    cautious_decay: bool = _MUON("cautious_decay")
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        require(0 <= self.momentum < 1, "trainer.optimizer.momentum", self.momentum, "must lie in [0, 1)", "Use 0.95")
+        for key in ("momentum", "momentum_start", "momentum_end", "variance_decay"):
+            value = getattr(self, key)
+            require(value is None or 0 <= value < 1, f"trainer.optimizer.{key}", value, "must lie in [0, 1)",
+                    "Use 0.95" if key == "momentum" else "Use null for none")  # fmt: skip
+        for key in ("momentum_warmup", "momentum_cooldown"):
+            value = getattr(self, key)
+            require(0 < value <= 1, f"trainer.optimizer.{key}", value, "must lie in (0, 1]",
+                    f"Use {key.replace('warmup', 'start').replace('cooldown', 'end')}=null for none")  # fmt: skip
         require(self.newton_schulz_steps >= 1, "trainer.optimizer.newton_schulz_steps", self.newton_schulz_steps,
                 "must be at least 1", "Use 5")  # fmt: skip
 
+    def state_bytes(self, kind: str) -> int:
+        return 4 if kind == MATRICES else 8
+
     def build(self, model: nn.Module) -> Optimizer:
         from modern_llm.training.optimization.muon import MuonWithAdamW
-        from modern_llm.training.optimization.parameters import trained_parameters
 
-        kinds = trained_parameters(model)
-        groups = [{**group, "use_muon": False} for group in self._groups(kinds.tables, kinds.vectors)]
-        if kinds.matrices:
-            groups.append({"params": kinds.matrices, "weight_decay": self.weight_decay, "use_muon": True})
+        groups = self._groups(model, (EMBEDDINGS, HEADS, GATES, VECTORS, SCALARS, MATRICES))
         return MuonWithAdamW(
-            groups,
+            [{**group, "use_muon": group["kind"] == MATRICES} for group in groups],
             lr=self.lr,
             momentum=self.momentum,
-            newton_schulz_steps=self.newton_schulz_steps,
             betas=self.betas,
             eps=self.eps,
+            newton_schulz_steps=self.newton_schulz_steps,
+            polynomial=self.polynomial,
+            update_scale=self.update_scale,
+            variance_decay=self.variance_decay,
+            cautious_decay=self.cautious_decay,
         )
+
+    def adjust(self, optimizer: Optimizer, factor: float, progress: float) -> None:
+        super().adjust(optimizer, factor, progress)
+        for group in optimizer.param_groups:
+            group["momentum"] = self.momentum_at(progress)
+
+    def momentum_at(self, progress: float) -> float:
+        """Momentum where `progress` of the steps are done."""
+        rise, fall = progress / self.momentum_warmup, (1 - progress) / self.momentum_cooldown
+        now = self.momentum
+        if self.momentum_start is not None and rise < 1:
+            now = self.momentum_start + (self.momentum - self.momentum_start) * rise
+        if self.momentum_end is not None and fall < 1:
+            now = min(now, self.momentum_end + (self.momentum - self.momentum_end) * fall)
+        return now

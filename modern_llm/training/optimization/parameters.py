@@ -3,28 +3,40 @@
 from __future__ import annotations
 
 import sys
-from typing import NamedTuple
+from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from modern_llm.models.attention.sink_rows import SinkRows
-from modern_llm.models.feed_forward.experts import MoE
+from modern_llm.models.parameter_kinds import EMBEDDINGS, HEADS, KINDS, MATRICES, VECTORS
 
 
-class ParametersByKind(NamedTuple):
-    """The trained parameters, each once, in the order of the model."""
+@dataclass(frozen=True)
+class Kind:
+    """The trained parameters of one kind, each once, in the order of the model.
 
-    matrices: list[Tensor]  # (out, in), or (experts, out, in): the linear maps inside the blocks
-    tables: list[Tensor]  # at least two dimensions: embeddings, positions, output and classification heads
-    vectors: list[Tensor]  # norms, biases, sinks
+    Attributes:
+        tensors: the parameters.
+        rows: of each, how many rows each linear map has that it stacks, along its last dimension but one. They sum to
+            that dimension: a single number where it is one map.
+    """
+
+    tensors: list[Tensor] = field(default_factory=list)
+    rows: list[tuple[int, ...]] = field(default_factory=list)
 
 
-def trained_parameters(model: nn.Module) -> ParametersByKind:
+def trained_parameters(model: nn.Module) -> dict[str, Kind]:
     """Sort a model's trained parameters by the modules that they belong to; names mean nothing.
 
-    A head is a linear map as well, but its rows are looked up by class or token rather than fed to a next layer, so it
-    stands with the embeddings (Jordan et al. 2024). Heads are told by their place: outside `model.blocks`.
+    A module says what its own parameters are in a method `parameter_kind(name)`, and which of them stack several linear
+    maps in `stacked_rows`, name -> rows. Where it says nothing, a linear map inside `model.blocks` is a matrix and one
+    outside is a head (its rows are looked up by class or token rather than fed to a next layer, Jordan et al. 2024),
+    any other table of two dimensions is an embedding, and the rest are vectors. A head that is an embedding as well is
+    a head.
+
+    Returns:
+        Kinds by name, all of `parameter_kinds.KINDS`.
 
     Raises:
         ValueError: a 16-bit parameter. Its updates would be lost to rounding, and so would its running means.
@@ -36,23 +48,32 @@ def trained_parameters(model: nn.Module) -> ParametersByKind:
             f"{narrow[0]} is trained in {named[narrow[0]].dtype}, as are {len(narrow) - 1} more: most updates would be "
             "rounded away. Keep trained parameters in fp32; hardware.precision sets what is computed in."
         )
-    maps = {id(p) for block in getattr(model, "blocks", [model]) for m in block.modules() for p in _linear_maps(m)}
-    sinks = {id(p) for m in model.modules() if isinstance(m, SinkRows) for p in m.parameters()}
-    kinds = ParametersByKind([], [], [])
+    inside = {id(module) for block in getattr(model, "blocks", [model]) for module in block.modules()}
+    told: dict[int, str] = {}
+    rows: dict[int, tuple[int, ...]] = {}
+    for module in model.modules():
+        stacked = getattr(module, "stacked_rows", {})
+        for name, p in module.named_parameters(recurse=False):
+            if told.get(id(p)) != HEADS:
+                told[id(p)] = _kind_of(module, name, p, id(module) in inside)
+            if name in stacked:
+                rows[id(p)] = stacked[name]
+    found = {kind: Kind() for kind in KINDS}
     for p in named.values():
-        if id(p) in maps:
-            kinds.matrices.append(p)
-        elif p.dim() >= 2 and id(p) not in sinks:
-            kinds.tables.append(p)
-        else:
-            kinds.vectors.append(p)
-    return kinds
+        of_kind = found[told[id(p)]]
+        of_kind.tensors.append(p)
+        of_kind.rows.append(rows.get(id(p)) or (p.shape[-2] if p.dim() >= 2 else 1,))
+    return found
 
 
-def _linear_maps(module: nn.Module) -> list[Tensor]:
-    """Matrices of one module, without those of its children."""
-    if isinstance(module, MoE):
-        return list(module.stacks)
+def _kind_of(module: nn.Module, name: str, p: Tensor, inside: bool) -> str:
+    """What a parameter of a module is."""
+    says: Any = getattr(module, "parameter_kind", None)
+    if says is not None:
+        return str(says(name))
     theirs = sys.modules.get("transformers.pytorch_utils")  # where it is not loaded, no module is one of its
-    linear = (nn.Linear, theirs.Conv1D) if theirs is not None else nn.Linear
-    return [module.weight] if isinstance(module, linear) else []
+    if p.dim() < 2:
+        return VECTORS
+    if isinstance(module, (nn.Linear, theirs.Conv1D) if theirs is not None else nn.Linear):
+        return MATRICES if inside else HEADS
+    return EMBEDDINGS

@@ -1,0 +1,1 @@
+"""Parts between the embedding and the first block. The choices of `model/embedding`."""

@@ -1,0 +1,1 @@
+"""Parts that change what each head of attention gives. The choices of `model/heads`."""

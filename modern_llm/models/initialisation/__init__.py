@@ -1,0 +1,1 @@
+"""How the weights begin. The choices of `model/init`."""

@@ -1,0 +1,133 @@
+"""Parts as settings. A part says its weights and what is done with them, and asks for no other part: it is a class here
+in a file of its own and a file in `conf/model/<group>/`. torch is imported where it computes.
+
+The weights that a part declares are all that the counts, the memory plan, the initial values and the optimisers know
+of it.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections import Counter
+from collections.abc import Iterable
+from dataclasses import dataclass
+from math import prod
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from modern_llm.models.embedding.predecessors import Predecessors
+
+Carried = dict[str, Any]  # name -> tensor: what blocks hand on besides the residual stream. `embedded` is always there
+
+
+class Sizes(NamedTuple):
+    """What a part knows of the model that it stands in."""
+
+    d_model: int
+    n_layers: int
+    n_heads: int
+    n_kv_heads: int
+    head_size: int
+    vocab_size: int
+
+
+class Weight(NamedTuple):
+    """A learned tensor, drawn from Normal(mean, std) at first."""
+
+    shape: tuple[int, ...]
+    kind: str  # one of `parameter_kinds.KINDS`
+    mean: float = 0.0
+    std: float = 0.0
+
+
+class Part:
+    """What all parts share."""
+
+    def weights(self, sizes: Sizes, layer: int) -> dict[str, Weight]:
+        """Weights of the part in block `layer`, by name."""
+        return {}
+
+    def model_weights(self, sizes: Sizes) -> dict[str, Weight]:
+        """Weights that the part has once in a model, by name."""
+        return {}
+
+    def kept_per_token(self, sizes: Sizes, layer: int) -> int:
+        """Numbers that autograd keeps of each token for the part in block `layer`, for the memory plan."""
+        return 0
+
+    def check(self, sizes: Sizes) -> None:
+        """Refuse a model that the part cannot stand in.
+
+        Raises:
+            ValueError: with key, value and remedy.
+        """
+
+    def counts(self, sizes: Sizes) -> Counter[str]:
+        """Learned numbers of a whole model, by kind."""
+        found: Counter[str] = Counter()
+        for weights in (self.model_weights(sizes), *(self.weights(sizes, i) for i in range(sizes.n_layers))):
+            for weight in weights.values():
+                found[weight.kind] += prod(weight.shape)
+        return found
+
+
+@dataclass(frozen=True)
+class EmbeddingPart(Part, ABC):
+    """A part between the embedding and the first block."""
+
+    @abstractmethod
+    def apply(self, weights: Any, x: Tensor, before: Predecessors) -> Tensor:
+        """x (B, T, d_model) changed; `before` gives what stood one token earlier; `weights` has those of
+        `model_weights` as attributes."""
+
+
+@dataclass(frozen=True)
+class ResidualPart(Part):
+    """A part of the residual stream. `weights` has the tensors of `weights` as attributes, in `end` those of
+    `model_weights`."""
+
+    def enter(self, weights: Any, x: Tensor, carried: Carried, layer: int, n_layers: int) -> Tensor:
+        """The stream x (B, T, d_model) as it enters a block."""
+        return x
+
+    def leave(self, weights: Any, x: Tensor, carried: Carried, layer: int, n_layers: int) -> None:
+        """The stream x as it leaves a block, to be kept in `carried`."""
+
+    def end(self, weights: Any, x: Tensor, carried: Carried) -> Tensor:
+        """The stream behind the last block, in front of the last norm."""
+        return x
+
+
+@dataclass(frozen=True)
+class ValuePart(Part, ABC):
+    """A part that changes the values of attention, in front of the cache."""
+
+    @abstractmethod
+    def mix(self, weights: Any, values: Tensor, x: Tensor, carried: Carried, layer: int) -> Tensor:
+        """values (B, T, Hkv, D) changed; x (B, T, d_model) is what they were projected from."""
+
+
+@dataclass(frozen=True)
+class HeadPart(Part, ABC):
+    """A part that changes what the heads of attention give."""
+
+    @abstractmethod
+    def apply(self, weights: Any, attended: Tensor, x: Tensor) -> Tensor:
+        """attended (B, T, H, D) changed; x (B, T, d_model) is what queries were projected from."""
+
+
+def first_to_last(first: float, last: float, layer: int, n_layers: int) -> float:
+    """A straight line over the layers."""
+    return first + (last - first) * layer / max(n_layers - 1, 1)
+
+
+def in_layers(layers: str, layer: int, n_layers: int) -> bool:
+    """Whether a part stands in a layer: `all`, or `alternate`, which are every second one, the last among them."""
+    return layers == "all" or (n_layers - 1 - layer) % 2 == 0
+
+
+def total_counts(parts: Iterable[Part], sizes: Sizes) -> Counter[str]:
+    """Learned numbers of several parts, by kind."""
+    return sum((part.counts(sizes) for part in parts), Counter[str]())

@@ -1,0 +1,1 @@
+"""Parts that change the values which attention reads. The choices of `model/values`."""

@@ -1,0 +1,270 @@
+"""Every part against the plain model, plain lines, and everything that models can do."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+from parts import ALL, EVERY, PARTS
+from torch import Tensor
+from torch.nn import functional as F
+
+from modern_llm.models import ModernDecoderLM, ModernLLMConfig, MoEConfig
+from modern_llm.models.attention.sinks import LearnableSinks, SinkLogits, StreamingSinks
+from modern_llm.models.embedding.normed import NormedEmbedding
+from modern_llm.models.embedding.smear import Smear
+from modern_llm.models.heads.gated import GatedHeads
+from modern_llm.models.initialisation.mup import MuPInit
+from modern_llm.models.initialisation.zero import ZeroInit
+from modern_llm.models.interop import to_hugging_face
+from modern_llm.models.residual.backout import Backout
+from modern_llm.models.residual.scaled import ScaledResidual
+from modern_llm.models.residual.unet import UNetSkips
+from modern_llm.models.values.value_embedding import ValueProjection, ValueTable
+from modern_llm.models.values.value_residual import ValueResidual
+from modern_llm.training.optimization.parameters import trained_parameters
+
+every_part = pytest.mark.parametrize("settings", EVERY.values(), ids=EVERY)
+NEUTRAL: dict[str, dict[str, Any]] = {
+    "smear": {"embedding": {"smear": Smear(weight=0.0)}},
+    "scaled": {"residual": {"scaled": ScaledResidual(1.0, 1.0, 0.0, 0.0)}},
+    "unet": {"residual": {"unet": UNetSkips(weight=0.0)}},
+    "backout": {"residual": {"backout": Backout(weight=0.0)}},
+    "value_residual": {"values": {"value_residual": ValueResidual(weight=0.0)}},
+    "value_table": {"values": {"value_table": ValueTable()}},
+    "value_projection": {"values": {"value_projection": ValueProjection()}},
+    "gated": {"heads": {"gated": GatedHeads()}},
+}
+
+
+@pytest.mark.parametrize("settings", NEUTRAL.values(), ids=NEUTRAL)
+@torch.no_grad()
+def test_a_neutral_part_is_the_plain_model_exactly(tiny, token_ids, settings):
+    plain, ids = tiny(n_layers=3), token_ids(2, 20)
+    model = ModernDecoderLM(replace(plain.config, **settings)).eval()
+    missing = model.load_state_dict(plain.state_dict(), strict=False)
+    assert not missing.unexpected_keys
+    assert missing.missing_keys
+    for name, parameter in model.named_parameters():
+        if name.endswith((".table", ".projection")):
+            parameter.zero_()
+    assert torch.equal(model(ids).logits, plain(ids).logits)
+
+
+@pytest.mark.parametrize("moe", [None, MoEConfig(4, 2)])
+@every_part
+def test_declared_weights_are_those_of_the_model(settings, moe):
+    config = ModernLLMConfig(vocab_size=50, d_model=32, n_layers=5, n_heads=4, moe=moe, **settings)
+    found = trained_parameters(ModernDecoderLM(config))
+    counts = {kind: sum(p.numel() for p in of_kind.tensors) for kind, of_kind in found.items()}
+    assert {kind: n for kind, n in config.parameters().items() if n} == {k: n for k, n in counts.items() if n}
+
+
+def _by_hand(model: Any, ids: Tensor) -> Tensor:
+    """The logits of a decoder with all parts, in plain lines."""
+
+    def norm(x: Tensor, weight: Tensor | float = 1.0, eps: float = 1e-5) -> Tensor:
+        return x / (x.square().mean(-1, keepdim=True) + eps).sqrt() * weight
+
+    H, D, L = 4, 8, model.config.n_layers
+    B, T = ids.shape
+    angle = torch.arange(T)[:, None] * 10000.0 ** (-torch.arange(0, D, 2) / D)
+
+    def turned(x: Tensor) -> Tensor:  # (B, T, H, D)
+        turn = torch.polar(torch.ones_like(angle), angle)[:, None]
+        y = torch.complex(x[..., : D // 2], x[..., D // 2 :]) * turn
+        return torch.cat([y.real, y.imag], -1)
+
+    x = norm(model.embedding.weight[ids], eps=1e-6)
+    smear = model.embedding_parts["smear"]
+    before = torch.cat([torch.zeros_like(x[:, :1]), x[:, :-1]], 1)
+    x = x + smear.weight * (x[..., :12] @ smear.gate.T).sigmoid() * before
+    embedded, left = x, []
+    for layer, block in enumerate(model.blocks):
+        x = block.residual["scaled"].scale * x + block.residual["scaled"].shortcut * embedded
+        if layer >= (L + 1) // 2:
+            x = x + block.residual["unet"].weight * left[L - 1 - layer]
+        n, attention = norm(x, block.attention_norm.weight), block.attention
+        q, k, v = (n @ attention.qkv_proj.weight.T).view(B, T, 3 * H, D).split(H, dim=2)
+        if layer == 0:
+            first = v
+        else:
+            share = attention.values["value_residual"].weight
+            v = (1 - share) * v + share * first
+        table = attention.values["value_table"]
+        if layer % 2 == (L - 1) % 2:
+            gate = 2 * (n[..., :12] @ table.gate.T).sigmoid()
+            v = v + gate[..., None] * table.table[ids].view(B, T, H, D)
+        projection = attention.values["value_projection"]
+        gate = 2 * (n[..., :12] @ projection.gate.T).sigmoid()
+        v = v + gate[..., None] * (embedded @ projection.projection.T).view(B, T, H, D)
+        q, k = norm(turned(q)), norm(turned(k))  # a rotation changes no length
+        scores = torch.einsum("bthd,bshd->bhts", q, k) * 1.44 / D**0.5
+        scores = scores.masked_fill(torch.ones(T, T, dtype=torch.bool).triu(1), -torch.inf)
+        y = torch.einsum("bhts,bshd->bthd", scores.softmax(-1), v)
+        y = y * 2 * (n[..., :12] @ attention.heads["gated"].gate.T).sigmoid()[..., None]
+        x = x + y.reshape(B, T, -1) @ attention.o_proj.weight.T
+        gate, up = (norm(x, block.ffn_norm.weight) @ block.ffn.gate_up_proj.weight.T).chunk(2, -1)
+        x = x + (F.silu(gate) * up) @ block.ffn.down_proj.weight.T
+        left.append(x)
+    x = norm(x - model.residual["backout"].weight * left[L // 2], model.final_norm.weight)
+    return 5 * torch.tanh(x @ model.head.weight.T / 5)
+
+
+@pytest.mark.parametrize("n_layers", [2, 3, 4])
+@torch.no_grad()
+def test_all_parts_in_plain_lines(tiny, token_ids, n_layers):
+    model, ids = tiny(n_layers=n_layers, **ALL), token_ids(2, 13)
+    torch.testing.assert_close(model(ids).logits, _by_hand(model, ids), atol=1e-4, rtol=1e-4)
+
+
+@every_part
+@torch.no_grad()
+def test_a_part_is_there_and_sees_no_future(tiny, token_ids, settings):
+    model, ids = tiny(n_layers=3, **settings), token_ids(1, 20)
+    now = model(ids).logits
+    plain = tiny(n_layers=3, **({"tie_embeddings": False} if "tie_embeddings" in settings else {}))
+    assert (now - plain(ids).logits).abs().max() > 1e-2
+    changed = ids.clone()
+    changed[0, 12:] = token_ids(8, seed=9)
+    torch.testing.assert_close(model(changed).logits[:, :12], now[:, :12])
+
+
+@every_part
+@torch.no_grad()
+def test_two_branches_equal_two_texts(tiny, token_ids, settings):
+    model, ids = tiny(n_layers=3, group_size=2, **settings), token_ids(2, 14)
+    branches = torch.tensor([0] * 5 + [1] * 4 + [2] * 5).expand(2, -1)
+    hidden = model.hidden_states(ids, branch_ids=branches).hidden
+    for chosen, places in (
+        (ids[:, :9], range(9)),
+        (torch.cat([ids[:, :5], ids[:, 9:]], 1), [*range(5), *range(9, 14)]),
+    ):
+        alone = model.hidden_states(chosen).hidden
+        torch.testing.assert_close(hidden[:, list(places)], alone, atol=1e-4, rtol=1e-4)
+
+
+@every_part
+def test_recomputed_blocks_give_the_same_gradients(tiny, token_ids, settings):
+    model, ids, labels = tiny(n_layers=4, **settings).train(), token_ids(2, 12), token_ids(2, 12, seed=2)
+    gradients = []
+    for again in (False, True):
+        model.zero_grad()
+        model.activation_checkpointing = again
+        model(ids, labels=labels).loss.backward()
+        gradients.append({name: p.grad.clone() for name, p in model.named_parameters()})
+        assert all(g.abs().max() > 0 for g in gradients[-1].values())
+    for name, gradient in gradients[0].items():
+        torch.testing.assert_close(gradients[1][name], gradient, msg=name)
+
+
+@every_part
+def test_gradients_equal_finite_differences(loud, token_ids, settings):
+    shape: dict[str, Any] = {"vocab_size": 7, "d_model": 12, "n_layers": 2, "n_heads": 2, "ffn_hidden_size": 4}
+    model: Any = loud(ModernDecoderLM(ModernLLMConfig(**(shape | settings)))).double()
+    ids, labels = token_ids(1, 5) % 7, token_ids(1, 5, seed=2) % 7
+    # What the plain model has already is tested with the blocks.
+    new = ("embedding", "residual", "values", "heads", "head.")
+    named = {n: p for n, p in model.named_parameters() if any(group in n for group in new)}
+    names, parameters = tuple(named), tuple(named.values())
+
+    def loss(*changed: Tensor) -> Tensor:
+        overrides = dict(zip(names, changed, strict=True))
+        logits = torch.func.functional_call(model, overrides, (ids,), tie_weights=True).logits
+        return F.cross_entropy(logits[0], labels[0])
+
+    assert torch.autograd.gradcheck(loss, parameters)
+
+
+@every_part
+def test_blocks_are_one_graph(tiny, token_ids, settings):
+    graphs = []
+
+    def backend(graph: torch.fx.GraphModule, inputs: list[Any]) -> Any:
+        graphs.append(graph)
+        return graph.forward
+
+    model, ids = tiny(n_layers=4, **settings).train(), token_ids(2, 12)
+    expected = model(ids).logits
+    torch.compiler.reset()
+    for block in model.blocks:
+        block.compile(backend=backend, fullgraph=True)
+    torch.testing.assert_close(model(ids).logits, expected, atol=1e-4, rtol=1e-4)
+    assert len(graphs) <= 4
+    torch.compiler.reset()
+
+
+@pytest.mark.parametrize("name", [name for name in PARTS if name != "no gain"])
+def test_export_names_the_part(tiny, name):
+    settings = PARTS[name]
+    expected = (
+        "logit_softcap" if name == "softcap" else type(next(iter(next(iter(settings.values())).values()))).__name__
+    )
+    with pytest.raises(ValueError, match=expected):
+        to_hugging_face(tiny(**settings))
+
+
+@torch.no_grad()
+def test_norms_without_a_weight_are_exported_as_ones(tiny, token_ids):
+    model, ids = tiny(qk_norm=True, qk_gain=False), token_ids(2, 12)
+    theirs = to_hugging_face(model)
+    assert theirs.config.model_type == "qwen3"
+    torch.testing.assert_close(theirs(ids).logits, model(ids).logits, atol=1e-4, rtol=1e-4)
+    with pytest.raises(ValueError, match="attention_scale"):
+        to_hugging_face(tiny(qk_norm=True, attention_scale=1.2))
+
+
+@pytest.mark.parametrize("sinks", [LearnableSinks(num_sinks=3), SinkLogits(), StreamingSinks(window=6, num_sinks=2)])
+@torch.no_grad()
+def test_a_fixed_scale_leaves_the_meaning_of_sinks(tiny, token_ids, sinks):
+    """A scale on the scores is a scale on the queries, whatever the sinks."""
+    ids = token_ids(2, 18)
+    scaled = tiny(attention_scale=1.5, use_attention_sinks=True, sinks=sinks)
+    plain = tiny(use_attention_sinks=True, sinks=sinks)
+    for block in plain.blocks:
+        block.attention.qkv_proj.weight[:32] *= 1.5
+    torch.testing.assert_close(scaled(ids).logits, plain(ids).logits, atol=1e-4, rtol=1e-4)
+
+
+@torch.no_grad()
+def test_blocks_begin_as_nothing_and_all_tokens_alike():
+    torch.manual_seed(0)
+    config = ModernLLMConfig(vocab_size=512, d_model=64, n_layers=3, n_heads=4, init=ZeroInit(), tie_embeddings=False,
+                             moe=MoEConfig(4, 2), qkv_bias=True)  # fmt: skip
+    model: Any = ModernDecoderLM(config)
+    ids = torch.randint(512, (2, 9))
+    torch.testing.assert_close(model.hidden_states(ids).hidden, model.final_norm(model.embedding(ids)))
+    assert model(ids).logits.abs().max() < 0.05
+    assert float(model.embedding.weight.std()) == pytest.approx(1.0, rel=0.05)
+    assert float(model.blocks[0].attention.qkv_proj.weight.std()) == pytest.approx(64**-0.5, rel=0.05)
+    assert float(model.blocks[0].ffn.gate_up_proj.std()) == pytest.approx(64**-0.5, rel=0.05)
+    assert not model.blocks[0].ffn.down_proj.any()
+
+
+def test_mup_keeps_what_leaves_each_block_at_one_size_over_widths():
+    sizes: dict[int, list[float]] = {}
+    for width in (64, 512):
+        torch.manual_seed(0)
+        config = ModernLLMConfig(vocab_size=256, d_model=width, n_layers=2, n_heads=width // 32, init=MuPInit(),
+                                 tie_embeddings=False)  # fmt: skip
+        model: Any = ModernDecoderLM(config)
+        sizes[width] = []
+        for block in model.blocks:
+            block.register_forward_hook(lambda *call, width=width: sizes[width].append(float(call[2][0].std())))
+        with torch.no_grad():
+            logits = model(torch.randint(256, (4, 32))).logits
+        assert float(logits.std()) == pytest.approx(width**-0.5, rel=0.15)  # 0 in the limit, as the table asks
+    assert sizes[512] == pytest.approx(sizes[64], rel=0.15)
+
+
+@torch.no_grad()
+def test_the_token_before_is_of_the_same_text(tiny, token_ids):
+    """The first token of a document, of a padded text and of a stream has none before it."""
+    model, ids = tiny(embedding={"normed": NormedEmbedding(), "smear": Smear()}), token_ids(1, 12)
+    alone = model(ids[:, 5:]).logits
+    documents = torch.tensor([[3] * 5 + [1] * 7])
+    torch.testing.assert_close(model(ids, document_ids=documents).logits[:, 5:], alone, atol=1e-4, rtol=1e-4)
+    mask = torch.tensor([[0] * 5 + [1] * 7])
+    torch.testing.assert_close(model(ids, attention_mask=mask).logits[:, 5:], alone, atol=1e-4, rtol=1e-4)

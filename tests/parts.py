@@ -1,0 +1,41 @@
+"""Every part of `model/`, loud: with weights far from their neutral values, in the sizes of a tiny decoder."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from modern_llm.models.embedding.normed import NormedEmbedding
+from modern_llm.models.embedding.smear import Smear
+from modern_llm.models.heads.gated import GatedHeads
+from modern_llm.models.residual.backout import Backout
+from modern_llm.models.residual.scaled import ScaledResidual
+from modern_llm.models.residual.unet import UNetSkips
+from modern_llm.models.values.value_embedding import ValueProjection, ValueTable
+from modern_llm.models.values.value_residual import ValueResidual
+
+PARTS: dict[str, dict[str, Any]] = {
+    "normed": {"embedding": {"normed": NormedEmbedding()}},
+    "smear": {"embedding": {"smear": Smear()}},
+    "scaled": {"residual": {"scaled": ScaledResidual()}},
+    "unet": {"residual": {"unet": UNetSkips()}},
+    "backout": {"residual": {"backout": Backout()}},
+    "value_residual": {"values": {"value_residual": ValueResidual()}},
+    "value_table": {"values": {"value_table": ValueTable()}},
+    "value_table without a gate": {"values": {"value_table": ValueTable(layers="all", gate_channels=None)}},
+    "value_projection": {"values": {"value_projection": ValueProjection()}},
+    "gated": {"heads": {"gated": GatedHeads()}},
+    "no gain": {"qk_norm": True, "qk_gain": False, "attention_scale": 1.44},
+    "softcap": {"logit_softcap": 5.0},
+}
+ALL: dict[str, Any] = {
+    "embedding": {"normed": NormedEmbedding(), "smear": Smear()},
+    "residual": {"scaled": ScaledResidual(), "unet": UNetSkips(), "backout": Backout()},
+    "values": {"value_residual": ValueResidual(), "value_table": ValueTable(), "value_projection": ValueProjection()},
+    "heads": {"gated": GatedHeads()},
+    "qk_norm": True,
+    "qk_gain": False,
+    "attention_scale": 1.44,
+    "logit_softcap": 5.0,
+    "tie_embeddings": False,
+}
+EVERY = PARTS | {"all": ALL}
