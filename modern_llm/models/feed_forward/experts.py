@@ -47,10 +47,10 @@ def load_balance_loss(probabilities: Tensor, load: Tensor) -> Tensor:
     et al. 2025, arXiv 2501.11873, on why the shares of larger batches are the better ones).
 
     Args:
-        probabilities: (N, E) softmax of the router.
+        probabilities: (N, E) softmax of the router, in fp32 at least.
         load: (E,) shares.
     """
-    return probabilities.shape[-1] * torch.dot(load.to(torch.float32), probabilities.float().mean(0))
+    return probabilities.shape[-1] * torch.dot(load.to(probabilities.dtype), probabilities.mean(0))
 
 
 def _experts_in_turn(x: Tensor, counts: Tensor, first: Tensor, down: Tensor, kind: FeedForwardKind) -> Tensor:
@@ -111,7 +111,7 @@ class MoE(nn.Module):
         weights, experts = probabilities.topk(self.top_k, dim=-1)
         counts = expert_counts(experts, logits.shape[-1])
         if load is None:
-            load = counts / experts.numel()
+            load = counts.to(logits.dtype) / experts.numel()
         balance = load_balance_loss(probabilities, load)
         z_loss = logits.logsumexp(dim=-1).square().mean()
         if self.top_k > 1:
