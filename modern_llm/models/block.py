@@ -5,7 +5,7 @@ from __future__ import annotations
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from modern_llm.models.attention.kv_cache import KVCache
+from modern_llm.models.attention.kv_cache import DecoderCache
 from modern_llm.models.attention.layer import Attention
 from modern_llm.models.attention.plan import AttentionPlan
 from modern_llm.models.config import ModernLLMConfig
@@ -43,7 +43,7 @@ class DecoderBlock(nn.Module):
         x: Tensor,
         plan: AttentionPlan,
         carried: Carried,
-        cache: KVCache | None = None,
+        cache: DecoderCache | None = None,
         expert_load: Tensor | None = None,
     ) -> tuple[Tensor, Routing | None, Carried]:
         """x: (B, T, d_model); carried: what the blocks before handed on; expert_load: as in `MoE.route`. Returns the

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field, replace
 
 from modern_llm.checks import require
 from modern_llm.defaults import Defaults
+from modern_llm.models.attention.layers import AttentionView, LayerPattern
 from modern_llm.models.attention.rope import NoRope, PlainRope
 from modern_llm.models.attention.sinks import LearnableSinks, Sinks
 from modern_llm.models.feed_forward.kinds import FeedForwardKind, SwiGLU
@@ -111,6 +112,7 @@ class ModernLLMConfig:
         gqa: how query heads share key/value heads.
         sinks: the kind of attention sink that `use_attention_sinks` turns on, one of `models/attention/sinks.py`.
         use_attention_sinks: whether the sinks are there.
+        layers: how attention differs from layer to layer.
         moe: mixture-of-experts feed-forward; null is the dense layer.
         sliding_window: last tokens that a position attends to, itself included (Mistral); null: all.
         qk_norm: RMSNorm on each query and key head before rotation (Qwen3).
@@ -143,6 +145,7 @@ class ModernLLMConfig:
     gqa: GQAConfig = field(default_factory=GQAConfig)
     sinks: Sinks = field(default_factory=LearnableSinks)
     use_attention_sinks: bool = _DECODER("use_attention_sinks")
+    layers: LayerPattern = field(default_factory=LayerPattern)
     moe: MoEConfig | None = None
     sliding_window: int | None = _DECODER("sliding_window")
     qk_norm: bool = _DECODER("qk_norm")
@@ -199,6 +202,7 @@ class ModernLLMConfig:
                 "must be above 0", "Use 15, or null for none")  # fmt: skip
         require(self.attention_scale > 0, "model.attention_scale", self.attention_scale, "must be above 0",
                 "Use 1.0 for 1 / sqrt(head_dim)")  # fmt: skip
+        self.layers.check(self.n_layers)
         for part in self.parts:
             part.check(self.sizes)
         if self.use_attention_sinks:
@@ -258,17 +262,25 @@ class ModernLLMConfig:
 
     @property
     def attention_window(self) -> int | None:
-        """Last tokens that a position attends to, itself included; None: all of them."""
-        if not self.use_attention_sinks:
-            return self.sliding_window
-        if self.sinks.window is not None:
-            return self.sinks.window
-        return self.max_seq_len - self.sinks.kept_tokens
+        """Last tokens that a position attends to in the layers that see most, itself included; None: all of them."""
+        windows = [view.window for view in self.views]
+        return None if None in windows else max(window for window in windows if window is not None)
 
     @property
     def kept_tokens(self) -> int:
         """First tokens of a text that stay visible behind the window."""
         return self.sinks.kept_tokens if self.use_attention_sinks else 0
+
+    @property
+    def views(self) -> list[AttentionView]:
+        """What each layer sees."""
+        rotary = not isinstance(self.rope, NoRope)
+        whole = AttentionView(self.sliding_window, rotary=rotary)
+        if self.use_attention_sinks:
+            sinks = self.sinks
+            window = sinks.window if sinks.window is not None else self.max_seq_len - sinks.kept_tokens
+            whole = AttentionView(window, sinks.kept_tokens, sinks.learned_rows, sinks.rotated, rotary)
+        return [self.layers.of(layer, whole, self.max_seq_len) for layer in range(self.n_layers)]
 
     def with_vocab_size(self, vocab_size: int) -> ModernLLMConfig:
         """This configuration for a tokenizer of `vocab_size` ids.
@@ -311,10 +323,10 @@ class ModernLLMConfig:
         return self.parameters(active_only).total()
 
     def flops_per_token(self, seq_len: int) -> float:
-        """Floating-point operations of training on one token, forward and backward: 6 N + 12 L H D T
-        (Chowdhery et al. 2022, arXiv 2204.02311, appendix B), with N the active parameters that multiply
-        (the output head counted once, look-ups not) and T the tokens attended to."""
+        """Floating-point operations of training on one token, forward and backward: 6 N + 12 H D T summed over the
+        layers (Chowdhery et al. 2022, arXiv 2204.02311, appendix B), with N the active parameters that multiply (the
+        output head counted once, look-ups not) and T the tokens attended to."""
         found = self.parameters(active_only=True)
         multiplied = found.total() - found[EMBEDDINGS]
-        reach = min(seq_len, (self.attention_window or seq_len) + self.kept_tokens)
-        return 6 * multiplied + 12 * self.n_layers * self.n_heads * self.head_size * reach
+        attended = sum(min(seq_len, view.reach(seq_len)) for view in self.views)
+        return 6 * multiplied + 12 * self.n_heads * self.head_size * attended

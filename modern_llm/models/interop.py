@@ -213,6 +213,8 @@ def to_hugging_face(model: ModernDecoderLM, family: str | None = None) -> PreTra
     if config.ffn.hugging_face is None:
         parts.add(type(config.ffn).__name__)
     parts |= {type(part).__name__ for part in config.parts}
+    if len(set(config.views)) > 1:
+        parts.add("layers that see differently")
     if config.logit_softcap is not None:
         parts.add("logit_softcap")
     if config.attention_scale != 1:

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
-from modern_llm.models.attention.kv_cache import KVCache
+from modern_llm.models.attention.kv_cache import DecoderCache
 from modern_llm.models.attention.plan import plan_attention
 from modern_llm.models.attention.rotary import Rotary
 from modern_llm.models.block import DecoderBlock
@@ -43,7 +43,7 @@ class ModelOutput:
     loss: Tensor | None = None
     aux_losses: dict[str, Tensor] = field(default_factory=dict)
     expert_load: Tensor | None = None
-    cache: KVCache | None = None
+    cache: DecoderCache | None = None
 
 
 class ModernDecoderLM(nn.Module):
@@ -60,7 +60,8 @@ class ModernDecoderLM(nn.Module):
         super().__init__()
         if config.vocab_size is None:
             raise ValueError("model.vocab_size=None: not known yet. Call config.with_vocab_size(tokenizer size) first.")
-        self.config = config
+        self.config, self.views = config, config.views
+        self.distinct_views = list(dict.fromkeys(self.views))
         self.embedding = nn.Embedding(config.vocab_size, config.d_model)
         self.embedding_parts = Parts(config.embedding, config.sizes)
         self.rotary = Rotary(config.rope, config.head_size, config.max_seq_len)
@@ -83,17 +84,17 @@ class ModernDecoderLM(nn.Module):
         """Whether the loss depends on the load of experts over a whole batch."""
         return self.config.moe is not None and self.config.moe.balance_loss_weight > 0
 
-    def new_cache(self, batch_size: int, max_tokens: int | None) -> KVCache:
+    def new_cache(self, batch_size: int, max_tokens: int | None) -> DecoderCache:
         """An empty cache for B texts of at most `max_tokens` tokens; None: unbounded (needs a window or sinks)."""
         weight = self.head.weight
-        return KVCache(self.config, batch_size, max_tokens, compute_dtype(weight), weight.device)
+        return DecoderCache(self.config, batch_size, max_tokens, compute_dtype(weight), weight.device)
 
     def hidden_states(
         self,
         input_ids: Tensor,
         attention_mask: Tensor | None = None,
         document_ids: Tensor | None = None,
-        cache: KVCache | None = None,
+        cache: DecoderCache | None = None,
         branch_ids: Tensor | None = None,
         expert_load: Tensor | None = None,
     ) -> ModelOutput:
@@ -101,7 +102,11 @@ class ModernDecoderLM(nn.Module):
         other numbers for continuations of it, none of which sees another; `expert_load` (layers, experts): shares in
         the whole batch, of which this is a part."""
         tokens, dtype = input_ids.shape[1], compute_dtype(self.head.weight)
-        plan = plan_attention(self.config, self.rotary, tokens, attention_mask, document_ids, cache, branch_ids, dtype)
+        plans = {}
+        for view in self.distinct_views:
+            held = None if cache is None else cache.of(view)
+            marks = (attention_mask, document_ids, held, branch_ids)
+            plans[view] = plan_attention(view, self.rotary, tokens, *marks, dtype)
         x = self.embedding(input_ids)  # (B, T, d_model)
         if self.embedding_parts:
             before = Predecessors(attention_mask, document_ids, branch_ids, cache)
@@ -111,6 +116,7 @@ class ModernDecoderLM(nn.Module):
         carried: Carried = {"input_ids": input_ids, "embedded": x}
         routings = []
         for layer, block in enumerate(self.blocks):
+            plan = plans[self.views[layer]]
             load = None if expert_load is None else expert_load[layer]
             if self.activation_checkpointing and self.training and cache is None:
                 x, routing, carried = checkpoint(block, x, plan, carried, None, load, use_reentrant=False)
@@ -122,7 +128,8 @@ class ModernDecoderLM(nn.Module):
         for part, weights in self.residual.each:
             x = part.end(weights, x, carried)
         if cache is not None:
-            cache.advance(tokens, plan.real, plan.positions)
+            for part in cache.parts:
+                part.advance(tokens, plans[part.view].real, plans[part.view].positions)
         output = ModelOutput(self.final_norm(x), cache=cache)
         if self.config.moe is not None:
             balance = torch.stack([r.balance_loss for r in routings]).mean()
@@ -138,7 +145,7 @@ class ModernDecoderLM(nn.Module):
         attention_mask: Tensor | None = None,
         document_ids: Tensor | None = None,
         labels: Tensor | None = None,
-        cache: KVCache | None = None,
+        cache: DecoderCache | None = None,
     ) -> ModelOutput:
         """Logits, or with labels the loss, without the logits of the whole batch in memory.
 

@@ -68,7 +68,7 @@ def test_the_weights_times_the_values_are_what_the_layer_gives(kind: str, qk_nor
     model = decoder(kind, qk_norm=qk_norm, **({"sliding_window": 8} if kind == "window" else {}))
     attention: Any = model.blocks[0].attention
     x = torch.randn(1, 20, 32, generator=torch.Generator().manual_seed(2))
-    plan = plan_attention(model.config, model.rotary, 20)
+    plan = plan_attention(model.config.views[0], model.rotary, 20)
     weights = attention.weights(x, plan)
     torch.testing.assert_close(weights.sum(-1), torch.ones(1, 4, 20))
     values = attention.qkv_proj(x)[..., -16:].view(1, 20, 2, 8)

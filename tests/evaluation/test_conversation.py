@@ -113,11 +113,11 @@ def test_a_full_context_is_told_and_leaves_the_conversation_as_it_was(kind: str)
 @pytest.mark.parametrize("kind", ["learnable", "streaming"])
 def test_sinks_have_no_end_and_a_cache_that_stays_as_it_is(kind: str) -> None:
     talk = talk_to(kind)
-    capacity = talk._cache.capacity
+    capacity = talk._cache.parts[0].capacity
     for turn in range(12):
         list(talk.answer(f"question {turn}"))
     assert len(talk.ids) > 256
-    assert talk._cache.capacity == capacity <= 27
+    assert talk._cache.parts[0].capacity == capacity <= 27
     place = len(talk.ids) - 1
     assert talk.ids[place] == likeliest(talk, talk.ids[:place])
 

@@ -8,6 +8,7 @@ from parts import ALL, PARTS
 from torch import Tensor
 
 from modern_llm.models import ModernDecoderLM
+from modern_llm.models.attention.layers import LayerPattern
 from modern_llm.models.attention.rope import NoRope, YarnRope
 from modern_llm.models.attention.sinks import LearnableSinks, SinkLogits, StreamingSinks
 from modern_llm.models.config import MoEConfig
@@ -35,6 +36,21 @@ MODELS = {
     **{f"{name} mqa moe": settings | {"group_size": 4, "moe": MoEConfig(3, 1)} for name, settings in WINDOWED.items()},
     **{f"{name} nope": settings | {"rope": NoRope()} for name, settings in WINDOWED.items()},
     **{f"with {name}": settings for name, settings in PARTS.items()},
+    "short and long": {"n_layers": 3, "layers": LayerPattern("SL", 4)},
+    "some without positions": {"n_layers": 3, "layers": LayerPattern(rotary="RN")},
+    "learnable, short and long, some without positions": {
+        "n_layers": 4,
+        "group_size": 2,
+        "use_attention_sinks": True,
+        "sinks": LearnableSinks(window=7, num_sinks=3),
+        "layers": LayerPattern("SSL", 4, "RRN"),
+    },
+    "streaming, short and long, some without positions": {
+        "n_layers": 4,
+        "use_attention_sinks": True,
+        "sinks": StreamingSinks(window=5, num_sinks=2),
+        "layers": LayerPattern("SL", 3, "RN"),
+    },
     **{
         f"{name} gqa all parts": settings | {"group_size": 2, "n_layers": 3} | ALL
         for name, settings in WINDOWED.items()
@@ -171,7 +187,8 @@ def test_a_long_stream_stays_bounded_and_right(tiny, token_ids, settings):
     cache = model.new_cache(1, None)
 
     def held_elements() -> int:
-        tensors = [t for t in (*cache._keys, *cache._values, *cache._kept_keys) if t is not None]
+        held = [(*part._keys, *part._values, *part._kept_keys) for part in cache.parts]
+        tensors = [t for part in held for t in part if t is not None]
         return sum(t.untyped_storage().nbytes() for t in tensors) + model.rotary.cos.untyped_storage().nbytes()
 
     model(ids[:, :20], cache=cache)
@@ -191,6 +208,6 @@ def test_the_cache_takes_the_autocast_dtype(tiny, token_ids):
         cache = model.new_cache(2, 12)
         model(ids[:, :8], cache=cache)
         got = model(ids[:, 8:], cache=cache).logits
-    assert cache._keys[0].dtype == torch.bfloat16
+    assert cache.parts[0]._keys[0].dtype == torch.bfloat16
     expected = model(ids).logits[:, 8:]
     assert (got.float() - expected).abs().mean() < 0.05 * expected.std()

@@ -8,6 +8,7 @@ import sys
 import pytest
 
 from modern_llm.models import ModernDecoderLM, ModernLLMConfig
+from modern_llm.models.attention.layers import LayerPattern
 from modern_llm.models.attention.rope import LinearRope, Llama3Rope, NoRope, NTKRope, PlainRope, YarnRope
 from modern_llm.models.attention.sinks import LearnableSinks, SinkLogits, StreamingSinks
 from modern_llm.models.config import GQAConfig, MoEConfig
@@ -39,6 +40,8 @@ from modern_llm.models.values.value_embedding import ValueTable
         ({"norm_eps": 0.0}, "norm_eps"),
         ({"attention_scale": 0.0}, "attention_scale"),
         ({"logit_softcap": 0.0}, "logit_softcap"),
+        ({"layers": LayerPattern("SSSSL")}, "layers.windows"),
+        ({"layers": LayerPattern(rotary="RRRRN")}, "layers.rotary"),
         ({"residual": {"unet": UNetSkips()}, "n_layers": 1}, "residual.unet"),
         ({"embedding": {"smear": Smear(gate_channels=999)}}, "embedding.smear.gate_channels"),
         ({"values": {"value_table": ValueTable(gate_channels=999)}}, "values.value_table.gate_channels"),
@@ -187,3 +190,22 @@ def test_the_package_lists_what_it_gives():
         assert getattr(package, name).__name__ == name
     with pytest.raises(AttributeError, match="nothing_here"):
         _ = package.nothing_here
+
+
+@pytest.mark.parametrize(
+    ("settings", "key"),
+    [({"windows": "SX"}, "windows"), ({"rotary": ""}, "rotary"), ({"short_window": 0}, "short_window")],
+)
+def test_an_impossible_pattern_is_refused_by_its_key(settings, key):
+    with pytest.raises(ValueError, match=rf"^model\.layers\.{key}=.*: .+\. .+\.$"):
+        LayerPattern(**settings)
+
+
+def test_layers_see_what_their_letters_say():
+    config = ModernLLMConfig(50, max_seq_len=64, n_layers=5, layers=LayerPattern("SSL", rotary="RN"))
+    assert [(view.window, view.rotary) for view in config.views] == [
+        (16, True), (16, False), (None, True), (16, False), (16, True)]  # fmt: skip
+    assert config.attention_window is None
+    uniform = ModernLLMConfig(50, max_seq_len=64, n_layers=5)
+    fewer = 12 * config.d_model * 4 * (64 - 16)
+    assert uniform.flops_per_token(64) - config.flops_per_token(64) == fewer

@@ -7,6 +7,7 @@ import torch
 from parts import ALL, PARTS
 from torch.nn import functional as F
 
+from modern_llm.models.attention.layers import LayerPattern
 from modern_llm.models.attention.rope import NoRope
 from modern_llm.models.attention.sinks import LearnableSinks, SinkLogits, StreamingSinks
 from modern_llm.models.config import MoEConfig
@@ -22,6 +23,21 @@ MODELS = {
     "streaming": {"use_attention_sinks": True, "sinks": StreamingSinks(window=4, num_sinks=2)},
     "streaming wide": {"use_attention_sinks": True, "sinks": StreamingSinks(num_sinks=2)},
     **{f"with {name}": settings for name, settings in PARTS.items()},
+    "short and long": {"n_layers": 3, "layers": LayerPattern("SL", 4)},
+    "some without positions": {"n_layers": 3, "layers": LayerPattern(rotary="RN")},
+    "learnable, short and long, some without positions": {
+        "n_layers": 4,
+        "group_size": 2,
+        "use_attention_sinks": True,
+        "sinks": LearnableSinks(window=7, num_sinks=3),
+        "layers": LayerPattern("SSL", 4, "RRN"),
+    },
+    "streaming, short and long, some without positions": {
+        "n_layers": 4,
+        "use_attention_sinks": True,
+        "sinks": StreamingSinks(window=5, num_sinks=2),
+        "layers": LayerPattern("SL", 3, "RN"),
+    },
     "all parts": {"n_layers": 3, "group_size": 2, "use_attention_sinks": True, "sinks": SinkLogits(window=4), **ALL},
 }
 # One document longer than the window and the kept tokens, short ones, and one of a single token.

@@ -10,6 +10,7 @@ import torch
 from torch.nn import functional as F
 
 from modern_llm.models import ModernLLMConfig
+from modern_llm.models.attention.layers import LayerPattern
 from modern_llm.models.attention.plan import plan_attention
 from modern_llm.models.attention.rope import NoRope
 from modern_llm.models.attention.rotary import Rotary
@@ -40,6 +41,7 @@ BLOCKS = {
     "scaled": {"residual": {"scaled": ScaledResidual(1.1, 0.9, 0.2, 0.1)}},
     "projected values": {"values": {"value_projection": ValueProjection(gate_channels=3)}},
     "tabled values": {"values": {"value_table": ValueTable(gate_channels=3)}},
+    "short window": {"layers": LayerPattern("S", 3)},
     "gated heads": {"heads": {"gated": GatedHeads(channels=3)}},
     "gated heads and logits": {"heads": {"gated": GatedHeads(3)}, "use_attention_sinks": True, "sinks": SinkLogits(),
                                "attention_scale": 0.7},
@@ -54,7 +56,7 @@ def test_block_gradients_equal_finite_differences(loud, settings):
     names, parameters = zip(*block.named_parameters(), strict=True)
     x = torch.randn(1, 6, 8, generator=torch.Generator().manual_seed(5), dtype=torch.float64).requires_grad_()
     rotary = Rotary(config.rope, config.head_size, 8).double()
-    plan = plan_attention(config, rotary, 6)
+    plan = plan_attention(config.views[0], rotary, 6)
     if config.moe is not None:  # far from a tie: the finite steps change nobody's experts
         with torch.no_grad():
             block.ffn.router.weight.zero_()

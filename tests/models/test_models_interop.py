@@ -7,6 +7,7 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from modern_llm.models import from_hugging_face, to_hugging_face
+from modern_llm.models.attention.layers import LayerPattern
 from modern_llm.models.attention.rope import LinearRope, Llama3Rope, NoRope, NTKRope, PlainRope, YarnRope
 from modern_llm.models.attention.sinks import LearnableSinks, SinkLogits, StreamingSinks
 from modern_llm.models.config import MoEConfig
@@ -172,6 +173,8 @@ def test_export_keeps_the_dtype(tiny):
         ({"use_attention_sinks": True, "sinks": StreamingSinks()}, "use_attention_sinks=false"),
         ({"rope": NoRope()}, "NoRope"),
         ({"ffn": ReLU2()}, "ReLU2"),
+        ({"layers": LayerPattern("SL", 4)}, "layers that see differently"),
+        ({"layers": LayerPattern(rotary="RN")}, "layers that see differently"),
         ({"qk_norm": True, "qkv_bias": True}, "qk_norm, qkv_bias"),
         ({"qk_norm": True, "moe": MoEConfig(2, 2)}, "moe, qk_norm"),
         ({"moe": MoEConfig(2, 1)}, "top_k=1"),

@@ -47,7 +47,7 @@ def _attention(tiny, **settings) -> SimpleNamespace:
     rotary.cos, rotary.sin = rotary.cos.double(), rotary.sin.double()
 
     def run(x: Tensor) -> Tensor:
-        return attention(x, plan_attention(config, rotary, x.shape[1]))
+        return attention(x, plan_attention(config.views[0], rotary, x.shape[1]))
 
     return SimpleNamespace(module=attention, config=config, run=run)
 

@@ -1,22 +1,25 @@
-"""Key/value cache on preallocated memory: all tokens, or the kept first tokens and a ring of the last ones."""
+"""Key/value caches on preallocated memory: all tokens, or the kept first tokens and a ring of the last ones."""
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor
 
+from modern_llm.models.attention.layers import AttentionView
 from modern_llm.models.attention.rotary import Rotation, rotate
 from modern_llm.models.config import ModernLLMConfig
 
 
 class KVCache:
-    """Rotated keys and values of every layer for B texts.
+    """Rotated keys and values of the layers that see alike, for B texts.
 
     A full cache holds `max_tokens`. With an attention window (sliding window, or sinks), a longer text keeps its
-    first `config.kept_tokens` tokens and a ring of its last `config.attention_window`.
+    first `view.kept_tokens` tokens and a ring of its last `view.window`.
 
     Args:
-        config: shapes and window.
+        config: shapes.
+        view: what the layers see.
+        layers: their numbers in the model.
         batch_size: texts B.
         max_tokens: tokens that each text will have, prompt and continuation; None: unbounded, which needs a window.
         dtype, device: of the stored tensors.
@@ -26,7 +29,6 @@ class KVCache:
         positions: (B, C) position of every slot's token in its text, or None where no text is padded.
         real: (B, C) False at padding, or None where no text is padded.
         real_tokens: (B, 1) tokens seen so far without padding, or None where no text is padded.
-        last: (B, 1, ...) of the last real token of every text, by name: what a part in front of the blocks remembers.
 
     Raises:
         ValueError: unbounded, and the model has no window.
@@ -35,13 +37,15 @@ class KVCache:
     def __init__(
         self,
         config: ModernLLMConfig,
+        view: AttentionView,
+        layers: list[int],
         batch_size: int,
         max_tokens: int | None,
         dtype: torch.dtype,
         device: torch.device,
     ) -> None:
-        self.config = config
-        window, self.kept = config.attention_window, config.kept_tokens
+        self.config, self.view, self.layers = config, view, layers
+        window, self.kept = view.window, view.kept_tokens
         if window is not None and (max_tokens is None or max_tokens > window + self.kept):
             self.ring, self.capacity = True, window + self.kept
         elif max_tokens is not None:
@@ -54,16 +58,14 @@ class KVCache:
         # (B, C, Hkv, D), in memory with the tokens of one head side by side, as attention reads them.
         shape = (batch_size, config.n_kv_heads, self.capacity, config.head_size)
         self._keys, self._values = (
-            [torch.empty(shape, dtype=dtype, device=device).transpose(1, 2) for _ in range(config.n_layers)]
-            for _ in range(2)
+            [torch.empty(shape, dtype=dtype, device=device).transpose(1, 2) for _ in layers] for _ in range(2)
         )
         # Kept keys at their own positions: in `_keys` they turn with the window.
-        self._kept_keys: list[Tensor | None] = [None] * config.n_layers
+        self._kept_keys: list[Tensor | None] = [None] * len(layers)
         self.length = 0
         self.positions: Tensor | None = None
         self.real: Tensor | None = None
         self.real_tokens: Tensor | None = None
-        self.last: dict[str, Tensor] = {}
 
     def _slot(self, position: int) -> int:
         if not self.ring or position < self.kept:
@@ -168,7 +170,7 @@ class KVCache:
             max_tokens: tokens that each text will have, those held included; None: unbounded.
         """
         keys = self._keys[0]
-        copy = KVCache(self.config, batch_size, max_tokens, keys.dtype, keys.device)
+        copy = KVCache(self.config, self.view, self.layers, batch_size, max_tokens, keys.dtype, keys.device)
         if self.ring and not copy.ring:
             raise ValueError(f"max_tokens={max_tokens}: fewer than the {self.length} that are held. Raise it.")
         for layer in range(len(self._keys)):
@@ -180,19 +182,16 @@ class KVCache:
                 held = [t[layer][:, : self.length].expand(batch_size, -1, -1, -1) for t in (self._keys, self._values)]
                 copy._write(layer, *held)
         copy.length = self.length
-        copy.last = {name: last.expand(batch_size, *last.shape[1:]) for name, last in self.last.items()}
         return copy
 
-    def keep(self, rows: Tensor) -> bool:
-        """Let go of all texts but those in the rows (n,); always possible here."""
+    def keep(self, rows: Tensor) -> None:
+        """Let go of all texts but those in the rows (n,)."""
         for held in (self._keys, self._values):
             held[:] = [tensor.transpose(1, 2)[rows].transpose(1, 2) for tensor in held]
         self._kept_keys = [None if kept is None else kept[rows] for kept in self._kept_keys]
-        self.last = {name: last[rows] for name, last in self.last.items()}
         self.positions, self.real, self.real_tokens = (
             None if marks is None else marks[rows] for marks in (self.positions, self.real, self.real_tokens)
         )
-        return True
 
     def advance(self, tokens: int, real: Tensor | None, positions: Tensor | None) -> None:
         """Count `tokens` more; real and positions (B, tokens) where any text is padded."""
@@ -210,3 +209,66 @@ class KVCache:
         self.real[:, slots], self.positions[:, slots] = real[:, source], positions[:, source]
         before = start if self.real_tokens is None else self.real_tokens
         self.real_tokens = before + real.sum(1, keepdim=True)
+
+
+class DecoderCache:
+    """What a decoder remembers of B texts: a `KVCache` for all layers that see alike, and the last of what parts in
+    front of the blocks look back at.
+
+    Args:
+        config: shapes and views.
+        batch_size, max_tokens, dtype, device: as in `KVCache`; `max_tokens=None` needs a window in every layer.
+
+    Attributes:
+        parts: the caches, one for each different view.
+        last: (B, 1, ...) of the last real token of every text, by name.
+    """
+
+    def __init__(
+        self,
+        config: ModernLLMConfig,
+        batch_size: int,
+        max_tokens: int | None,
+        dtype: torch.dtype,
+        device: torch.device,
+    ) -> None:
+        layers: dict[AttentionView, list[int]] = {}
+        for layer, view in enumerate(config.views):
+            layers.setdefault(view, []).append(layer)
+        self.parts = [
+            KVCache(config, view, members, batch_size, max_tokens, dtype, device) for view, members in layers.items()
+        ]
+        self.last: dict[str, Tensor] = {}
+        self._index()
+
+    def _index(self) -> None:
+        self._places = {layer: (part, i) for part in self.parts for i, layer in enumerate(part.layers)}
+
+    @property
+    def length(self) -> int:
+        """Tokens seen so far, padding included."""
+        return self.parts[0].length
+
+    def of(self, view: AttentionView) -> KVCache:
+        """The cache of the layers that see `view`."""
+        return next(part for part in self.parts if part.view == view)
+
+    def extend(self, layer: int, keys: Tensor, values: Tensor, sink_turn: Rotation | None) -> tuple[Tensor, Tensor]:
+        """`KVCache.extend` for a layer of the model."""
+        part, i = self._places[layer]
+        return part.extend(i, keys, values, sink_turn)
+
+    def repeated(self, batch_size: int, max_tokens: int | None) -> DecoderCache:
+        """A cache for `batch_size` texts that all begin with the one text held here; arguments as in `KVCache`."""
+        copy = object.__new__(DecoderCache)
+        copy.parts = [part.repeated(batch_size, max_tokens) for part in self.parts]
+        copy.last = {name: last.expand(batch_size, *last.shape[1:]) for name, last in self.last.items()}
+        copy._index()
+        return copy
+
+    def keep(self, rows: Tensor) -> bool:
+        """Let go of all texts but those in the rows (n,); always possible here."""
+        for part in self.parts:
+            part.keep(rows)
+        self.last = {name: last[rows] for name, last in self.last.items()}
+        return True

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from modern_llm.models.attention.kv_cache import KVCache
+from modern_llm.models.attention.kv_cache import DecoderCache
 from modern_llm.models.attention.plan import AttentionPlan
 from modern_llm.models.attention.rotary import rotate
 from modern_llm.models.config import ModernLLMConfig
@@ -45,7 +45,7 @@ class Attention(nn.Module):
         x: Tensor,
         plan: AttentionPlan,
         carried: Carried | None = None,
-        cache: KVCache | None = None,
+        cache: DecoderCache | None = None,
     ) -> Tensor:
         """x: (B, T, d_model). Returns the same shape. A cache gets the new keys and values; `carried` is what the
         blocks hand on, which parts of the values read and add to."""
@@ -67,7 +67,7 @@ class Attention(nn.Module):
         x: Tensor,
         plan: AttentionPlan,
         carried: Carried | None = None,
-        cache: KVCache | None = None,
+        cache: DecoderCache | None = None,
     ) -> tuple[Tensor, Tensor, Tensor]:
         """Queries (B, T, H, D) and everything that they attend to, (B, S + n, Hkv, D): learned sinks, what is cached,
         and the new tokens. Their width is that of a head or, where the sinks need more columns, larger."""

@@ -1,4 +1,4 @@
-"""Who sees whom, and where everybody stands: decided once per forward pass and shared by all layers.
+"""Who sees whom, and where everybody stands: decided once per forward pass and shared by all layers that see alike.
 
 The rule of the decoder: a token at position i sees the token at j of its own document where j <= i and (i - j < window
 or j < kept_tokens); padding is seen by padding alone. Positions count real tokens from the document's start. The sinks
@@ -16,8 +16,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from modern_llm.models.attention.kv_cache import KVCache
+from modern_llm.models.attention.layers import AttentionView
 from modern_llm.models.attention.rotary import Rotary, Rotation
-from modern_llm.models.config import ModernLLMConfig
 from modern_llm.models.kernels import additive_mask
 
 
@@ -30,7 +30,7 @@ class SinkView(NamedTuple):
 
 @dataclass
 class AttentionPlan:
-    """What the layers of one forward pass share.
+    """What the layers of one forward pass that see alike share.
 
     Attributes:
         rotation: of the T new tokens.
@@ -61,7 +61,7 @@ class _Tokens(NamedTuple):
 
 
 def plan_attention(
-    config: ModernLLMConfig,
+    view: AttentionView,
     rotary: Rotary,
     tokens: int,
     attention_mask: Tensor | None = None,
@@ -70,9 +70,11 @@ def plan_attention(
     branch_ids: Tensor | None = None,
     dtype: torch.dtype = torch.float32,
 ) -> AttentionPlan:
-    """The plan of a decoder.
+    """The plan of the layers of a decoder that see alike.
 
     Args:
+        view: what they see.
+        rotary: of the model.
         tokens: T new tokens.
         attention_mask: (B, T) False at padding, or None.
         document_ids: (B, T) numbers of the packed documents, or None. Not with a cache.
@@ -85,32 +87,33 @@ def plan_attention(
         ValueError: documents or branches with a cache; padding in a cache that evicts, where it stands behind a
             text's first token or the sinks are tokens of the text.
     """
+    rotary = rotary if view.rotary else rotary.switched_off
     past = cache.length if cache is not None else 0
     padded = attention_mask is not None or (cache is not None and cache.real is not None)
     packed = document_ids is not None or branch_ids is not None
     if cache is not None and packed:
         raise ValueError("document_ids cannot be combined with a cache. Prefill the documents one by one.")
-    if not padded and not packed and past == 0 and tokens <= _reach(config, tokens):
+    if not padded and not packed and past == 0 and tokens <= view.reach(tokens):
         return AttentionPlan(rotary.span(0, tokens), causal=tokens > 1)
     if cache is not None and padded:
         _check_padding(cache, attention_mask)
     if cache is not None and past and tokens == 1:
-        return _plan_decoding(config, rotary, cache, attention_mask, dtype)
+        return _plan_decoding(view, rotary, cache, attention_mask, dtype)
 
     new = keys = _new_tokens(rotary, tokens, past, cache, attention_mask, document_ids, branch_ids)
     if cache is not None and past:
         keys = _with_held(cache, new)
-    visible = _visible(config, new, keys)
+    visible = _visible(view, new, keys)
     if branch_ids is not None:
         visible = visible & sees_branch(branch_ids)
     longest = past + tokens
     plan = AttentionPlan(rotary.at(new.positions, longest), causal=False, visible=visible)
-    plan.mask = _mask(config, visible, dtype)
+    plan.mask = _mask(view, visible, dtype)
     if padded and new.documents is not None:
         plan.real, plan.positions = new.documents >= 0, new.positions
-    if _sinks_move(config, longest):
-        last_place = _reach(config, longest) - 1
-        columns = F.pad(keys.positions < config.kept_tokens, (_learned_rows(config), 0), value=True)
+    if view.sinks_move(longest):
+        last_place = view.reach(longest) - 1
+        columns = F.pad(keys.positions < view.kept_tokens, (view.learned_rows, 0), value=True)
         plan.sink_view = SinkView(rotary.at(new.positions.clamp(max=last_place), longest), columns)
     return plan
 
@@ -135,34 +138,15 @@ def plan_encoding(
     return plan
 
 
-# -- what the configuration says -------------------------------------------------------------------------------------
-
-
-def _reach(config: ModernLLMConfig, longest: int) -> int:
-    """Tokens of the text that one token can see."""
-    window = config.attention_window
-    return longest if window is None else window + config.kept_tokens
-
-
-def _sinks_move(config: ModernLLMConfig, longest: int) -> bool:
-    """Whether the text has grown so long that its distance to the sinks is counted inside the window."""
-    sinks = config.active_sinks
-    return sinks is not None and sinks.rotated and longest > _reach(config, longest)
-
-
-def _learned_rows(config: ModernLLMConfig) -> int:
-    return 0 if config.active_sinks is None else config.active_sinks.learned_rows
-
-
 # -- one token on a cache --------------------------------------------------------------------------------------------
 
 
 def _plan_decoding(
-    config: ModernLLMConfig, rotary: Rotary, cache: KVCache, attention_mask: Tensor | None, dtype: torch.dtype
+    view: AttentionView, rotary: Rotary, cache: KVCache, attention_mask: Tensor | None, dtype: torch.dtype
 ) -> AttentionPlan:
     """One new token sees everything that is held, which is what the window leaves, but for padding."""
-    past, last_place = cache.length, _reach(config, cache.length + 1) - 1
-    moves = _sinks_move(config, past + 1)
+    past, last_place = cache.length, view.reach(cache.length + 1) - 1
+    moves = view.sinks_move(past + 1)
     if attention_mask is None and cache.real is None:
         turn = rotary.span(past - last_place, past - last_place + 1) if moves else None
         return AttentionPlan(rotary.span(past, past + 1), causal=False, sink_turn=rotary.without_factor(turn))
@@ -173,7 +157,7 @@ def _plan_decoding(
         rotary.at(positions, past + 1),
         causal=False,
         visible=visible[:, None],
-        mask=_mask(config, visible[:, None], dtype),
+        mask=_mask(view, visible[:, None], dtype),
         sink_turn=rotary.without_factor(turn),
         real=real,
         positions=positions,
@@ -223,21 +207,21 @@ def _with_held(cache: KVCache, new: _Tokens) -> _Tokens:
     return _Tokens(index, torch.cat([positions, new.positions], 1), torch.cat([documents, new.documents], 1))
 
 
-def _visible(config: ModernLLMConfig, new: _Tokens, keys: _Tokens) -> Tensor:
+def _visible(view: AttentionView, new: _Tokens, keys: _Tokens) -> Tensor:
     """(1 or B, T, n) the rule, but for branches."""
     distance = new.positions[:, :, None] - keys.positions[:, None]
     # Padding shares one position, so the order of arrival decides as well.
     visible = (distance >= 0) & (keys.arrival <= new.arrival[:, None])
-    if config.attention_window is not None:
-        visible &= (distance < config.attention_window) | (keys.positions[:, None] < config.kept_tokens)
+    if view.window is not None:
+        visible &= (distance < view.window) | (keys.positions[:, None] < view.kept_tokens)
     if new.documents is not None and keys.documents is not None:
         visible = visible & (new.documents[:, :, None] == keys.documents[:, None])
     return visible
 
 
-def _mask(config: ModernLLMConfig, visible: Tensor, dtype: torch.dtype) -> Tensor:
+def _mask(view: AttentionView, visible: Tensor, dtype: torch.dtype) -> Tensor:
     """(1 or B, 1, T, S + n) of visible (1 or B, T, n)."""
-    return additive_mask(F.pad(visible, (_learned_rows(config), 0), value=True)[:, None], dtype)
+    return additive_mask(F.pad(visible, (view.learned_rows, 0), value=True)[:, None], dtype)
 
 
 # -- padding ---------------------------------------------------------------------------------------------------------

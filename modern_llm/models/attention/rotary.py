@@ -52,6 +52,13 @@ class Rotary(nn.Module):
         self.register_buffer("cos", cos, persistent=False)
         self.register_buffer("sin", sin, persistent=False)
 
+    @property
+    def switched_off(self) -> Rotary:
+        """For layers without positions: on the same device, and turning nothing."""
+        other = Rotary(NoRope(), 2, 0)
+        other.cos = other.sin = self.cos[:0]
+        return other
+
     def _angles(self, start: int, stop: int, device: torch.device | None = None) -> tuple[Tensor, Tensor]:
         # A table may outlive the inference mode that it was first needed in, and training must be able to use it.
         with torch.inference_mode(False):

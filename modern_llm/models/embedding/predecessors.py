@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from modern_llm.models.attention.kv_cache import KVCache
+from modern_llm.models.attention.kv_cache import DecoderCache
 
 
 class Predecessors:
@@ -23,7 +23,7 @@ class Predecessors:
         attention_mask: Tensor | None = None,
         document_ids: Tensor | None = None,
         branch_ids: Tensor | None = None,
-        cache: KVCache | None = None,
+        cache: DecoderCache | None = None,
     ) -> None:
         self.cache = cache
         self.real = None if attention_mask is None else attention_mask.bool()
