@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from dataclasses import dataclass, field
+from typing import Literal
 
 from modern_llm.checks import require
 from modern_llm.defaults import Defaults
@@ -91,16 +92,18 @@ class Cosine(Decay):
 
 @dataclass(frozen=True)
 class WSD(Decay):
-    """Warm-up, stable, decay (Hu et al. 2024, arXiv 2404.06395): the peak rate, then 1 - sqrt down to
-    `final_fraction` over the last `decay_fraction` of the steps behind the warm-up (Hägele et al. 2024, arXiv
-    2405.18392).
+    """Warm-up, stable, decay (Hu et al. 2024, arXiv 2404.06395): the peak rate, then down to `final_fraction` over the
+    last `decay_fraction` of the steps behind the warm-up, as 1 - sqrt (Hägele et al. 2024, arXiv 2405.18392) or on a
+    straight line.
 
     Args:
         decay_fraction: share of the steps behind the warm-up in which the rate falls.
+        decay_shape: sqrt or linear.
     """
 
     final_fraction: float = _WSD("final_fraction")
     decay_fraction: float = _WSD("decay_fraction")
+    decay_shape: Literal["sqrt", "linear"] = _WSD("decay_shape")
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -109,4 +112,6 @@ class WSD(Decay):
 
     def after_warmup(self, progress: float) -> float:
         into_decay = (progress - (1 - self.decay_fraction)) / self.decay_fraction
-        return 1.0 if into_decay <= 0 else 1 - (1 - self.final_fraction) * math.sqrt(into_decay)
+        if into_decay <= 0:
+            return 1.0
+        return 1 - (1 - self.final_fraction) * (math.sqrt(into_decay) if self.decay_shape == "sqrt" else into_decay)
