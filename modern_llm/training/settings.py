@@ -8,6 +8,7 @@ from typing import Literal
 from modern_llm.checks import require
 from modern_llm.defaults import Defaults
 from modern_llm.training.budget import Budget
+from modern_llm.training.optimization.averages import Average
 from modern_llm.training.optimization.optimizers import AdamW
 from modern_llm.training.optimization.schedules import Cosine, Schedule
 
@@ -26,6 +27,8 @@ class TrainerSettings:
         batch_size: sequences per optimiser step.
         optimizer: one of `optimization/optimizers.py`.
         schedule: one of `optimization/schedules.py`.
+        average: of the weights, one of `optimization/averages.py`, which is evaluated and kept; null: the weights
+            themselves.
         grad_clip: largest norm of the whole gradient; null: no limit.
         log_every: steps between rows of metrics.
         eval_every: steps between evaluations; null: a tenth of max_steps. A checkpoint comes before each.
@@ -44,6 +47,7 @@ class TrainerSettings:
     batch_size: int = _TRAINER_SETTINGS("batch_size")
     optimizer: AdamW = field(default_factory=AdamW)
     schedule: Schedule = field(default_factory=Cosine)
+    average: Average | None = None
     grad_clip: float | None = _TRAINER_SETTINGS("grad_clip")
     log_every: int = _TRAINER_SETTINGS("log_every")
     eval_every: int | None = _TRAINER_SETTINGS("eval_every")

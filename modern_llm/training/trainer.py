@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from modern_llm.objectives.base import Batch, Objective, on_device
+from modern_llm.training.averaged import AveragedWeights
 from modern_llm.training.callbacks import Callback
 from modern_llm.training.checkpoint import (
     Checkpoints,
@@ -97,6 +98,7 @@ class Trainer:
         self.evaluator = evaluator
         self.optimizer = self.settings.optimizer.build(model)
         self.rate = self.settings.optimizer.lr
+        self.averaged = AveragedWeights(self.settings.average, model)
         self.scaler = self.runtime.grad_scaler()
         self.guard = Guard(self.settings.max_bad_steps, self.settings.spike_factor)
         self.progress = Progress(dropout_seed=int(torch.randint(2**31, (), device="cpu")))
@@ -120,6 +122,7 @@ class Trainer:
         finally:
             for callback in self.callbacks:
                 callback.on_end()
+        self.averaged.settle()
         return self._result()
 
     # -- one step ---------------------------------------------------------------------------------------------------
@@ -199,6 +202,7 @@ class Trainer:
         mean, self.grad_norm = torch.stack([loss, norm.to(loss.dtype)]).tolist()  # the step's one host read
         if self.guard.accepts(mean, self.grad_norm, overflow_is_normal=self._scale_can_fall):
             self.scaler.step(self.optimizer)
+            self.averaged.take(self.progress.step + 1, self.done_share)
         self.scaler.update()
         self.optimizer.zero_grad(set_to_none=True)
         return mean, metrics
@@ -223,7 +227,8 @@ class Trainer:
         steps = self.settings.budget.length(done.step + 1, done.tokens + tokens, done.seconds + seconds)
         factor = self.settings.schedule.factor(done.step, steps)
         self.rate = self.settings.optimizer.lr * factor
-        self.settings.optimizer.adjust(self.optimizer, factor, min(done.step / max(steps - 1, 1), 1.0))
+        self.done_share = min(done.step / max(steps - 1, 1), 1.0)
+        self.settings.optimizer.adjust(self.optimizer, factor, self.done_share)
 
     @property
     def _scale_can_fall(self) -> bool:
@@ -277,7 +282,7 @@ class Trainer:
         if not self._evaluation_due or self.evaluator is None:
             return
         assert self.last_checkpoint is not None
-        with self._interruptible(), self.runtime.autocast():
+        with self._interruptible(), self.averaged.in_place(), self.runtime.autocast():
             measured = self.evaluator(self.model)
         row = {"step": self.progress.step, **measured}
         self._write(row)
@@ -313,7 +318,15 @@ class Trainer:
     # -- checkpoints ------------------------------------------------------------------------------------------------
 
     def _save(self) -> None:
-        state = {
+        with self.averaged.in_place():
+            self.last_checkpoint = self.checkpoints.save(
+                self.progress.step, self.model, self._state(), self.save_extras
+            )
+        self.last_step_saved = self.progress.step
+
+    def _state(self) -> dict[str, Any]:
+        """All that a checkpoint holds besides the model."""
+        return {
             "progress": vars(self.progress),
             "best": vars(self.best),
             "optimizer": self.optimizer.state_dict()["state"],
@@ -321,10 +334,9 @@ class Trainer:
             "guard": self.guard.state_dict(),
             "data": self.data.state_dict(),
             "random": random_states(),
+            "averaged": self.averaged.state_dict(),
             "metrics_bytes": self.metrics_log.position(),
         }
-        self.last_checkpoint = self.checkpoints.save(self.progress.step, self.model, state, self.save_extras)
-        self.last_step_saved = self.progress.step
 
     def _restore(self) -> bool:
         """Continue from the newest whole checkpoint, where there is one. Returns whether it was evaluated already."""
@@ -336,6 +348,8 @@ class Trainer:
             return False
         state = self.checkpoints.load_state(folder)
         load_model_tensors(self.model, folder)
+        if "averaged" in state:  # not in checkpoints of before
+            self.averaged.load_state_dict(state["averaged"])
         # Rates, decay and betas come from the configuration, so that an override on resume takes effect.
         groups = self.optimizer.state_dict()["param_groups"]
         self.optimizer.load_state_dict({"state": state["optimizer"], "param_groups": groups})

@@ -16,7 +16,7 @@ class MemoryPlan:
     """Bytes by purpose at the peak of a training step.
 
     Attributes:
-        weights: parameters in fp32, and their 16-bit copies under autocast.
+        weights: parameters in fp32, their 16-bit copies under autocast, and their average where there is one.
         gradients: in fp32, the head's gradient inside the loss included.
         optimizer: its state.
         activations: what the backward pass keeps, for one micro-batch.
@@ -81,7 +81,7 @@ def plan_memory(model: ModernLLMConfig, seq_len: int, trainer: TrainerSettings, 
     head = (model.vocab_size or 0) * model.d_model
     on_gpu = hardware.device == "cuda"
     return MemoryPlan(
-        weights=parameters * (6 if half else 4),
+        weights=parameters * ((6 if half else 4) + (4 if trainer.average is not None else 0)),
         gradients=4 * parameters + 4 * head,
         optimizer=sum(trainer.optimizer.state_bytes(kind) * count for kind, count in kinds.items()),
         activations=blocks + 4 * boundary,

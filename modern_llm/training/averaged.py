@@ -1,0 +1,74 @@
+"""The weights of a model, averaged while it trains."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from modern_llm.training.optimization.averages import Average
+
+
+class AveragedWeights:
+    """An average of a model's trained weights.
+
+    Args:
+        average: how they are averaged; None: not at all.
+        model: whose weights.
+    """
+
+    def __init__(self, average: Average | None, model: nn.Module) -> None:
+        self.average, self.taken = average, 0
+        self._weights = {name: p for name, p in model.named_parameters() if p.requires_grad}
+        self._means: dict[str, Tensor] = {}
+
+    @torch.no_grad()
+    def take(self, step: int, progress: float) -> None:
+        """Count in the weights behind `step`, at `progress` in [0, 1] of the run."""
+        if self.average is None or progress < self.average.start:
+            return
+        share = self.average.share(step, self.taken)
+        if share == 0:
+            return
+        if not self._means:
+            self._means = {name: p.detach().clone() for name, p in self._weights.items()}
+        torch._foreach_lerp_(list(self._means.values()), [p.detach() for p in self._weights.values()], share)
+        self.taken += 1
+
+    @contextmanager
+    def in_place(self) -> Iterator[None]:
+        """Within it the model holds the average, and this the weights."""
+        self._exchange()
+        try:
+            yield
+        finally:
+            self._exchange()
+
+    def settle(self) -> None:
+        """Leave the average in the model for good."""
+        self._exchange()
+        self._means, self.average = {}, None
+
+    def _exchange(self) -> None:
+        for name, mean in self._means.items():
+            p = self._weights[name]
+            p.data, self._means[name] = mean, p.data
+
+    def state_dict(self) -> dict[str, Any]:
+        """What a checkpoint needs besides the model, inside `in_place`: the weights that training goes on from."""
+        return {"taken": self.taken, "weights": dict(self._means)}
+
+    @torch.no_grad()
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on from a checkpoint whose model has been loaded: it holds the average, unless none was taken."""
+        self.taken, weights = state["taken"], state["weights"]
+        if self.average is None or not weights:
+            for name, weight in weights.items():  # averaging was switched off: the weights themselves go on
+                self._weights[name].copy_(weight)
+            return
+        self._means = {name: p.detach().clone() for name, p in self._weights.items()}
+        for name, p in self._weights.items():
+            p.copy_(weights[name])
