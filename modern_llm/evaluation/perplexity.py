@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from modern_llm.data.text.tokens import TokenCorpus
 from modern_llm.models.decoding.generation import CausalLM
@@ -55,6 +56,40 @@ def windows(length: int, context: int, stride: int) -> Iterator[tuple[int, int, 
 
 
 @torch.no_grad()
+def token_losses(
+    model: CausalLM,
+    corpus: TokenCorpus,
+    *,
+    context: int,
+    stride: int,
+    batch_size: int,
+    device: torch.device,
+    max_tokens: int | None = None,
+    document_ids: bool = False,
+) -> Iterator[Tensor]:
+    """Loss of every scored token of a split, in nats, in the order of the text: a vector on the CPU for each batch.
+
+    Args:
+        model, corpus, context, stride, batch_size, device, max_tokens, document_ids: as in `perplexity`.
+
+    Raises:
+        ValueError: a stride that would skip tokens.
+    """
+    if not 1 <= stride <= context:
+        raise ValueError(f"stride={stride}: must lie between 1 and context={context}, or tokens are skipped.")
+    ids = corpus.ids if max_tokens is None else corpus.ids[: max_tokens + 1]
+    for batch in _batches(windows(len(ids), context, stride), batch_size):
+        rows = torch.from_numpy(np.stack([ids[start : end + 1] for start, end, _ in batch]).astype(np.int64))
+        inputs, labels = rows[:, :-1].to(device), rows[:, 1:].clone()
+        for row, (_, _, first) in enumerate(batch):
+            labels[row, :first] = IGNORE_INDEX
+        labels[labels == corpus.eos_id] = IGNORE_INDEX
+        documents = (inputs == corpus.eos_id).cumsum(1) if document_ids else None
+        output = model.hidden_states(inputs, document_ids=documents)
+        losses = token_nll(output.hidden, model.output_head, labels.to(device)).cpu()
+        yield losses[labels != IGNORE_INDEX].double()
+
+
 def perplexity(
     model: CausalLM,
     corpus: TokenCorpus,
@@ -79,26 +114,35 @@ def perplexity(
         document_ids: attention stays inside documents, as in training with document masking.
 
     Raises:
-        ValueError: a stride that would skip tokens.
+        ValueError: a stride that would skip tokens; no token to score.
     """
-    if not 1 <= stride <= context:
-        raise ValueError(f"stride={stride}: must lie between 1 and context={context}, or tokens are skipped.")
-    ids = corpus.ids if max_tokens is None else corpus.ids[: max_tokens + 1]
+    losses = token_losses(
+        model,
+        corpus,
+        context=context,
+        stride=stride,
+        batch_size=batch_size,
+        device=device,
+        max_tokens=max_tokens,
+        document_ids=document_ids,
+    )
+    return summarise(losses, corpus, context, stride, max_tokens)
+
+
+def summarise(
+    losses: Iterable[Tensor], corpus: TokenCorpus, context: int, stride: int, max_tokens: int | None = None
+) -> Perplexity:
+    """The figures of the losses that `token_losses` gave, or of others of the same tokens.
+
+    Raises:
+        ValueError: there are none.
+    """
     nats, scored = 0.0, 0
-    for batch in _batches(windows(len(ids), context, stride), batch_size):
-        rows = torch.from_numpy(np.stack([ids[start : end + 1] for start, end, _ in batch]).astype(np.int64))
-        inputs, labels = rows[:, :-1].to(device), rows[:, 1:].clone()
-        for row, (_, _, first) in enumerate(batch):
-            labels[row, :first] = IGNORE_INDEX
-        labels[labels == corpus.eos_id] = IGNORE_INDEX
-        documents = (inputs == corpus.eos_id).cumsum(1) if document_ids else None
-        output = model.hidden_states(inputs, document_ids=documents)
-        losses = token_nll(output.hidden, model.output_head, labels.to(device))
-        nats += losses.double().sum().item() if device.type != "mps" else losses.sum().item()
-        scored += int((labels != IGNORE_INDEX).sum())
+    for part in losses:
+        nats, scored = nats + float(part.sum()), scored + len(part)
     if scored == 0:
         raise ValueError("the split has no token to score. Use more text.")
-    whole = max_tokens is None or len(ids) == len(corpus.ids)
+    whole = max_tokens is None or max_tokens + 1 >= len(corpus.ids)
     loss, per_byte = nats / scored, nats / corpus.counts.bytes
     return Perplexity(
         loss=loss,

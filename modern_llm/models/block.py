@@ -34,7 +34,7 @@ class DecoderBlock(nn.Module):
         self.ffn_norm = RMSNorm(config.d_model, config.norm_eps)
         self.ffn: FeedForward | MoE
         if config.moe is None:
-            self.ffn = FeedForward(config.ffn, config.d_model, config.ffn_size)
+            self.ffn = FeedForward(config.ffn, config.d_model, config.ffn_size, config.ffn_dropout)
         else:
             self.ffn = MoE(config.moe, config.ffn, config.d_model, config.expert_size)
 

@@ -122,7 +122,11 @@ class ModernLLMConfig:
         tie_embeddings: the output head shares the embedding matrix.
         logit_softcap: c of the logits c tanh(z / c) (Gemma 2, arXiv 2408.00118, section 2); null: z as it is.
         norm_eps: epsilon of every RMSNorm.
-        dropout: probability on the embedding and on each residual branch, in training.
+        dropout: probability on each residual branch, in training.
+        embedding_dropout: on the embedded tokens; null: as `dropout`.
+        attention_dropout: on the weights of attention.
+        ffn_dropout: on the hidden layer of the feed-forward layer; not with experts.
+        output_dropout: on what the head reads.
         embedding: parts between the embedding and the first block, in their order, of `models/embedding`.
         residual: parts of the residual stream, of `models/residual`.
         values: parts that change the values of attention, of `models/values`.
@@ -156,6 +160,10 @@ class ModernLLMConfig:
     logit_softcap: float | None = _DECODER("logit_softcap")
     norm_eps: float = _DECODER("norm_eps")
     dropout: float = _DECODER("dropout")
+    embedding_dropout: float | None = _DECODER("embedding_dropout")
+    attention_dropout: float = _DECODER("attention_dropout")
+    ffn_dropout: float = _DECODER("ffn_dropout")
+    output_dropout: float = _DECODER("output_dropout")
     embedding: Mapping[str, EmbeddingPart] = field(default_factory=dict)
     residual: Mapping[str, ResidualPart] = field(default_factory=dict)
     values: Mapping[str, ValuePart] = field(default_factory=dict)
@@ -196,7 +204,11 @@ class ModernLLMConfig:
             f"must divide model.n_heads={self.n_heads}",
             f"Choose among {[g for g in range(1, self.n_heads + 1) if self.n_heads % g == 0]}",
         )
-        require(0 <= self.dropout < 1, "model.dropout", self.dropout, "must lie in [0, 1)", "Use 0 for none")
+        for key in ("dropout", "embedding_dropout", "attention_dropout", "ffn_dropout", "output_dropout"):
+            value = getattr(self, key)
+            require(value is None or 0 <= value < 1, f"model.{key}", value, "must lie in [0, 1)", "Use 0 for none")
+        require(self.ffn_dropout == 0 or self.moe is None, "model.ffn_dropout", self.ffn_dropout,
+                "cannot be used with experts", "Use 0, or model/moe=dense")  # fmt: skip
         require(self.norm_eps > 0, "model.norm_eps", self.norm_eps, "must be above 0", "Use 1e-5")
         require(self.logit_softcap is None or self.logit_softcap > 0, "model.logit_softcap", self.logit_softcap,
                 "must be above 0", "Use 15, or null for none")  # fmt: skip

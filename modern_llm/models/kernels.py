@@ -88,7 +88,9 @@ def additive_mask(visible: Tensor, dtype: torch.dtype) -> Tensor:
     return rows[..., :n].masked_fill_(~visible, -torch.inf)
 
 
-def fused_attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, causal: bool, scale: float) -> Tensor:
+def fused_attention(
+    q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, causal: bool, scale: float, dropout: float = 0.0
+) -> Tensor:
     """softmax(scale q k^T + mask) v (Vaswani et al. 2017, arXiv 1706.03762, eq. 1).
 
     Args:
@@ -96,6 +98,7 @@ def fused_attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, causal
         k, v: (B, n, Hkv, D), Hkv a divisor of H.
         mask: additive, broadcast against (B, H, T, n); None: none.
         causal: query i sees keys 0 to i alone; not with a mask.
+        dropout: on the softmax.
 
     Returns:
         (B, T, H, D).
@@ -106,7 +109,7 @@ def fused_attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, causal
         grouped = False
     q, k, v = (t.transpose(1, 2) for t in (q, k, v))
     mask = None if mask is None else mask.to(q.dtype)
-    out = F.scaled_dot_product_attention(q, k, v, mask, is_causal=causal, scale=scale, enable_gqa=grouped)
+    out = F.scaled_dot_product_attention(q, k, v, mask, dropout, causal, scale=scale, enable_gqa=grouped)
     return out.transpose(1, 2)
 
 

@@ -71,7 +71,8 @@ class ModernDecoderLM(nn.Module):
         self.head = Linear(config.d_model, config.vocab_size, bias=False)
         if config.tie_embeddings:
             self.head.weight = self.embedding.weight
-        self.dropout, self.activation_checkpointing = config.dropout, False
+        self.embedding_dropout = config.dropout if config.embedding_dropout is None else config.embedding_dropout
+        self.output_dropout, self.activation_checkpointing = config.output_dropout, False
         draw_weights(self, config.init, config.n_layers)
 
     @property
@@ -112,7 +113,7 @@ class ModernDecoderLM(nn.Module):
             before = Predecessors(attention_mask, document_ids, branch_ids, cache)
             for part, weights in self.embedding_parts.each:
                 x = part.apply(weights, x, before)
-        x = F.dropout(x, self.dropout, self.training)
+        x = F.dropout(x, self.embedding_dropout, self.training)
         carried: Carried = {"input_ids": input_ids, "embedded": x}
         routings = []
         for layer, block in enumerate(self.blocks):
@@ -130,7 +131,7 @@ class ModernDecoderLM(nn.Module):
         if cache is not None:
             for part in cache.parts:
                 part.advance(tokens, plans[part.view].real, plans[part.view].positions)
-        output = ModelOutput(self.final_norm(x), cache=cache)
+        output = ModelOutput(F.dropout(self.final_norm(x), self.output_dropout, self.training), cache=cache)
         if self.config.moe is not None:
             balance = torch.stack([r.balance_loss for r in routings]).mean()
             z_loss = torch.stack([r.z_loss for r in routings]).mean()

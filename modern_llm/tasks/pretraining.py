@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from modern_llm.checks import require
+from modern_llm.data.text.ramp import Ramp
 from modern_llm.data.text.sources import PythonDocs, Source, Split
 from modern_llm.data.text.tokenizers import BPETokenizer, ByteTokenizer, TokenizerChoice
 from modern_llm.defaults import Defaults
@@ -45,6 +46,9 @@ class Pretraining(TrainingTask):
         data: the text.
         tokenizer: how text becomes ids for a model from scratch; any other brings its own.
         seq_len: tokens per training sequence; null: what the model was made for, at most 1024.
+        shuffle_documents: each epoch strings the documents together in an order of its own; else blocks of the corpus
+            as it stands are shuffled.
+        ramp: smaller batches or shorter sequences at first; null: none.
         document_masking: attention stays inside documents, in training and evaluation.
         evaluation: how perplexity is measured.
         samples: texts for the report.
@@ -58,6 +62,8 @@ class Pretraining(TrainingTask):
     data: Source = field(default_factory=PythonDocs)
     tokenizer: TokenizerChoice = field(default_factory=BPETokenizer)
     seq_len: int | None = None
+    shuffle_documents: bool = _DEFAULTS("shuffle_documents")
+    ramp: Ramp | None = None
     document_masking: bool = _DEFAULTS("document_masking")
     evaluation: PerplexityProtocol = field(default_factory=PerplexityProtocol)
     samples: Samples
@@ -69,6 +75,8 @@ class Pretraining(TrainingTask):
         require_metric(self, [f"{s}_{m}" for s in self.data.splits()[1:] for m in _METRICS], _MONITORED)
         if not isinstance(self.model, ModernLLMConfig):
             return
+        if self.ramp is not None:
+            self.ramp.check(self.trainer.batch_size, self.seq_len or self.model.max_seq_len)
         require(self.train, "task.train", self.train, "leaves a model from scratch untrained",
                 "Choose model=from_run with model.path=<run>, or a pretrained model")  # fmt: skip
         longest = self.model.max_seq_len
@@ -123,10 +131,18 @@ class Pretraining(TrainingTask):
         from modern_llm.objectives.language_modeling import LanguageModeling
 
         train, length = at.data["train"], self._length(at.loaded)
+        if self.ramp is not None:
+            self.ramp.check(self.trainer.batch_size, length)
         say(f"train: {train.counts.tokens:,} tokens, vocabulary {at.loaded.tokenizer.vocab_size}")
         stream = PackedStream(
-            train, length, self.trainer.batch_size, self.seed, document_ids=self.document_masking
-        )  # fmt: skip
+            train,
+            length,
+            self.trainer.batch_size,
+            self.seed,
+            document_ids=self.document_masking,
+            shuffle_documents=self.shuffle_documents,
+            ramp=self.ramp,
+        )
         limit = self.evaluation.tokens_in_training
 
         def measure() -> dict[str, float]:

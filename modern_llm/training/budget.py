@@ -27,6 +27,11 @@ class Budget:
             or (self.max_minutes is not None and seconds >= 60 * self.max_minutes)
         )
 
+    def share(self, step: int, tokens: int, seconds: float) -> float:
+        """What share of a run is done, in [0, 1]: of the limit that is nearest to being reached."""
+        shares = [(step, self.max_steps), (tokens, self.max_tokens), (seconds / 60, self.max_minutes)]
+        return min(max(done / limit for done, limit in shares if limit is not None), 1.0)
+
     def length(self, step: int, tokens: int, seconds: float) -> float:
         """Steps that the run will have, if all go on like the `step` >= 1 ones so far: what a schedule follows.
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 from modern_llm.evaluation.metrics.registry import Direction
 from modern_llm.objectives.base import Batch
@@ -24,6 +24,14 @@ class DataStream(Protocol):
 
     def facts(self) -> dict[str, float]:
         """What to tell of it at the end, such as how often it went over its data."""
+
+
+@runtime_checkable
+class RampedStream(Protocol):
+    """A stream whose batches depend on how far the run has come."""
+
+    def at(self, progress: float) -> None:
+        """Told before each batch what share of the run is done, in [0, 1]."""
 
 
 class Evaluator(Protocol):

@@ -111,11 +111,14 @@ def _outside_graphs() -> Callable[[_RowMasks, Tensor, float, bool], Tensor]:
     return torch.compiler.disable(_RowMasks.drop)
 
 
+_RATES = ("dropout", "attention_dropout", "embedding_dropout", "output_dropout")
+
+
 def switch_off_dropout(model: nn.Module) -> None:
     """No dropout in training either, adapters included: a policy is then its reference at the start."""
     for module in model.modules():
         if isinstance(module, nn.Dropout):
             module.p = 0.0
-        for name in ("dropout", "attention_dropout"):  # of modules that call the function
+        for name in _RATES:  # of modules that call the function
             if isinstance(getattr(module, name, None), float):
                 setattr(module, name, 0.0)

@@ -22,7 +22,7 @@ from modern_llm.training.checkpoint import (
     random_states,
     restore_random_states,
 )
-from modern_llm.training.contract import DataStream, Evaluator, TrainResult
+from modern_llm.training.contract import DataStream, Evaluator, RampedStream, TrainResult
 from modern_llm.training.dropout import dropout_by_row, mixed
 from modern_llm.training.guard import Guard, TrainingDivergedError
 from modern_llm.training.interruption import Interrupted, StopRequest
@@ -157,6 +157,8 @@ class Trainer:
 
     def _next_batch(self) -> Batch:
         """The next batch that has a target."""
+        if isinstance(self.data, RampedStream):
+            self.data.at(self.settings.budget.share(self.progress.step, self.progress.tokens, self.progress.seconds))
         for _ in range(_EMPTY_BATCHES_IN_A_ROW):
             batch = next(self.data)
             if self.objective.count(batch) > 0:

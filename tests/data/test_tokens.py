@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import itertools
 import tracemalloc
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -12,6 +14,7 @@ import torch
 
 from modern_llm.data.text import tokens as cache_module
 from modern_llm.data.text.packing import PackedStream
+from modern_llm.data.text.ramp import Ramp
 from modern_llm.data.text.sources import Split, TextFiles
 from modern_llm.data.text.tokenizers import BPETokenizer, ByteTokenizer, HubTokenizer, Tokenizer
 from modern_llm.data.text.tokens import TokenCorpus, tokenise
@@ -218,12 +221,14 @@ def test_no_padding_labels_are_the_next_tokens_and_an_epoch_visits_each_block_on
 
 
 @pytest.mark.parametrize("steps", [0, 1, 7, 90])
-def test_a_saved_place_continues_with_the_same_batches(corpus: TokenCorpus, steps: int) -> None:
-    whole, half = (PackedStream(corpus, 16, 6, seed=1, document_ids=True) for _ in range(2))
+@pytest.mark.parametrize("shuffle", [False, True])
+def test_a_saved_place_continues_with_the_same_batches(corpus: TokenCorpus, steps: int, shuffle: bool) -> None:
+    settings: dict[str, Any] = {"seed": 1, "document_ids": True, "shuffle_documents": shuffle}
+    whole, half = (PackedStream(corpus, 16, 6, **settings) for _ in range(2))
     for _ in range(steps):
         next(half)
         next(whole)
-    resumed = PackedStream(corpus, 16, 6, seed=1, document_ids=True)
+    resumed = PackedStream(corpus, 16, 6, **settings)
     resumed.load_state_dict(half.state_dict())
     for _ in range(40):
         expected, got = next(whole), next(resumed)
@@ -243,6 +248,55 @@ def test_order_depends_on_seed_and_epoch_alone(corpus: TokenCorpus) -> None:
     assert order(0, 2) == first
     assert order(1, 2) != first
     assert first[:50] != first[len(first) // 2 :][:50]
+
+
+def documents_of(ids: list[int], eos_id: int) -> list[tuple[int, ...]]:
+    """The documents of a text, in their order."""
+    places = [i for i, token in enumerate(ids) if token == eos_id]
+    return [tuple(ids[a + 1 : b]) for a, b in itertools.pairwise(places)]
+
+
+def test_each_epoch_strings_whole_documents_together_in_an_order_of_its_own(corpus: TokenCorpus) -> None:
+    stream = PackedStream(corpus, 16, 1, seed=0, shuffle_documents=True)
+    plain = corpus.ids.tolist()
+    orders = []
+    for epoch in range(3):
+        while stream.epoch < epoch:
+            next(stream)
+        text = stream._text[0 : len(plain)].tolist()
+        assert sorted(documents_of(text, corpus.eos_id)) == sorted(documents_of(plain, corpus.eos_id))
+        assert text[0] == text[-1] == corpus.eos_id
+        orders.append(documents_of(text, corpus.eos_id))
+        batch = next(stream)
+        start = int(batch["sequence_ids"])
+        assert batch["input_ids"][0].tolist() == text[start : start + 16]
+        assert batch["labels"][0].tolist() == text[start + 1 : start + 17]
+    assert orders[0] != orders[1] != orders[2] != documents_of(plain, corpus.eos_id)
+
+
+def test_a_ramp_doubles_batch_and_sequences_and_keeps_what_is_read(corpus: TokenCorpus) -> None:
+    stream = PackedStream(corpus, 16, 8, seed=0, ramp=Ramp(batch_size=2, seq_len=4, share=0.5))
+    plain = PackedStream(corpus, 16, 8, seed=0)
+    shapes, read = [], []
+    for progress in (0.0, 0.2, 0.25, 0.49, 0.5, 1.0):
+        stream.at(progress)
+        batch = next(stream)
+        shapes.append(tuple(batch["input_ids"].shape))
+        assert torch.equal(batch["input_ids"][:, 1:], batch["labels"][:, :-1])
+        assert len(batch["sequence_ids"]) == len(batch["input_ids"])
+        read += batch["input_ids"].flatten().tolist()
+    assert shapes == [(8, 4), (8, 4), (8, 8), (8, 8), (8, 16), (8, 16)]
+    whole = [token for _ in range(3) for token in next(plain)["input_ids"].flatten().tolist()]
+    assert read[: len(whole)] == whole[: len(read)]
+
+
+@pytest.mark.parametrize(
+    ("settings", "key"),
+    [({"batch_size": 9}, "batch_size"), ({"seq_len": 12}, "seq_len"), ({"seq_len": 32}, "seq_len")],
+)
+def test_a_ramp_that_does_not_lead_there_is_refused(settings: dict[str, int], key: str) -> None:
+    with pytest.raises(ValueError, match=rf"^task\.ramp\.{key}="):
+        Ramp(**settings).check(8, 16)
 
 
 def test_documents_are_numbered_by_their_separators(corpus: TokenCorpus) -> None:

@@ -38,6 +38,8 @@ from modern_llm.models.values.value_embedding import ValueTable
         ({"dropout": 1.0}, "dropout"),
         ({"dropout": -0.1}, "dropout"),
         ({"norm_eps": 0.0}, "norm_eps"),
+        ({"ffn_dropout": 0.1, "moe": MoEConfig(4, 2)}, "ffn_dropout"),
+        ({"output_dropout": 1.0}, "output_dropout"),
         ({"attention_scale": 0.0}, "attention_scale"),
         ({"logit_softcap": 0.0}, "logit_softcap"),
         ({"layers": LayerPattern("SSSSL")}, "layers.windows"),

@@ -135,9 +135,22 @@ def test_rms_norm_in_16_bit_keeps_its_statistics_in_32(loud):
     torch.testing.assert_close(half.float(), norm(x.float()), rtol=0.005, atol=0.005)
 
 
-def test_dropout_acts_in_training_alone(tiny, token_ids):
-    model, ids = tiny(dropout=0.5), token_ids(1, 8)
-    assert torch.equal(model(ids).logits, tiny()(ids).logits)
+@pytest.mark.parametrize(
+    "places",
+    [
+        {"dropout": 0.5},
+        {"dropout": 0.5, "embedding_dropout": 0.0},
+        {"embedding_dropout": 0.5},
+        {"attention_dropout": 0.5},
+        {"attention_dropout": 0.5, "group_size": 2, "use_attention_sinks": True, "sinks": SinkLogits()},
+        {"ffn_dropout": 0.5},
+        {"output_dropout": 0.5},
+    ],
+)
+def test_dropout_acts_in_training_alone(tiny, token_ids, places):
+    model, ids = tiny(**places), token_ids(1, 8)
+    without = {name: value for name, value in places.items() if "dropout" not in name}
+    assert torch.equal(model(ids).logits, tiny(**without)(ids).logits)
     model.train()
     torch.manual_seed(0)
     dropped = model.hidden_states(ids).hidden

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from loops import Evaluations, Ragged, model, rows, stream, trainer
 
+from modern_llm.data.text.packing import PackedStream
+from modern_llm.data.text.ramp import Ramp
 from modern_llm.data.text.tokens import TokenCorpus
 from modern_llm.objectives.language_modeling import LanguageModeling
 from modern_llm.training.budget import Budget
@@ -53,6 +56,25 @@ def test_a_run_by_tokens_is_resumed_exactly(tmp_path: Path, corpus: TokenCorpus)
     with pytest.warns(UserWarning, match="step_00000003 is used"):
         result = trainer(tmp_path, **budget).fit(again, LanguageModeling(), stream(corpus))
     assert result.step == 8
+    assert all(torch.equal(a, b) for a, b in zip(whole.parameters(), again.parameters(), strict=True))
+
+
+@pytest.mark.parametrize("budget", [{"max_steps": 12}, {"max_steps": None, "max_tokens": 8 * TOKENS}])
+def test_a_ramp_and_shuffled_documents_are_resumed_exactly(
+    tmp_path: Path, corpus: TokenCorpus, budget: dict[str, Any]
+) -> None:
+    def data() -> PackedStream:
+        return PackedStream(corpus, 16, 4, seed=0, shuffle_documents=True, ramp=Ramp(1, 4, 0.6))
+
+    settings = {**budget, "eval_every": 100, "save_every": 3, "keep_checkpoints": 9}
+    whole = model()
+    last = trainer(tmp_path, **settings).fit(whole, LanguageModeling(), data())
+    for checkpoint in sorted((tmp_path / "checkpoints").glob("step_*"))[2:]:
+        (checkpoint / "model.safetensors").unlink()
+    again = model(seed=4)
+    with pytest.warns(UserWarning, match="step_00000006 is used"):
+        result = trainer(tmp_path, **settings).fit(again, LanguageModeling(), data())
+    assert (result.step, result.tokens) == (last.step, last.tokens)
     assert all(torch.equal(a, b) for a, b in zip(whole.parameters(), again.parameters(), strict=True))
 
 

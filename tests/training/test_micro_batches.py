@@ -21,6 +21,7 @@ from modern_llm.objectives.language_modeling import LanguageModeling
 from modern_llm.training.dropout import dropout_by_row
 from modern_llm.training.optimization.optimizers import AdamW
 
+EVERYWHERE = {f"{place}_dropout": 0.2 for place in ("embedding", "attention", "ffn", "output")}
 EXPERTS = MoEConfig(4, 2, balance_loss_weight=0.1, z_loss_weight=0.01)
 
 
@@ -61,8 +62,8 @@ def assert_the_same_however_cut(
 
 @pytest.mark.parametrize(
     "settings",
-    [{}, {"dropout": 0.2}, {"moe": EXPERTS}, {"moe": EXPERTS, "dropout": 0.1}],
-    ids=["dense", "dropout", "experts", "experts and dropout"],
+    [{}, {"dropout": 0.2}, EVERYWHERE, {"moe": EXPERTS}, {"moe": EXPERTS, "dropout": 0.1}],
+    ids=["dense", "dropout", "dropout everywhere", "experts", "experts and dropout"],
 )
 def test_weights_and_metrics_after_thirty_steps(tmp_path: Path, corpus: TokenCorpus, settings: dict[str, Any]) -> None:
     assert_the_same_however_cut(

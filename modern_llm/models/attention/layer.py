@@ -35,6 +35,7 @@ class Attention(nn.Module):
         self.q_norm = RMSNorm(config.head_size, config.norm_eps, config.qk_gain) if config.qk_norm else None
         self.k_norm = RMSNorm(config.head_size, config.norm_eps, config.qk_gain) if config.qk_norm else None
         self.scale = config.attention_scale * config.head_size**-0.5
+        self.attention_dropout = config.attention_dropout
         self.values = Parts(config.values, config.sizes, layer)
         self.heads = Parts(config.heads, config.sizes, layer)
         sinks = config.active_sinks
@@ -56,7 +57,9 @@ class Attention(nn.Module):
             # The sinks get query rows too, whose outputs are dropped: the scores stay square, and the fused causal
             # kernel applies.
             q = F.pad(q, (0, 0, 0, 0, k.shape[1] - T, 0))
-        out = fused_attention(q, k, v, plan.mask, causal, self.scale)  # (B, T, H, D)
+        out = fused_attention(
+            q, k, v, plan.mask, causal, self.scale, self.attention_dropout if self.training else 0.0
+        )  # (B, T, H, D)
         out = out[:, -T:, :, : self.head_dim]
         for part, weights in self.heads.each:
             out = part.apply(weights, out, x)

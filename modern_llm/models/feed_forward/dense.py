@@ -79,17 +79,20 @@ class FeedForward(nn.Module):
         kind: the function between the matrices.
         d_model: width of input and output.
         hidden_size: width between.
+        dropout: on the layer between, in training.
     """
 
-    def __init__(self, kind: FeedForwardKind, d_model: int, hidden_size: int) -> None:
+    def __init__(self, kind: FeedForwardKind, d_model: int, hidden_size: int, dropout: float = 0.0) -> None:
         super().__init__()
-        self.kind = kind
+        self.kind, self.dropout = kind, dropout
         rows = (hidden_size,) * kind.parts
         self.add_module(input_name(kind), Linear(d_model, sum(rows), bias=False, rows=rows))
         self.down_proj = Linear(hidden_size, d_model, bias=False, ends_branch=True)
 
     def forward(self, x: Tensor) -> Tensor:
         projected = getattr(self, input_name(self.kind))(x)
+        if self.dropout and self.training:
+            return self.down_proj(F.dropout(activate(projected, self.kind), self.dropout))
         if type(self.down_proj) is Linear:
             return activated_linear(projected, self.down_proj.weight, self.kind)
         return self.down_proj(activate(projected, self.kind))  # an adapter has been put around it
