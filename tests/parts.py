@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from modern_llm.models.branches.short_convolution import ShortConvolution
 from modern_llm.models.embedding.normed import NormedEmbedding
 from modern_llm.models.embedding.smear import Smear
 from modern_llm.models.heads.gated import GatedHeads
@@ -19,6 +20,8 @@ PARTS: dict[str, dict[str, Any]] = {
     "scaled": {"residual": {"scaled": ScaledResidual()}},
     "unet": {"residual": {"unet": UNetSkips()}},
     "backout": {"residual": {"backout": Backout()}},
+    "canon": {"branches": {"canon": ShortConvolution(width=3)}},
+    "canon of attention": {"branches": {"canon": ShortConvolution(width=4, places="attention")}},
     "value_residual": {"values": {"value_residual": ValueResidual()}},
     "value_table": {"values": {"value_table": ValueTable()}},
     "value_table without a gate": {"values": {"value_table": ValueTable(layers="all", gate_channels=None)}},
@@ -30,6 +33,7 @@ PARTS: dict[str, dict[str, Any]] = {
 ALL: dict[str, Any] = {
     "embedding": {"normed": NormedEmbedding(), "smear": Smear()},
     "residual": {"scaled": ScaledResidual(), "unet": UNetSkips(), "backout": Backout()},
+    "branches": {"canon": ShortConvolution(width=4)},
     "values": {"value_residual": ValueResidual(), "value_table": ValueTable(), "value_projection": ValueProjection()},
     "heads": {"gated": GatedHeads()},
     "qk_norm": True,

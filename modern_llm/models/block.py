@@ -13,7 +13,7 @@ from modern_llm.models.feed_forward.dense import FeedForward
 from modern_llm.models.feed_forward.experts import MoE, Routing
 from modern_llm.models.norm import RMSNorm
 from modern_llm.models.parts.module import Parts
-from modern_llm.models.parts.part import Carried
+from modern_llm.models.parts.part import Branch, Carried
 
 
 class DecoderBlock(nn.Module):
@@ -29,6 +29,7 @@ class DecoderBlock(nn.Module):
         super().__init__()
         self.layer, self.n_layers, self.dropout = layer, config.n_layers, config.dropout
         self.residual = Parts(config.residual, config.sizes, layer)
+        self.branches = Parts(config.branches, config.sizes, layer)
         self.attention_norm = RMSNorm(config.d_model, config.norm_eps)
         self.attention = Attention(config, layer)
         self.ffn_norm = RMSNorm(config.d_model, config.norm_eps)
@@ -51,9 +52,9 @@ class DecoderBlock(nn.Module):
         carried = dict(carried)
         for part, weights in self.residual.each:
             x = part.enter(weights, x, carried, self.layer, self.n_layers)
-        attended = self.attention(self.attention_norm(x), plan, carried, cache)
+        attended = self.attention(self._read(self.attention_norm(x), carried, "attention"), plan, carried, cache)
         x = x + F.dropout(attended, self.dropout, self.training)
-        normed, routing = self.ffn_norm(x), None
+        normed, routing = self._read(self.ffn_norm(x), carried, "ffn"), None
         if isinstance(self.ffn, MoE):
             fed, routing = self.ffn(normed, expert_load)
         else:
@@ -62,3 +63,9 @@ class DecoderBlock(nn.Module):
         for part, weights in self.residual.each:
             part.leave(weights, x, carried, self.layer, self.n_layers)
         return x, routing, carried
+
+    def _read(self, normed: Tensor, carried: Carried, branch: Branch) -> Tensor:
+        """What a branch reads of the normed stream (B, T, d_model)."""
+        for part, weights in self.branches.each:
+            normed = part.read(weights, normed, carried, branch, self.layer)
+        return normed

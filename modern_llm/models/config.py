@@ -15,7 +15,16 @@ from modern_llm.models.feed_forward.kinds import FeedForwardKind, SwiGLU
 from modern_llm.models.initialisation.gpt2 import GPT2Init
 from modern_llm.models.initialisation.scheme import InitScheme
 from modern_llm.models.parameter_kinds import EMBEDDINGS, HEADS, MATRICES, VECTORS
-from modern_llm.models.parts.part import EmbeddingPart, HeadPart, Part, ResidualPart, Sizes, ValuePart, total_counts
+from modern_llm.models.parts.part import (
+    BranchPart,
+    EmbeddingPart,
+    HeadPart,
+    Part,
+    ResidualPart,
+    Sizes,
+    ValuePart,
+    total_counts,
+)
 
 _GQA = Defaults("model/gqa/mha")
 
@@ -129,6 +138,7 @@ class ModernLLMConfig:
         output_dropout: on what the head reads.
         embedding: parts between the embedding and the first block, in their order, of `models/embedding`.
         residual: parts of the residual stream, of `models/residual`.
+        branches: parts that change what attention and the feed-forward layer read, of `models/branches`.
         values: parts that change the values of attention, of `models/values`.
         heads: parts that change what each head gives, of `models/heads`.
         init: the initial weights, one of `models/initialisation`.
@@ -166,6 +176,7 @@ class ModernLLMConfig:
     output_dropout: float = _DECODER("output_dropout")
     embedding: Mapping[str, EmbeddingPart] = field(default_factory=dict)
     residual: Mapping[str, ResidualPart] = field(default_factory=dict)
+    branches: Mapping[str, BranchPart] = field(default_factory=dict)
     values: Mapping[str, ValuePart] = field(default_factory=dict)
     heads: Mapping[str, HeadPart] = field(default_factory=dict)
     init: InitScheme = field(default_factory=GPT2Init)
@@ -238,7 +249,8 @@ class ModernLLMConfig:
     @property
     def parts(self) -> list[Part]:
         """All that declare their own weights."""
-        return [*self.embedding.values(), *self.residual.values(), *self.values.values(), *self.heads.values()]
+        groups = (self.embedding, self.residual, self.branches, self.values, self.heads)
+        return [part for group in groups for part in group.values()]
 
     @property
     def sizes(self) -> Sizes:

@@ -61,6 +61,7 @@ class ModernDecoderLM(nn.Module):
         if config.vocab_size is None:
             raise ValueError("model.vocab_size=None: not known yet. Call config.with_vocab_size(tokenizer size) first.")
         self.config, self.views = config, config.views
+        self.looks_back = bool(config.embedding or config.branches)
         self.distinct_views = list(dict.fromkeys(self.views))
         self.embedding = nn.Embedding(config.vocab_size, config.d_model)
         self.embedding_parts = Parts(config.embedding, config.sizes)
@@ -109,12 +110,11 @@ class ModernDecoderLM(nn.Module):
             marks = (attention_mask, document_ids, held, branch_ids)
             plans[view] = plan_attention(view, self.rotary, tokens, *marks, dtype)
         x = self.embedding(input_ids)  # (B, T, d_model)
-        if self.embedding_parts:
-            before = Predecessors(attention_mask, document_ids, branch_ids, cache)
-            for part, weights in self.embedding_parts.each:
-                x = part.apply(weights, x, before)
+        before = Predecessors(attention_mask, document_ids, branch_ids, cache) if self.looks_back else None
+        for part, weights in self.embedding_parts.each:
+            x = part.apply(weights, x, before)
         x = F.dropout(x, self.embedding_dropout, self.training)
-        carried: Carried = {"input_ids": input_ids, "embedded": x}
+        carried: Carried = {"input_ids": input_ids, "embedded": x, "before": before}
         routings = []
         for layer, block in enumerate(self.blocks):
             plan = plans[self.views[layer]]

@@ -16,7 +16,9 @@ from modern_llm.models.attention.rope import NoRope
 from modern_llm.models.attention.rotary import Rotary
 from modern_llm.models.attention.sinks import LearnableSinks, SinkLogits, StreamingSinks
 from modern_llm.models.block import DecoderBlock
+from modern_llm.models.branches.short_convolution import ShortConvolution
 from modern_llm.models.config import GQAConfig, MoEConfig
+from modern_llm.models.embedding.predecessors import Predecessors
 from modern_llm.models.feed_forward.dense import FeedForward, activated_linear
 from modern_llm.models.feed_forward.kinds import GeGLU, ReLU2, SwiGLU
 from modern_llm.models.heads.gated import GatedHeads
@@ -42,6 +44,7 @@ BLOCKS = {
     "projected values": {"values": {"value_projection": ValueProjection(gate_channels=3)}},
     "tabled values": {"values": {"value_table": ValueTable(gate_channels=3)}},
     "short window": {"layers": LayerPattern("S", 3)},
+    "canon": {"branches": {"canon": ShortConvolution(3)}},
     "gated heads": {"heads": {"gated": GatedHeads(channels=3)}},
     "gated heads and logits": {"heads": {"gated": GatedHeads(3)}, "use_attention_sinks": True, "sinks": SinkLogits(),
                                "attention_scale": 0.7},
@@ -69,7 +72,7 @@ def test_block_gradients_equal_finite_differences(loud, settings):
 
     def run(x, embedded, *parameters):
         overrides = dict(zip(names, parameters, strict=True))
-        carried = {"embedded": embedded, "input_ids": input_ids}
+        carried = {"embedded": embedded, "input_ids": input_ids, "before": Predecessors()}
         return torch.func.functional_call(block, overrides, (x, plan, carried))[0]
 
     assert torch.autograd.gradcheck(run, (x, embedded, *parameters))

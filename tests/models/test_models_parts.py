@@ -13,6 +13,7 @@ from torch.nn import functional as F
 
 from modern_llm.models import ModernDecoderLM, ModernLLMConfig, MoEConfig
 from modern_llm.models.attention.sinks import LearnableSinks, SinkLogits, StreamingSinks
+from modern_llm.models.branches.short_convolution import ShortConvolution
 from modern_llm.models.embedding.normed import NormedEmbedding
 from modern_llm.models.embedding.smear import Smear
 from modern_llm.models.heads.gated import GatedHeads
@@ -32,6 +33,7 @@ NEUTRAL: dict[str, dict[str, Any]] = {
     "scaled": {"residual": {"scaled": ScaledResidual(1.0, 1.0, 0.0, 0.0)}},
     "unet": {"residual": {"unet": UNetSkips(weight=0.0)}},
     "backout": {"residual": {"backout": Backout(weight=0.0)}},
+    "canon": {"branches": {"canon": ShortConvolution()}},
     "value_residual": {"values": {"value_residual": ValueResidual(weight=0.0)}},
     "value_table": {"values": {"value_table": ValueTable()}},
     "value_projection": {"values": {"value_projection": ValueProjection()}},
@@ -48,7 +50,7 @@ def test_a_neutral_part_is_the_plain_model_exactly(tiny, token_ids, settings):
     assert not missing.unexpected_keys
     assert missing.missing_keys
     for name, parameter in model.named_parameters():
-        if name.endswith((".table", ".projection")):
+        if name.endswith((".table", ".projection")) or ".branches." in name:
             parameter.zero_()
     assert torch.equal(model(ids).logits, plain(ids).logits)
 
@@ -77,6 +79,10 @@ def _by_hand(model: Any, ids: Tensor) -> Tensor:
         y = torch.complex(x[..., : D // 2], x[..., D // 2 :]) * turn
         return torch.cat([y.real, y.imag], -1)
 
+    def convolved(n: Tensor, kernel: Tensor) -> Tensor:
+        padded = F.pad(n, (0, 0, len(kernel) - 1, 0)).mT  # (B, d, width - 1 + T)
+        return n + F.conv1d(padded, kernel.T.flip(1)[:, None], groups=kernel.shape[1]).mT
+
     x = norm(model.embedding.weight[ids], eps=1e-6)
     smear = model.embedding_parts["smear"]
     before = torch.cat([torch.zeros_like(x[:, :1]), x[:, :-1]], 1)
@@ -87,6 +93,7 @@ def _by_hand(model: Any, ids: Tensor) -> Tensor:
         if layer >= (L + 1) // 2:
             x = x + block.residual["unet"].weight * left[L - 1 - layer]
         n, attention = norm(x, block.attention_norm.weight), block.attention
+        n = convolved(n, block.branches["canon"].attention)
         q, k, v = (n @ attention.qkv_proj.weight.T).view(B, T, 3 * H, D).split(H, dim=2)
         if layer == 0:
             first = v
@@ -106,7 +113,8 @@ def _by_hand(model: Any, ids: Tensor) -> Tensor:
         y = torch.einsum("bhts,bshd->bthd", scores.softmax(-1), v)
         y = y * 2 * (n[..., :12] @ attention.heads["gated"].gate.T).sigmoid()[..., None]
         x = x + y.reshape(B, T, -1) @ attention.o_proj.weight.T
-        gate, up = (norm(x, block.ffn_norm.weight) @ block.ffn.gate_up_proj.weight.T).chunk(2, -1)
+        n = convolved(norm(x, block.ffn_norm.weight), block.branches["canon"].ffn)
+        gate, up = (n @ block.ffn.gate_up_proj.weight.T).chunk(2, -1)
         x = x + (F.silu(gate) * up) @ block.ffn.down_proj.weight.T
         left.append(x)
     x = norm(x - model.residual["backout"].weight * left[L // 2], model.final_norm.weight)
@@ -166,7 +174,7 @@ def test_gradients_equal_finite_differences(loud, token_ids, settings):
     model: Any = loud(ModernDecoderLM(ModernLLMConfig(**(shape | settings)))).double()
     ids, labels = token_ids(1, 5) % 7, token_ids(1, 5, seed=2) % 7
     # What the plain model has already is tested with the blocks.
-    new = ("embedding", "residual", "values", "heads", "head.")
+    new = ("embedding", "residual", "branches", "values", "heads", "head.")
     named = {n: p for n, p in model.named_parameters() if any(group in n for group in new)}
     names, parameters = tuple(named), tuple(named.values())
 
@@ -262,7 +270,8 @@ def test_mup_keeps_what_leaves_each_block_at_one_size_over_widths():
 @torch.no_grad()
 def test_the_token_before_is_of_the_same_text(tiny, token_ids):
     """The first token of a document, of a padded text and of a stream has none before it."""
-    model, ids = tiny(embedding={"normed": NormedEmbedding(), "smear": Smear()}), token_ids(1, 12)
+    parts = {"embedding": {"normed": NormedEmbedding(), "smear": Smear()}, "branches": {"canon": ShortConvolution(4)}}
+    model, ids = tiny(**parts), token_ids(1, 12)
     alone = model(ids[:, 5:]).logits
     documents = torch.tensor([[3] * 5 + [1] * 7])
     torch.testing.assert_close(model(ids, document_ids=documents).logits[:, 5:], alone, atol=1e-4, rtol=1e-4)

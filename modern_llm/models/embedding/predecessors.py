@@ -1,4 +1,4 @@
-"""What stood one token earlier, in packed documents, branches, padded texts and behind a cache."""
+"""What stood a few tokens earlier, in packed documents, branches, padded texts and behind a cache."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ from modern_llm.models.attention.kv_cache import DecoderCache
 
 
 class Predecessors:
-    """The token in front of each token of one pass: the last real one before it in its own document and, for a branch,
-    in itself or in its trunk.
+    """The tokens in front of each token of one pass: the real ones before it in its own document and, for a branch, in
+    itself or in its trunk.
 
     Args:
         attention_mask, document_ids, branch_ids: (B, T), as in `ModernDecoderLM.hidden_states`.
-        cache: what the tokens continue; it remembers the last real token of each text for the next pass.
+        cache: what the tokens continue; it remembers the last real tokens of each text for the next pass.
     """
 
     def __init__(
@@ -32,35 +32,73 @@ class Predecessors:
             given = next(t for t in (attention_mask, document_ids, branch_ids) if t is not None)
             self.index = _last_before(given, self.real, document_ids, branch_ids)
 
-    def of(self, name: str, x: Tensor) -> Tensor:
-        """(B, T, ...) what x has at the predecessor of each token, 0 where there is none.
+    @property
+    def plain(self) -> bool:
+        """Whether the predecessor of each token is the one on its left, and that of the first is none."""
+        return self.cache is None and self.index is None
+
+    def of(self, name: str, x: Tensor, steps: int = 1) -> list[Tensor]:
+        """What x has 1, 2, … `steps` tokens before each token, 0 where there is none: (B, T, d) each.
 
         Args:
             name: under which a cache keeps the last of x.
-            x: (B, T, ...).
+            x: (B, T, d).
+            steps: how far back.
         """
-        if self.cache is None:
-            first = torch.zeros_like(x[:, :1])
-        else:
-            first = self.cache.last.get(name, torch.zeros_like(x[:, :1]))
-            self.cache.last[name] = self._last(x, first)
+        T = x.shape[1]
+        if self.plain:
+            return [shifted(x, step) for step in range(1, steps + 1)]
+        held = None if self.cache is None else self.cache.last.get(name)
+        if held is None:
+            held = torch.zeros_like(x[:, :1]).expand(-1, steps, -1)
+        wide = torch.cat([held, x], dim=1)  # (B, steps + T, d): oldest first
         if self.index is None:
-            return (
-                F.pad(x[:, :-1], (0, 0) * (x.dim() - 2) + (1, 0))
-                if self.cache is None
-                else torch.cat([first, x[:, :-1]], dim=1)
-            )
-        wide = torch.cat([first, x], dim=1)
-        places = (self.index + 1).view(*self.index.shape, *(1,) * (x.dim() - 2)).expand(-1, -1, *x.shape[2:])
-        return wide.gather(1, places)
+            back = [wide[:, steps - step : steps - step + T] for step in range(1, steps + 1)]
+        else:
+            wide = F.pad(wide, (0, 0, 1, 0))  # in front of everything there is nothing
+            before = self._walk(steps)
+            places, back = before[:, steps + 1 :], []
+            for _ in range(steps):
+                back.append(_taken(wide, places))
+                places = before.gather(1, places)
+        if self.cache is not None:
+            self.cache.last[name] = self._last(wide, steps)
+        return back
 
-    def _last(self, x: Tensor, first: Tensor) -> Tensor:
-        """(B, 1, ...) of the last real token."""
+    def _walk(self, steps: int) -> Tensor:
+        """(B, 1 + steps + T) the place in front of every place of what `of` lines up: nothing, what is held, and the
+        pass."""
+        assert self.index is not None
+        first = 1 + steps
+        inside = torch.where(self.index >= 0, self.index + first, steps)
+        outside = torch.arange(-1, steps, device=inside.device).clamp(min=0).expand(len(inside), -1)
+        return torch.cat([outside, inside], dim=1)
+
+    def _last(self, wide: Tensor, steps: int) -> Tensor:
+        """(B, steps, d) of the last real tokens, oldest first."""
+        if self.index is None:
+            return wide[:, -steps:]
+        before = self._walk(steps)
         if self.real is None:
-            return x[:, -1:]
-        order = torch.arange(1, x.shape[1] + 1, device=x.device) * self.real  # (B, T)
-        place = order.amax(dim=1).view(-1, 1, *(1,) * (x.dim() - 2)).expand(-1, 1, *x.shape[2:])
-        return torch.cat([first, x], dim=1).gather(1, place)
+            place = torch.full_like(before[:, :1], wide.shape[1] - 1)
+        else:
+            order = torch.arange(1, self.real.shape[1] + 1, device=wide.device) * self.real  # (B, T)
+            place = steps + order.amax(dim=1, keepdim=True)
+        found = []
+        for _ in range(steps):
+            found.append(_taken(wide, place))
+            place = before.gather(1, place)
+        return torch.cat(found[::-1], dim=1)
+
+
+def shifted(x: Tensor, step: int) -> Tensor:
+    """(B, T, d) x moved `step` tokens to the right, 0 in front."""
+    return F.pad(x[:, : max(x.shape[1] - step, 0)], (0, 0, min(step, x.shape[1]), 0))
+
+
+def _taken(wide: Tensor, places: Tensor) -> Tensor:
+    """(B, n, d) of wide (B, m, d) at places (B, n)."""
+    return wide.gather(1, places[:, :, None].expand(-1, -1, wide.shape[2]))
 
 
 def _last_before(given: Tensor, real: Tensor | None, document_ids: Tensor | None, branch_ids: Tensor | None) -> Tensor:

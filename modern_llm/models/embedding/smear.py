@@ -42,4 +42,4 @@ class Smear(EmbeddingPart):
         from torch.nn import functional as F
 
         gate = F.linear(x[..., : self.gate_channels], weights.gate).sigmoid()  # (B, T, 1)
-        return x + weights.weight * gate * before.of("smear", x)
+        return x + weights.weight * gate * before.of("smear", x)[0]

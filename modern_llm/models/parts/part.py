@@ -12,14 +12,16 @@ from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass
 from math import prod
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 if TYPE_CHECKING:
     from torch import Tensor
 
     from modern_llm.models.embedding.predecessors import Predecessors
 
-Carried = dict[str, Any]  # name -> tensor: what blocks hand on besides the residual stream. `embedded` is always there
+# What blocks hand on besides the residual stream, by name. `input_ids` (B, T), `embedded` (B, T, d_model) and `before`,
+# the predecessors of the tokens, are there from the beginning; parts add tensors of their own.
+Carried = dict[str, Any]
 
 
 class Sizes(NamedTuple):
@@ -98,6 +100,18 @@ class ResidualPart(Part):
     def end(self, weights: Any, x: Tensor, carried: Carried) -> Tensor:
         """The stream behind the last block, in front of the last norm."""
         return x
+
+
+Branch = Literal["attention", "ffn"]
+
+
+@dataclass(frozen=True)
+class BranchPart(Part, ABC):
+    """A part that changes what the two branches of a block read."""
+
+    @abstractmethod
+    def read(self, weights: Any, normed: Tensor, carried: Carried, branch: Branch, layer: int) -> Tensor:
+        """The normed stream (B, T, d_model) changed, in front of a branch."""
 
 
 @dataclass(frozen=True)

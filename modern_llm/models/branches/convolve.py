@@ -1,0 +1,51 @@
+"""The convolution of a whole text over a few tokens, channel by channel."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from modern_llm.models.embedding.predecessors import shifted
+
+
+class _ShortConvolution(torch.autograd.Function):
+    """Keeps its input alone for the backward pass; autograd would keep a shifted copy for every token of the width."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, kernel: Tensor) -> Tensor:
+        ctx.save_for_backward(x, kernel)
+        out = x * (1 + kernel[0])
+        for step in range(1, min(len(kernel), x.shape[1])):
+            out[:, step:].addcmul_(x[:, :-step], kernel[step])
+        return out
+
+    @staticmethod
+    def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor, Tensor]:
+        (grad,) = grad_outputs
+        x, kernel = ctx.saved_tensors
+        grad_x, grad_kernel = grad * (1 + kernel[0]), torch.zeros_like(kernel)
+        grad_kernel[0] = (grad * x).sum((0, 1))
+        for step in range(1, min(len(kernel), x.shape[1])):
+            grad_x[:, :-step].addcmul_(grad[:, step:], kernel[step])
+            grad_kernel[step] = (grad[:, step:] * x[:, :-step]).sum((0, 1))
+        return grad_x, grad_kernel
+
+
+def short_convolution(x: Tensor, kernel: Tensor) -> Tensor:
+    """x_t + sum_k kernel_k * x_{t-k}.
+
+    Args:
+        x: (B, T, d).
+        kernel: (width, d), that of the own token first.
+
+    Returns:
+        (B, T, d).
+    """
+    if torch.is_grad_enabled() and not torch.compiler.is_compiling():
+        return _ShortConvolution.apply(x, kernel)
+    out = x * (1 + kernel[0])
+    for step in range(1, len(kernel)):
+        out = out + kernel[step] * shifted(x, step)
+    return out
