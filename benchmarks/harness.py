@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import platform
 import subprocess
@@ -10,6 +11,7 @@ import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from statistics import median
+from typing import Any
 
 import torch
 
@@ -87,3 +89,26 @@ def print_table(title: str, header: Sequence[str], rows: Sequence[Sequence[objec
     rule = [":" + "-" * (widths[0] - 1)] + ["-" * (width - 1) + ":" for width in widths[1:]]
     print(f"\n### {title}\n\n{machine()}\n")
     print("\n".join([line(cells[0]), line(rule), *map(line, cells[1:])]))
+
+
+class Runs:
+    """Runs that are done, a line of JSON each: a campaign that was stopped goes on where it stood.
+
+    Args:
+        path: of the file.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        path.parent.mkdir(parents=True, exist_ok=True)
+        self.rows = [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+
+    def find(self, key: dict[str, Any]) -> dict[str, Any] | None:
+        """The run with these settings, or None."""
+        return next((row for row in self.rows if all(row.get(k) == v for k, v in key.items())), None)
+
+    def add(self, row: dict[str, Any]) -> None:
+        """Keep a run."""
+        self.rows.append(row)
+        with self.path.open("a") as file:
+            file.write(json.dumps(row) + "\n")

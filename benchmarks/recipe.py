@@ -12,7 +12,6 @@ outputs/benchmarks/recipe.jsonl and is not done again. Seconds are the median st
 from __future__ import annotations
 
 import argparse
-import json
 import math
 import os
 import sys
@@ -26,7 +25,7 @@ os.environ["TORCHDYNAMO_DISABLE"] = "1"  # nanochat decorates its optimiser: all
 os.environ["NANOCHAT_DTYPE"] = "float32"
 
 import torch
-from harness import interleave, print_table
+from harness import Runs, interleave, print_table
 from hydra import compose, initialize_config_dir
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -216,17 +215,16 @@ def main() -> None:
     for rate in options.rates if options.nanogpt else []:
         make[f"nanoGPT x{rate:g}"] = lambda steps, seed, rate=rate: nanogpt(task, V, steps, seed, rate)
 
-    RECORD.parent.mkdir(parents=True, exist_ok=True)
-    known = [json.loads(line) for line in RECORD.read_text().splitlines()] if RECORD.exists() else []
+    record = Runs(RECORD)
     setting = {"ours": options.ours, "warmup": options.warmup, "model": repr(task.model), "trainer": repr(task.trainer)}
 
     def loss_of(name: str, steps: int, seed: int) -> float | None:
         """Final validation loss of a run; None where it is left to another process."""
         key = {"rival": name, "steps": steps, "seed": seed}
         mine = setting if name == "ours" else {"ours": options.ours, "warmup": options.warmup}
-        for row in known:
-            if all(row.get(k) == v for k, v in (key | mine).items()):
-                return float(row["loss"])
+        known = record.find(key | mine)
+        if known is not None:
+            return float(known["loss"])
         if options.only and name not in options.only:
             return None
         rival, stream = make[name](steps, seed), PackedStream(train, length, task.trainer.batch_size, seed)
@@ -234,12 +232,10 @@ def main() -> None:
             rival.step(contiguous(next(stream)), number)
             if number % 20 == 19:
                 print(f"\r{name}, {steps} steps, seed {seed}: {number + 1}", end="", flush=True, file=sys.stderr)
-        row = key | mine | {"loss": validation_loss(rival, held_out, length)}
-        print(f"\r{name}, {steps} steps, seed {seed}: {math.exp(row['loss']):.2f}", file=sys.stderr)
-        with RECORD.open("a") as file:
-            file.write(json.dumps(row) + "\n")
-        known.append(row)
-        return float(row["loss"])
+        loss = validation_loss(rival, held_out, length)
+        print(f"\r{name}, {steps} steps, seed {seed}: {math.exp(loss):.2f}", file=sys.stderr)
+        record.add(key | mine | {"loss": loss})
+        return loss
 
     for steps in options.steps:
         fewer = round(options.share * steps)
