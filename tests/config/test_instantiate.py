@@ -53,7 +53,7 @@ def with_a_pretrained_model(group: str, choice: str, folder: Path | None = None)
         if choice == "from_run" and folder is not None:
             (folder / "model.safetensors").touch()
             (folder / "config.yaml").touch()
-        scratch = "decoder" in (CONF / "model" / f"{choice}.yaml").read_text()
+        scratch = re.search(r"\[(decoder|recipe)\b|- decoder$", (CONF / "model" / f"{choice}.yaml").read_text(), re.M)
         return [] if scratch else ["task=prompting", *(named or [])]
     if group == "task/data":
         return data_overrides(choice, folder)
@@ -140,6 +140,8 @@ def test_every_choice_builds_and_its_yaml_names_every_key(group: str, choice: st
     if choice == "report":
         write_run(tmp_path / "run", {"name": "x"})
         extra = [f"task.runs=[{tmp_path}]"]
+    if choice == "ensemble":
+        extra = ["task.models=[a,b]"]
     if group == "model" and choice == "max_rtx3060":
         extra = ["hardware=rtx3060"]
     config = composed(f"{AT.get(group, group)}={choice}", *extra, *with_a_pretrained_model(group, choice, tmp_path))

@@ -62,7 +62,7 @@ def test_the_rest_of_hydra_works() -> None:
         ("task/dataset=sst2", "task/dataset: is task/data now. Write task/data=…"),
         ("task.dataset.name=x", "is task.data.name now"),
         ("trainer=debug", "trainer=debug: is debug=default now"),
-        ("width=3", "variables of your own go below vars"),
+        ("zzyzx=3", "variables of your own go below vars"),
         ("task.seed=3", "Write seed=…"),
         ("model.n_heads=[", "is not written as Hydra reads it"),
         (

@@ -38,7 +38,7 @@ def reported(folder: Path, *patterns: str) -> Page:
 
 
 def leaves(tree: Any, key: str = "") -> Iterator[tuple[str, Any]]:
-    if isinstance(tree, dict):
+    if isinstance(tree, dict) and tree:
         for name, value in tree.items():
             yield from leaves(value, f"{key}.{name}" if key else name)
     else:
@@ -135,6 +135,7 @@ def test_every_setting_is_either_a_column_or_the_same_for_all(tmp_path: Path) ->
     assert same["model.use_attention_sinks"] == "false"
     assert same["model.moe"] == "null"
     assert same["trainer.optimizer"] == "Muon"
+    assert same["model.residual"] == "{}"
 
 
 def test_parts_of_different_kinds_are_named_and_their_own_settings_kept_apart(tmp_path: Path) -> None:
