@@ -38,6 +38,8 @@ class DecoderBlock(nn.Module):
             self.ffn = FeedForward(config.ffn, config.d_model, config.ffn_size, config.ffn_dropout)
         else:
             self.ffn = MoE(config.moe, config.ffn, config.d_model, config.expert_size)
+        # Looking a module up takes longer than most blocks have parts.
+        self._stream, self._branches = self.residual.each, self.branches.each
 
     def forward(
         self,
@@ -50,7 +52,7 @@ class DecoderBlock(nn.Module):
         """x: (B, T, d_model); carried: what the blocks before handed on; expert_load: as in `MoE.route`. Returns the
         new residual stream, with experts how tokens were routed, and what is handed on."""
         carried = dict(carried)
-        for part, weights in self.residual.each:
+        for part, weights in self._stream:
             x = part.enter(weights, x, carried, self.layer, self.n_layers)
         attended = self.attention(self._read(self.attention_norm(x), carried, "attention"), plan, carried, cache)
         x = x + F.dropout(attended, self.dropout, self.training)
@@ -60,12 +62,12 @@ class DecoderBlock(nn.Module):
         else:
             fed = self.ffn(normed)
         x = x + F.dropout(fed, self.dropout, self.training)
-        for part, weights in self.residual.each:
+        for part, weights in self._stream:
             part.leave(weights, x, carried, self.layer, self.n_layers)
         return x, routing, carried
 
     def _read(self, normed: Tensor, carried: Carried, branch: Branch) -> Tensor:
         """What a branch reads of the normed stream (B, T, d_model)."""
-        for part, weights in self.branches.each:
+        for part, weights in self._branches:
             normed = part.read(weights, normed, carried, branch, self.layer)
         return normed

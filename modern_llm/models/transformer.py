@@ -60,9 +60,10 @@ class ModernDecoderLM(nn.Module):
         super().__init__()
         if config.vocab_size is None:
             raise ValueError("model.vocab_size=None: not known yet. Call config.with_vocab_size(tokenizer size) first.")
-        self.config, self.views = config, config.views
+        self.config, views = config, config.views
         self.looks_back = bool(config.embedding or config.branches)
-        self.distinct_views = list(dict.fromkeys(self.views))
+        self.distinct_views = list(dict.fromkeys(views))
+        self.view_of_layer = [self.distinct_views.index(view) for view in views]
         self.embedding = nn.Embedding(config.vocab_size, config.d_model)
         self.embedding_parts = Parts(config.embedding, config.sizes)
         self.rotary = Rotary(config.rope, config.head_size, config.max_seq_len)
@@ -104,11 +105,11 @@ class ModernDecoderLM(nn.Module):
         other numbers for continuations of it, none of which sees another; `expert_load` (layers, experts): shares in
         the whole batch, of which this is a part."""
         tokens, dtype = input_ids.shape[1], compute_dtype(self.head.weight)
-        plans = {}
+        plans = []
         for view in self.distinct_views:
             held = None if cache is None else cache.of(view)
             marks = (attention_mask, document_ids, held, branch_ids)
-            plans[view] = plan_attention(view, self.rotary, tokens, *marks, dtype)
+            plans.append(plan_attention(view, self.rotary, tokens, *marks, dtype))
         x = self.embedding(input_ids)  # (B, T, d_model)
         before = Predecessors(attention_mask, document_ids, branch_ids, cache) if self.looks_back else None
         for part, weights in self.embedding_parts.each:
@@ -117,7 +118,7 @@ class ModernDecoderLM(nn.Module):
         carried: Carried = {"input_ids": input_ids, "embedded": x, "before": before}
         routings = []
         for layer, block in enumerate(self.blocks):
-            plan = plans[self.views[layer]]
+            plan = plans[self.view_of_layer[layer]]
             load = None if expert_load is None else expert_load[layer]
             if self.activation_checkpointing and self.training and cache is None:
                 x, routing, carried = checkpoint(block, x, plan, carried, None, load, use_reentrant=False)
@@ -129,8 +130,8 @@ class ModernDecoderLM(nn.Module):
         for part, weights in self.residual.each:
             x = part.end(weights, x, carried)
         if cache is not None:
-            for part in cache.parts:
-                part.advance(tokens, plans[part.view].real, plans[part.view].positions)
+            for view, plan in zip(self.distinct_views, plans, strict=True):
+                cache.of(view).advance(tokens, plan.real, plan.positions)
         output = ModelOutput(F.dropout(self.final_norm(x), self.output_dropout, self.training), cache=cache)
         if self.config.moe is not None:
             balance = torch.stack([r.balance_loss for r in routings]).mean()

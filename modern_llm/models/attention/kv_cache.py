@@ -243,6 +243,7 @@ class DecoderCache:
 
     def _index(self) -> None:
         self._places = {layer: (part, i) for part in self.parts for i, layer in enumerate(part.layers)}
+        self._views = {part.view: part for part in self.parts}
 
     @property
     def length(self) -> int:
@@ -251,7 +252,7 @@ class DecoderCache:
 
     def of(self, view: AttentionView) -> KVCache:
         """The cache of the layers that see `view`."""
-        return next(part for part in self.parts if part.view == view)
+        return self._views[view]
 
     def extend(self, layer: int, keys: Tensor, values: Tensor, sink_turn: Rotation | None) -> tuple[Tensor, Tensor]:
         """`KVCache.extend` for a layer of the model."""

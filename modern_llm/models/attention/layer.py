@@ -40,6 +40,7 @@ class Attention(nn.Module):
         self.heads = Parts(config.heads, config.sizes, layer)
         sinks = config.active_sinks
         self.sinks = None if sinks is None else sinks.build(self.n_heads, self.n_kv_heads, self.head_dim)
+        self._values, self._gates = self.values.each, self.heads.each
 
     def forward(
         self,
@@ -61,7 +62,7 @@ class Attention(nn.Module):
             q, k, v, plan.mask, causal, self.scale, self.attention_dropout if self.training else 0.0
         )  # (B, T, H, D)
         out = out[:, -T:, :, : self.head_dim]
-        for part, weights in self.heads.each:
+        for part, weights in self._gates:
             out = part.apply(weights, out, x)
         return self.o_proj(out.reshape(B, T, -1))
 
@@ -75,7 +76,7 @@ class Attention(nn.Module):
         """Queries (B, T, H, D) and everything that they attend to, (B, S + n, Hkv, D): learned sinks, what is cached,
         and the new tokens. Their width is that of a head or, where the sinks need more columns, larger."""
         qk, v = self._project(x)
-        for part, weights in self.values.each if carried is not None else ():
+        for part, weights in self._values if carried is not None else ():
             v = part.mix(weights, v, x, carried, self.layer)
         q, k = rotate(qk, plan.rotation).split([self.n_heads, self.n_kv_heads], dim=2)
         if cache is not None:
