@@ -37,6 +37,7 @@ from modern_llm.defaults import CONFIG_FOLDER
 from modern_llm.evaluation.perplexity import windows
 from modern_llm.models import ModernDecoderLM
 from modern_llm.objectives.language_modeling import LanguageModeling
+from modern_llm.training.averaged import AveragedWeights
 
 RECORD = Path("outputs/benchmarks/recipe.jsonl")
 T_95 = {2: 12.71, 3: 4.30, 4: 3.18, 5: 2.78, 6: 2.57, 8: 2.36, 10: 2.26}  # two-sided, by the number of pairs
@@ -76,6 +77,7 @@ def ours(task: Any, vocab_size: int, steps: int, seed: int, rate: float) -> Riva
     model = ModernDecoderLM(task.model.with_vocab_size(vocab_size)).train()
     settings, objective = task.trainer, LanguageModeling()
     optimizer = settings.optimizer.build(model)
+    averaged = AveragedWeights(settings.average, model)
 
     def step(batch: dict[str, Tensor], number: int) -> None:
         output = objective(model, batch)
@@ -85,6 +87,9 @@ def ours(task: Any, vocab_size: int, steps: int, seed: int, rate: float) -> Riva
         settings.optimizer.adjust(optimizer, factor, number / max(steps - 1, 1))
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
+        averaged.take(number + 1, number / max(steps - 1, 1))
+        if number + 1 == steps:
+            averaged.settle()
 
     def nll(ids: Tensor, labels: Tensor) -> Tensor:
         logits = model(ids).logits
