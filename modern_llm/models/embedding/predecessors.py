@@ -102,13 +102,30 @@ def _taken(wide: Tensor, places: Tensor) -> Tensor:
 
 
 def _last_before(given: Tensor, real: Tensor | None, document_ids: Tensor | None, branch_ids: Tensor | None) -> Tensor:
-    """(B, T) index of the last real token before each one that belongs to the same text; -1 where there is none."""
-    index = torch.arange(given.shape[1], device=given.device)
-    follows = (index < index[:, None])[None]  # (1 or B, T, T)
-    if real is not None:
-        follows = follows & real[:, None]
+    """(B, T) index of the last real token before each one that belongs to the same text; -1 where there is none.
+
+    Documents and branches stand together, and a branch behind its trunk: it is the last real token of all, or the last
+    one of the trunk.
+    """
+    index = torch.arange(given.shape[1], device=given.device).expand(given.shape)
+    eligible = torch.ones_like(given, dtype=torch.bool) if real is None else real
+    last = _latest(index, eligible)
     if document_ids is not None:
-        follows = follows & (document_ids[:, None] == document_ids[:, :, None])
-    if branch_ids is not None:
-        follows = follows & ((branch_ids[:, None] == branch_ids[:, :, None]) | (branch_ids[:, None] == 0))
-    return torch.where(follows, index, -1).amax(dim=-1).expand(given.shape)
+        last = torch.where(_same(document_ids, last), last, -1)
+    if branch_ids is None:
+        return last
+    trunk = _latest(index, eligible & (branch_ids == 0))
+    if document_ids is not None:
+        trunk = torch.where(_same(document_ids, trunk), trunk, -1)
+    return torch.where(_same(branch_ids, last), last, trunk)
+
+
+def _latest(index: Tensor, eligible: Tensor) -> Tensor:
+    """(B, T) the largest index in front of each place at which `eligible`; -1 where there is none."""
+    up_to = torch.where(eligible, index, -1).cummax(dim=1).values
+    return F.pad(up_to[:, :-1], (1, 0), value=-1)
+
+
+def _same(marks: Tensor, index: Tensor) -> Tensor:
+    """(B, T) whether each place has the mark (B, T) of the place at index, which is none where it is -1."""
+    return (marks.gather(1, index.clamp(min=0)) == marks) & (index >= 0)

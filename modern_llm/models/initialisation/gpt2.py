@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from modern_llm.checks import require
 from modern_llm.defaults import Defaults
 from modern_llm.models.initialisation.scheme import InitScheme
 
@@ -21,9 +20,6 @@ class GPT2Init(InitScheme):
     """
 
     std: float = _DEFAULTS("std")
-
-    def __post_init__(self) -> None:
-        require(self.std > 0, "model.init.std", self.std, "must be above 0", "Use 0.02")
 
     def embedding(self, d_model: int) -> float:
         return self.std

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 
-from modern_llm.checks import require
 from modern_llm.defaults import Defaults
 from modern_llm.models.initialisation.scheme import InitScheme
 
@@ -26,10 +25,6 @@ class MuPInit(InitScheme):
     embedding_std: float = _DEFAULTS("embedding_std")
     inner_gain: float = _DEFAULTS("inner_gain")
     head_gain: float = _DEFAULTS("head_gain")
-
-    def __post_init__(self) -> None:
-        for key, value in asdict(self).items():
-            require(value > 0, f"model.init.{key}", value, "must be above 0", "Use 1")
 
     def embedding(self, d_model: int) -> float:
         return self.embedding_std

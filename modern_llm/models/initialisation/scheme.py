@@ -3,13 +3,19 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+
+from modern_llm.checks import require
 
 
 @dataclass(frozen=True)
 class InitScheme(ABC):
     """Normal weights, whose standard deviations depend on their place. A new scheme is a class in a file of this folder
-    and its file in `conf/model/init/`."""
+    and its file in `conf/model/init/`. All its settings are above 0."""
+
+    def __post_init__(self) -> None:
+        for key, value in asdict(self).items():
+            require(value > 0, f"model.init.{key}", value, "must be above 0", "Raise it")
 
     @abstractmethod
     def embedding(self, d_model: int) -> float:

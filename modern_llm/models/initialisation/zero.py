@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 
-from modern_llm.checks import require
 from modern_llm.defaults import Defaults
 from modern_llm.models.initialisation.scheme import InitScheme
 
@@ -25,10 +24,6 @@ class ZeroInit(InitScheme):
     embedding_std: float = _DEFAULTS("embedding_std")
     head_std: float = _DEFAULTS("head_std")
     inner_gain: float = _DEFAULTS("inner_gain")
-
-    def __post_init__(self) -> None:
-        for key, value in asdict(self).items():
-            require(value > 0, f"model.init.{key}", value, "must be above 0", "Use 1")
 
     def embedding(self, d_model: int) -> float:
         return self.embedding_std
