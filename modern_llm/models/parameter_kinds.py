@@ -13,4 +13,3 @@ VECTORS = "vectors"  # norms, biases, sinks
 SCALARS = "scalars"  # factors on the residual stream or on a whole layer
 
 KINDS = (MATRICES, EMBEDDINGS, HEADS, GATES, VECTORS, SCALARS)
-MULTIPLIED = (MATRICES, HEADS, GATES)  # with every token: what floating-point operations are counted by

@@ -30,9 +30,6 @@ class UNetSkips(ResidualPart):
     def weights(self, sizes: Sizes, layer: int) -> dict[str, Weight]:
         return {"weight": Weight((), SCALARS, self.weight)} if 2 * layer >= sizes.n_layers + sizes.n_layers % 2 else {}
 
-    def kept_per_token(self, sizes: Sizes, layer: int) -> int:
-        return 0  # what is skipped is kept by the blocks in any case
-
     def check(self, sizes: Sizes) -> None:
         require(sizes.n_layers >= 2, "model.residual.unet", sizes.n_layers, "needs at least 2 blocks to skip between",
                 "Raise model.n_layers, or leave it out: model/residual=plain")  # fmt: skip
