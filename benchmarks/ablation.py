@@ -18,13 +18,7 @@ from statistics import mean
 
 import torch
 from harness import Runs, print_table
-from hydra import compose, initialize_config_dir
-from recipe import contiguous, interval, ours, validation_loss
-
-from modern_llm.config.instantiate import build
-from modern_llm.data.text.packing import PackedStream
-from modern_llm.data.text.tokens import tokenise
-from modern_llm.defaults import CONFIG_FOLDER
+from recipe import interval, trained_default
 
 PLAIN = ["model/ffn=swiglu", "model/embedding=plain", "model/branches=plain", "model/values=plain", "model/init=gpt2",
          "model.qk_gain=true", "model.attention_scale=1.0", "model.tie_embeddings=true", "trainer/optimizer=muon",
@@ -93,16 +87,7 @@ def main() -> None:
         key = {"overrides": [*options.base, *overrides], "steps": steps, "seed": seed}
         known = record.find(key)
         if known is None:
-            with initialize_config_dir(str(CONFIG_FOLDER), version_base="1.3"):
-                task = build(compose("config", overrides=["name=x", *key["overrides"]]).task)
-            places = (task.paths.cache_folder, task.paths.mirror)
-            tokenizer = task.tokenizer.prepare(task.data, *places)
-            train, held_out = (tokenise(task.data, split, tokenizer, *places) for split in ("train", "validation"))
-            stream = PackedStream(train, task.model.max_seq_len, task.trainer.batch_size, seed)
-            rival = ours(task, tokenizer.vocab_size, steps, seed, 1.0)
-            for number in range(steps):
-                rival.step(contiguous(next(stream)), number)
-            known = key | {"loss": validation_loss(rival, held_out, task.model.max_seq_len)}
+            known = key | {"loss": trained_default(key["overrides"], steps, seed)}
             record.add(known)
             print(f"{' '.join(overrides)}, {steps} steps, seed {seed}: {known['loss']:.4f}", file=sys.stderr)
         return float(known["loss"])

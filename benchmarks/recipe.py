@@ -175,6 +175,20 @@ def validation_loss(rival: Rival, corpus: TokenCorpus, length: int) -> float:
     return total / count
 
 
+def trained_default(overrides: list[str], steps: int, seed: int) -> float:
+    """Validation loss of the default with some overrides, trained for `steps` on one thread."""
+    with initialize_config_dir(str(CONFIG_FOLDER), version_base="1.3"):
+        task = build(compose("config", overrides=["name=x", *overrides]).task)
+    places = (task.paths.cache_folder, task.paths.mirror)
+    tokenizer = task.tokenizer.prepare(task.data, *places)
+    train, held_out = (tokenise(task.data, split, tokenizer, *places) for split in ("train", "validation"))
+    stream = PackedStream(train, task.model.max_seq_len, task.trainer.batch_size, seed)
+    rival = ours(task, tokenizer.vocab_size, steps, seed, 1.0)
+    for number in range(steps):
+        rival.step(contiguous(next(stream)), number)
+    return validation_loss(rival, held_out, task.model.max_seq_len)
+
+
 def contiguous(batch: dict[str, Tensor]) -> dict[str, Tensor]:
     """The peers view their targets flat."""
     return {name: tensor.contiguous() for name, tensor in batch.items()}

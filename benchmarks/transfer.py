@@ -17,13 +17,7 @@ from typing import Any
 
 import torch
 from harness import Runs, print_table
-from hydra import compose, initialize_config_dir
-from recipe import contiguous, ours, validation_loss
-
-from modern_llm.config.instantiate import build
-from modern_llm.data.text.packing import PackedStream
-from modern_llm.data.text.tokens import tokenise
-from modern_llm.defaults import CONFIG_FOLDER
+from recipe import trained_default
 
 FOLDER = Path("outputs/benchmarks")
 
@@ -79,17 +73,8 @@ def main() -> None:
                 key = {"shape": shape, "recipe": options.recipe, "steps": options.steps, "seed": options.seed}
                 known = record.find(key)
                 if known is None:
-                    with initialize_config_dir(str(CONFIG_FOLDER), version_base="1.3"):
-                        task = build(compose("config", overrides=["name=x", *options.recipe, *shape]).task)
-                    places = (task.paths.cache_folder, task.paths.mirror)
-                    tokenizer = task.tokenizer.prepare(task.data, *places)
-                    train, held_out = (tokenise(task.data, s, tokenizer, *places) for s in ("train", "validation"))
-                    length = task.model.max_seq_len
-                    stream = PackedStream(train, length, task.trainer.batch_size, options.seed)
-                    rival = ours(task, tokenizer.vocab_size, options.steps, options.seed, 1.0)
-                    for number in range(options.steps):
-                        rival.step(contiguous(next(stream)), number)
-                    known = key | {"loss": validation_loss(rival, held_out, length)}
+                    loss = trained_default([*options.recipe, *shape], options.steps, options.seed)
+                    known = key | {"loss": loss}
                     record.add(known)
                 print(f"{depth} layers x {width}, rate {rate:g}: {known['loss']:.4f}", file=sys.stderr)
                 curves.setdefault((width, depth), []).append(float(known["loss"]))

@@ -35,6 +35,15 @@ class _RMSNorm(torch.autograd.Function):
         return grad_normed.addcmul_(normed, mean, value=-1).mul_(scale).to(x.dtype), grad_weight, None
 
 
+def rms_norm(x: Tensor, weight: Tensor | None, eps: float) -> Tensor:
+    """`RMSNorm` as a function; weight None: none."""
+    if torch.is_grad_enabled() and not has_fused_rms_norm(x):
+        return _RMSNorm.apply(x, weight, eps)
+    exact = torch.promote_types(x.dtype if weight is None else weight.dtype, torch.float32)
+    weight = None if weight is None else weight.to(exact)
+    return F.rms_norm(x.to(exact), x.shape[-1:], weight, eps).to(x.dtype)
+
+
 class RMSNorm(nn.Module):
     """y = x / sqrt(mean(x^2) + eps) * weight over the last dimension (eq. 4), with or without the weight; any leading
     shape.
@@ -53,8 +62,4 @@ class RMSNorm(nn.Module):
         self.eps = eps
 
     def forward(self, x: Tensor) -> Tensor:
-        if torch.is_grad_enabled() and not has_fused_rms_norm(x):
-            return _RMSNorm.apply(x, self.weight, self.eps)
-        exact = torch.promote_types(x.dtype if self.weight is None else self.weight.dtype, torch.float32)
-        weight = None if self.weight is None else self.weight.to(exact)
-        return F.rms_norm(x.to(exact), x.shape[-1:], weight, self.eps).to(x.dtype)
+        return rms_norm(x, self.weight, self.eps)

@@ -144,6 +144,17 @@ def named_model(name: str) -> PretrainedChoice:
     return ModelFromRun(name, FullFinetuning()) if ours else PretrainedModel(name, FullFinetuning())
 
 
+def named_models(names: list[str]) -> dict[str, PretrainedChoice]:
+    """What several names mean, by what the models are called: the ends of their paths, as long as these differ.
+
+    Raises:
+        ValueError: an empty name.
+    """
+    ends = [Path(name).name for name in names]
+    called = ends if len({*ends}) == len(ends) else names
+    return {name: named_model(given) for name, given in zip(called, names, strict=True)}
+
+
 def find_checkpoints(folder: Path) -> list[Path]:
     """Every checkpoint below a folder, torn and half-written ones included, by run and then by step."""
     if (folder / "manifest.json").is_file():

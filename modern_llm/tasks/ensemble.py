@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from modern_llm.checks import require
 from modern_llm.data.text.sources import PythonDocs, Source, Split
 from modern_llm.defaults import Defaults
 from modern_llm.experiment.contract import Paths, RunFolder, say
-from modern_llm.pretrained.settings import PretrainedChoice, named_model
+from modern_llm.pretrained.settings import PretrainedChoice, named_models
 from modern_llm.training.settings import Hardware
 
 if TYPE_CHECKING:
@@ -62,13 +61,7 @@ class Ensemble:
             require(value is None or value >= 1, f"task.{key}", value, "must be at least 1", "Raise it, or use null")
         require(self.split in self.data.splits(), "task.split", self.split, "is no split of this text",
                 f"Choose among {', '.join(self.data.splits())}")  # fmt: skip
-        self._choices()
-
-    def _choices(self) -> dict[str, PretrainedChoice]:
-        """Models by what they are called: the ends of their paths, as long as these differ."""
-        ends = [Path(name).name for name in self.models]
-        names = ends if len({*ends}) == len(ends) else self.models
-        return {name: named_model(given) for name, given in zip(names, self.models, strict=True)}
+        named_models(self.models)
 
     def run(self, folder: RunFolder) -> dict[str, float]:
         """Measure. Returns the figures of the ensemble, and the mean loss of its members."""
@@ -79,7 +72,7 @@ class Ensemble:
         from modern_llm.training.runtime import Runtime
 
         runtime = Runtime(self.hardware)
-        choices = self._choices()
+        choices = named_models(self.models)
         context = self.context or self._shortest(choices, runtime)
         stride = min(self.stride or context, context)
         rows: list[dict[str, Any]] = []

@@ -14,7 +14,7 @@ from modern_llm.defaults import Defaults
 from modern_llm.experiment.contract import Paths, RunFolder, require_pretrained, say, tell_paths
 from modern_llm.models.attention.sinks import StreamingSinks
 from modern_llm.models.config import ModernLLMConfig
-from modern_llm.pretrained.settings import ModelFromRun, PretrainedChoice, PretrainedModel, named_model
+from modern_llm.pretrained.settings import ModelFromRun, PretrainedChoice, PretrainedModel, named_models
 from modern_llm.training.settings import Hardware
 
 if TYPE_CHECKING:
@@ -97,9 +97,7 @@ class LongContext:
             assert not isinstance(self.model, ModernLLMConfig)
             named = [self.model.path if isinstance(self.model, ModelFromRun) else self.model.name]
             return {Path(named[0]).name: self.model}
-        ends = [Path(name).name for name in self.models]
-        names = ends if len({*ends}) == len(ends) else self.models
-        return {name: named_model(given) for name, given in zip(names, self.models, strict=True)}
+        return named_models(self.models)
 
     def run(self, folder: RunFolder) -> dict[str, float]:
         """Read with every model under every policy, and tell what came out. Returns the losses by length."""

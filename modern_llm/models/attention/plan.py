@@ -17,7 +17,7 @@ from torch.nn import functional as F
 
 from modern_llm.models.attention.kv_cache import KVCache
 from modern_llm.models.attention.layers import AttentionView
-from modern_llm.models.attention.rotary import Rotary, Rotation
+from modern_llm.models.attention.rotary import NoRotation, Rotary, Rotation
 from modern_llm.models.kernels import additive_mask
 
 
@@ -87,34 +87,34 @@ def plan_attention(
         ValueError: documents or branches with a cache; padding in a cache that evicts, where it stands behind a
             text's first token or the sinks are tokens of the text.
     """
-    rotary = rotary if view.rotary else rotary.switched_off
+    turning = rotary if view.rotary else rotary.switched_off
     past = cache.length if cache is not None else 0
     padded = attention_mask is not None or (cache is not None and cache.real is not None)
     packed = document_ids is not None or branch_ids is not None
     if cache is not None and packed:
         raise ValueError("document_ids cannot be combined with a cache. Prefill the documents one by one.")
     if not padded and not packed and past == 0 and tokens <= view.reach(tokens):
-        return AttentionPlan(rotary.span(0, tokens), causal=tokens > 1)
+        return AttentionPlan(turning.span(0, tokens), causal=tokens > 1)
     if cache is not None and padded:
         _check_padding(cache, attention_mask)
     if cache is not None and past and tokens == 1:
-        return _plan_decoding(view, rotary, cache, attention_mask, dtype)
+        return _plan_decoding(view, turning, cache, attention_mask, dtype)
 
-    new = keys = _new_tokens(rotary, tokens, past, cache, attention_mask, document_ids, branch_ids)
+    new = keys = _new_tokens(turning, tokens, past, cache, attention_mask, document_ids, branch_ids)
     if cache is not None and past:
         keys = _with_held(cache, new)
     visible = _visible(view, new, keys)
     if branch_ids is not None:
         visible = visible & sees_branch(branch_ids)
     longest = past + tokens
-    plan = AttentionPlan(rotary.at(new.positions, longest), causal=False, visible=visible)
+    plan = AttentionPlan(turning.at(new.positions, longest), causal=False, visible=visible)
     plan.mask = _mask(view, visible, dtype)
     if padded and new.documents is not None:
         plan.real, plan.positions = new.documents >= 0, new.positions
     if view.sinks_move(longest):
         last_place = view.reach(longest) - 1
         columns = F.pad(keys.positions < view.kept_tokens, (view.learned_rows, 0), value=True)
-        plan.sink_view = SinkView(rotary.at(new.positions.clamp(max=last_place), longest), columns)
+        plan.sink_view = SinkView(turning.at(new.positions.clamp(max=last_place), longest), columns)
     return plan
 
 
@@ -142,7 +142,7 @@ def plan_encoding(
 
 
 def _plan_decoding(
-    view: AttentionView, rotary: Rotary, cache: KVCache, attention_mask: Tensor | None, dtype: torch.dtype
+    view: AttentionView, rotary: Rotary | NoRotation, cache: KVCache, attention_mask: Tensor | None, dtype: torch.dtype
 ) -> AttentionPlan:
     """One new token sees everything that is held, which is what the window leaves, but for padding."""
     past, last_place = cache.length, view.reach(cache.length + 1) - 1
@@ -168,7 +168,7 @@ def _plan_decoding(
 
 
 def _new_tokens(
-    rotary: Rotary,
+    rotary: Rotary | NoRotation,
     tokens: int,
     past: int,
     cache: KVCache | None,

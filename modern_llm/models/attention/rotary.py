@@ -53,11 +53,9 @@ class Rotary(nn.Module):
         self.register_buffer("sin", sin, persistent=False)
 
     @property
-    def switched_off(self) -> Rotary:
-        """For layers without positions: on the same device, and turning nothing."""
-        other = Rotary(NoRope(), 2, 0)
-        other.cos = other.sin = self.cos[:0]
-        return other
+    def switched_off(self) -> NoRotation:
+        """For layers without positions."""
+        return NoRotation(self.cos)
 
     def _angles(self, start: int, stop: int, device: torch.device | None = None) -> tuple[Tensor, Tensor]:
         # A table may outlive the inference mode that it was first needed in, and training must be able to use it.
@@ -97,3 +95,18 @@ class Rotary(nn.Module):
         if rotation is None:
             return None
         return Rotation(rotation.cos / self.attention_factor, rotation.sin / self.attention_factor)
+
+
+class NoRotation(NamedTuple):
+    """What layers without positions have in place of `Rotary`; it turns nothing."""
+
+    cos: Tensor  # of the model, for its device
+
+    def span(self, start: int, stop: int) -> None:
+        """No rotation."""
+
+    def at(self, positions: Tensor, longest: int) -> None:
+        """No rotation."""
+
+    def without_factor(self, rotation: Rotation | None) -> None:
+        """No rotation."""

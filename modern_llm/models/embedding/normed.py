@@ -32,6 +32,6 @@ class NormedEmbedding(EmbeddingPart):
         require(self.eps > 0, "model.embedding.normed.eps", self.eps, "must be above 0", "Use 1e-6")
 
     def apply(self, weights: Any, x: Tensor, before: Predecessors) -> Tensor:
-        from torch.nn import functional as F
+        from modern_llm.models.norm import rms_norm
 
-        return F.rms_norm(x, x.shape[-1:], eps=self.eps)
+        return rms_norm(x, None, self.eps)

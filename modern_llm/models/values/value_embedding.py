@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
@@ -43,13 +44,13 @@ class ValueEmbedding(ValuePart):
         gate = {"gate": Weight((sizes.n_kv_heads, self.gate_channels), GATES)} if self.gate_channels else {}
         return {**self.brings(sizes), **gate}
 
+    @abstractmethod
     def brings(self, sizes: Sizes) -> dict[str, Weight]:
         """The weight that e_l comes from."""
-        raise NotImplementedError
 
+    @abstractmethod
     def brought(self, weights: Any, carried: Carried) -> Tensor:
         """e_l, (B, T, Hkv D)."""
-        raise NotImplementedError
 
     def kept_per_token(self, sizes: Sizes, layer: int) -> int:
         if not in_layers(self.layers, layer, sizes.n_layers) or not self.gate_channels:
