@@ -2,11 +2,12 @@
 
 python benchmarks/recipe.py --nanochat FOLDER [--nanogpt FOLDER] [--steps 160 480] [--seeds 1 2 3 4 5]
 
-All train on the same batches in the same order and are measured on the same validation tokens, in fp32, nothing
-compiled. A peer is read from a folder that holds a snapshot of its repository; it trains by its own rules at its own
-rates and at multiples of them, of which the best counts. Ours gets `--share` of the steps, with a schedule that ends
-there: where it is then no worse than the peer, it needed that share of the tokens. Each run is a line in
-outputs/benchmarks/recipe.jsonl and is not done again. Seconds are the median step of each, taken in turns.
+All train on the same batches in the same order and are measured on the same validation tokens, nothing compiled, in
+fp32 or with `--precision bf16` (each with bf16 products in its own way). A peer is read from a folder that holds a
+snapshot of its repository; it trains by its own rules at its own rates and at multiples of them, of which the best
+counts. Ours gets `--share` of the steps, with a schedule that ends there: where it is then no worse than the peer, it
+needed that share of the tokens. Each run is a line in outputs/benchmarks/recipe.jsonl and is not done again. Seconds
+are the median step of each, taken in turns.
 """
 
 from __future__ import annotations
@@ -22,7 +23,6 @@ from statistics import mean, stdev
 from typing import Any
 
 os.environ["TORCHDYNAMO_DISABLE"] = "1"  # nanochat decorates its optimiser: all are compiled, or none
-os.environ["NANOCHAT_DTYPE"] = "float32"
 
 import torch
 from harness import Runs, interleave, print_table
@@ -40,6 +40,7 @@ from modern_llm.objectives.language_modeling import LanguageModeling
 from modern_llm.training.averaged import AveragedWeights
 
 RECORD = Path("outputs/benchmarks/recipe.jsonl")
+NANOCHAT_DTYPES = {"fp32": "float32", "bf16": "bfloat16"}
 T_95 = {2: 12.71, 3: 4.30, 4: 3.18, 5: 2.78, 6: 2.57, 8: 2.36, 10: 2.26}  # two-sided, by the number of pairs
 
 
@@ -71,7 +72,12 @@ class Rival:
         return sum(p.numel() for i, p in {**embeddings, **own}.items() if i not in linear)
 
 
-def ours(task: Any, vocab_size: int, steps: int, seed: int, rate: float) -> Rival:
+def bf16_products(precision: str) -> torch.autocast:
+    """Products in bf16 where `precision` says so."""
+    return torch.autocast("cpu", torch.bfloat16, enabled=precision == "bf16")
+
+
+def ours(task: Any, vocab_size: int, steps: int, seed: int, precision: str) -> Rival:
     """The default of this project, by the arithmetic of its Trainer."""
     torch.manual_seed(seed)
     model = ModernDecoderLM(task.model.with_vocab_size(vocab_size)).train()
@@ -80,10 +86,11 @@ def ours(task: Any, vocab_size: int, steps: int, seed: int, rate: float) -> Riva
     averaged = AveragedWeights(settings.average, model)
 
     def step(batch: dict[str, Tensor], number: int) -> None:
-        output = objective(model, batch)
+        with bf16_products(precision):
+            output = objective(model, batch)
         output.loss(objective.count(batch), len(batch["input_ids"])).backward()
         nn.utils.clip_grad_norm_(model.parameters(), settings.grad_clip or math.inf)
-        factor = rate * settings.schedule.factor(number, steps)
+        factor = settings.schedule.factor(number, steps)
         settings.optimizer.adjust(optimizer, factor, number / max(steps - 1, 1))
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
@@ -92,7 +99,8 @@ def ours(task: Any, vocab_size: int, steps: int, seed: int, rate: float) -> Riva
             averaged.settle()
 
     def nll(ids: Tensor, labels: Tensor) -> Tensor:
-        logits = model(ids).logits
+        with bf16_products(precision):
+            logits = model(ids).logits.float()
         return F.cross_entropy(logits.flatten(0, 1), labels.flatten(), reduction="none").view(labels.shape)
 
     return Rival(model, step, nll)
@@ -131,7 +139,7 @@ def nanochat(task: Any, vocab_size: int, steps: int, seed: int, rate: float, war
     return Rival(model, step, lambda ids, labels: model(ids, labels, loss_reduction="none").view(labels.shape))
 
 
-def nanogpt(task: Any, vocab_size: int, steps: int, seed: int, rate: float) -> Rival:
+def nanogpt(task: Any, vocab_size: int, steps: int, seed: int, rate: float, precision: str) -> Rival:
     """nanoGPT's model and AdamW with the settings of its smallest recipe; rates times `rate`."""
     from model import GPT, GPTConfig
 
@@ -142,7 +150,9 @@ def nanogpt(task: Any, vocab_size: int, steps: int, seed: int, rate: float) -> R
     warmup = max(round(0.05 * steps), 1)
 
     def step(batch: dict[str, Tensor], number: int) -> None:
-        model(batch["input_ids"], batch["labels"])[1].backward()
+        with bf16_products(precision):
+            loss = model(batch["input_ids"], batch["labels"])[1]
+        loss.backward()
         nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         done = (number - warmup) / max(steps - warmup, 1)
         factor = (number + 1) / warmup if number < warmup else 0.1 + 0.45 * (1 + math.cos(math.pi * done))
@@ -152,7 +162,8 @@ def nanogpt(task: Any, vocab_size: int, steps: int, seed: int, rate: float) -> R
         optimizer.zero_grad(set_to_none=True)
 
     def nll(ids: Tensor, labels: Tensor) -> Tensor:
-        logits = model(ids, labels)[0]
+        with bf16_products(precision):
+            logits = model(ids, labels)[0].float()
         return F.cross_entropy(logits.flatten(0, 1), labels.flatten(), reduction="none").view(labels.shape)
 
     return Rival(model, step, nll)
@@ -175,7 +186,7 @@ def validation_loss(rival: Rival, corpus: TokenCorpus, length: int) -> float:
     return total / count
 
 
-def trained_default(overrides: list[str], steps: int, seed: int) -> float:
+def trained_default(overrides: list[str], steps: int, seed: int, precision: str = "fp32") -> float:
     """Validation loss of the default with some overrides, trained for `steps` on one thread."""
     with initialize_config_dir(str(CONFIG_FOLDER), version_base="1.3"):
         task = build(compose("config", overrides=["name=x", *overrides]).task)
@@ -183,7 +194,7 @@ def trained_default(overrides: list[str], steps: int, seed: int) -> float:
     tokenizer = task.tokenizer.prepare(task.data, *places)
     train, held_out = (tokenise(task.data, split, tokenizer, *places) for split in ("train", "validation"))
     stream = PackedStream(train, task.model.max_seq_len, task.trainer.batch_size, seed)
-    rival = ours(task, tokenizer.vocab_size, steps, seed, 1.0)
+    rival = ours(task, tokenizer.vocab_size, steps, seed, precision)
     for number in range(steps):
         rival.step(contiguous(next(stream)), number)
     return validation_loss(rival, held_out, task.model.max_seq_len)
@@ -211,6 +222,7 @@ def main() -> None:
     parser.add_argument("--share", type=float, default=0.8, help="of the peers' steps that ours gets")
     parser.add_argument("--rates", type=float, nargs="+", default=[0.5, 1.0, 2.0], help="multiples of the peers' rates")
     parser.add_argument("--warmup", type=int, default=40, help="steps that nanochat's rates rise for, its own default")
+    parser.add_argument("--precision", choices=NANOCHAT_DTYPES, default="fp32")
     parser.add_argument("--ours", nargs="*", default=[], help="overrides of the default, such as model.d_model=256")
     parser.add_argument("--only", nargs="*", default=[], help="names of rivals, to divide the work")
     parser.add_argument("--rounds", type=int, default=20, help="steps of each that are timed in turns; 0: none")
@@ -218,6 +230,8 @@ def main() -> None:
     for folder in (options.nanochat, options.nanogpt):
         if folder is not None:
             sys.path.insert(0, str(folder.resolve()))
+    os.environ["NANOCHAT_DTYPE"] = NANOCHAT_DTYPES[options.precision]  # read when nanochat is imported
+    precision = options.precision
     torch.set_num_threads(1)
     with initialize_config_dir(str(CONFIG_FOLDER), version_base="1.3"):
         task = build(compose("config", overrides=["name=recipe", *options.ours]).task)
@@ -226,20 +240,20 @@ def main() -> None:
     train, held_out = (tokenise(task.data, split, tokenizer, cache, mirror) for split in ("train", "validation"))
     V = tokenizer.vocab_size
 
-    make: dict[str, Callable[[int, int], Rival]] = {"ours": lambda steps, seed: ours(task, V, steps, seed, 1.0)}
+    make: dict[str, Callable[[int, int], Rival]] = {"ours": lambda steps, seed: ours(task, V, steps, seed, precision)}
     for rate in options.rates if options.nanochat else []:
         make[f"nanochat x{rate:g}"] = lambda steps, seed, rate=rate: nanochat(
             task, V, steps, seed, rate, options.warmup
         )
     for rate in options.rates if options.nanogpt else []:
-        make[f"nanoGPT x{rate:g}"] = lambda steps, seed, rate=rate: nanogpt(task, V, steps, seed, rate)
+        make[f"nanoGPT x{rate:g}"] = lambda steps, seed, rate=rate: nanogpt(task, V, steps, seed, rate, precision)
 
     record = Runs(RECORD)
     setting = {"ours": options.ours, "warmup": options.warmup, "model": repr(task.model), "trainer": repr(task.trainer)}
 
     def loss_of(name: str, steps: int, seed: int) -> float | None:
         """Final validation loss of a run; None where it is left to another process."""
-        key = {"rival": name, "steps": steps, "seed": seed}
+        key = {"rival": name, "steps": steps, "seed": seed, "precision": precision}
         mine = setting if name == "ours" else {"ours": options.ours, "warmup": options.warmup}
         known = record.find(key | mine)
         if known is not None:
