@@ -1,11 +1,12 @@
 """Each part of the recipe by itself: taken out of the default, and put into the plain decoder.
 
-python benchmarks/ablation.py [--steps 160] [--seeds 1 2 3] [--only canon …]
+python benchmarks/ablation.py [--steps 160] [--seeds 1 2] [--only canon …] [--base task=wikitext2 …]
 
-Each arm is a set of overrides; all arms of a seed see the same batches. The table has the paired difference to its
-baseline in nats per token with a 95 % interval over seeds, and what that is worth in steps: by how much the baseline's
-run would have to be shorter or longer for the same loss, from its own loss at 0.8 x the steps. Each run is a line in
-outputs/benchmarks/ablation.jsonl and is not done again.
+Each arm is a set of overrides; all arms of a seed see the same batches. The table has the difference to the baseline
+in nats per token with its 95 % interval, and what that is worth in steps: by how much the baseline's run would have to
+be shorter or longer for the same loss, from its own loss at 0.8 x the steps. The noise is taken to be the same in all
+arms of a table: it is what remains of the losses without the means of arms and of seeds, so that few seeds of many
+arms tell it well. Each run is a line in outputs/benchmarks/ablation.jsonl and is not done again.
 """
 
 from __future__ import annotations
@@ -16,9 +17,10 @@ import sys
 from pathlib import Path
 from statistics import mean
 
+import numpy as np
 import torch
 from harness import Runs, print_table
-from recipe import interval, trained_default
+from recipe import trained_default
 
 PLAIN = ["model/ffn=swiglu", "model/embedding=plain", "model/branches=plain", "model/values=plain", "model/init=gpt2",
          "model.qk_gain=true", "model.attention_scale=1.0", "model.tie_embeddings=true", "trainer/optimizer=muon",
@@ -73,38 +75,61 @@ ALONE = {
 GROUPS = {"out of the default": ([], WITHOUT), "into the default": ([], WITH), "into the plain decoder": (PLAIN, ALONE)}
 
 
+def half_width(losses: np.ndarray) -> float:
+    """Of the 95 % interval of a difference between two arms (two-way analysis of variance without interaction).
+
+    Args:
+        losses: (arms, seeds).
+    """
+    arms, seeds = losses.shape
+    freedom = (arms - 1) * (seeds - 1)
+    if not freedom:
+        return math.nan
+    noise = losses - losses.mean(axis=1, keepdims=True) - losses.mean(axis=0) + losses.mean()
+    z = 1.959964  # Student's quantile from the normal one (Abramowitz and Stegun 26.7.5)
+    t = z + (z**3 + z) / (4 * freedom) + (5 * z**5 + 16 * z**3 + 3 * z) / (96 * freedom**2)
+    return float(t * math.sqrt(2 * (noise**2).sum() / freedom / seeds))
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--steps", type=int, default=160)
-    parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3])
+    parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2])
     parser.add_argument("--only", nargs="*", default=[], help="names of arms")
+    parser.add_argument("--groups", nargs="*", default=list(GROUPS), choices=list(GROUPS))
+    parser.add_argument("--precision", choices=["fp32", "bf16"], default="fp32")
     parser.add_argument("--base", nargs="*", default=[], help="overrides of all arms, such as model.d_model=256")
     options = parser.parse_args()
     torch.set_num_threads(1)
     record = Runs(Path("outputs/benchmarks/ablation.jsonl"))
 
     def loss(overrides: list[str], steps: int, seed: int) -> float:
-        key = {"overrides": [*options.base, *overrides], "steps": steps, "seed": seed}
+        key = {"overrides": [*options.base, *overrides], "steps": steps, "seed": seed, "precision": options.precision}
         known = record.find(key)
         if known is None:
-            known = key | {"loss": trained_default(key["overrides"], steps, seed)}
+            known = key | {"loss": trained_default(key["overrides"], steps, seed, options.precision)}
             record.add(known)
             print(f"{' '.join(overrides)}, {steps} steps, seed {seed}: {known['loss']:.4f}", file=sys.stderr)
         return float(known["loss"])
 
-    for title, (base, arms) in GROUPS.items():
+    for title in options.groups:
+        base, arms = GROUPS[title]
         arms = {name: changes for name, changes in arms.items() if not options.only or name in options.only}
         if not arms:
             continue
         whole = [loss(base, options.steps, seed) for seed in options.seeds]
         shorter = [loss(base, round(0.8 * options.steps), seed) for seed in options.seeds]
         per_fold = (mean(shorter) - mean(whole)) / math.log(1 / 0.8)  # nats for e times the steps
+        changed = {name: [loss([*base, *changes], options.steps, seed) for seed in options.seeds]
+                   for name, changes in arms.items()}  # fmt: skip
+        half = half_width(np.array([whole, *changed.values()]))
         rows = [["baseline", f"{mean(whole):.4f}", "", ""]]
-        for name, changes in arms.items():
-            changed = [loss([*base, *changes], options.steps, seed) for seed in options.seeds]
-            difference = [a - b for a, b in zip(changed, whole, strict=True)]
-            rows.append([name, f"{mean(changed):.4f}", interval(difference),
-                         f"{100 * (math.exp(-mean(difference) / per_fold) - 1):+.0f} %"])  # fmt: skip
+        for name, losses in changed.items():
+            difference = mean(losses) - mean(whole)
+            low, high = (100 * (math.exp(-(difference + side) / per_fold) - 1) for side in (half, -half))
+            rows.append(
+                [name, f"{mean(losses):.4f}", f"{difference:+.3f} ± {half:.3f}", f"{low:+.0f} to {high:+.0f} %"]
+            )
         print_table(f"{title}: {options.steps} steps, {len(options.seeds)} seeds",
                     ["", "nats per token", "difference", "worth in steps"], rows)  # fmt: skip
 

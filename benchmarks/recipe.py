@@ -193,7 +193,8 @@ def trained_default(overrides: list[str], steps: int, seed: int, precision: str 
     places = (task.paths.cache_folder, task.paths.mirror)
     tokenizer = task.tokenizer.prepare(task.data, *places)
     train, held_out = (tokenise(task.data, split, tokenizer, *places) for split in ("train", "validation"))
-    stream = PackedStream(train, task.model.max_seq_len, task.trainer.batch_size, seed)
+    stream = PackedStream(train, task.model.max_seq_len, task.trainer.batch_size, seed,
+                          shuffle_documents=task.shuffle_documents)  # fmt: skip
     rival = ours(task, tokenizer.vocab_size, steps, seed, precision)
     for number in range(steps):
         rival.step(contiguous(next(stream)), number)
