@@ -8,6 +8,7 @@ from modern_llm.models.branches.short_convolution import ShortConvolution
 from modern_llm.models.embedding.normed import NormedEmbedding
 from modern_llm.models.embedding.smear import Smear
 from modern_llm.models.heads.gated import GatedHeads
+from modern_llm.models.projections.short_convolution import ProjectionConvolution
 from modern_llm.models.residual.backout import Backout
 from modern_llm.models.residual.scaled import ScaledResidual
 from modern_llm.models.residual.unet import UNetSkips
@@ -22,6 +23,7 @@ PARTS: dict[str, dict[str, Any]] = {
     "backout": {"residual": {"backout": Backout()}},
     "canon": {"branches": {"canon": ShortConvolution(width=3)}},
     "canon of attention": {"branches": {"canon": ShortConvolution(width=4, places="attention")}},
+    "canon of projections": {"projections": {"canon": ProjectionConvolution(width=3)}},
     "value_residual": {"values": {"value_residual": ValueResidual()}},
     "value_table": {"values": {"value_table": ValueTable()}},
     "value_table without a gate": {"values": {"value_table": ValueTable(layers="all", gate_channels=None)}},
@@ -34,6 +36,7 @@ ALL: dict[str, Any] = {
     "embedding": {"normed": NormedEmbedding(), "smear": Smear()},
     "residual": {"scaled": ScaledResidual(), "unet": UNetSkips(), "backout": Backout()},
     "branches": {"canon": ShortConvolution(width=4)},
+    "projections": {"canon": ProjectionConvolution(width=4)},
     "values": {"value_residual": ValueResidual(), "value_table": ValueTable(), "value_projection": ValueProjection()},
     "heads": {"gated": GatedHeads()},
     "qk_norm": True,

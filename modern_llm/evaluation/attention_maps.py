@@ -65,8 +65,7 @@ def _of_our_own(model: ModernDecoderLM, input_ids: Tensor) -> AttentionMaps:
     found: list[Tensor] = []
 
     def look(module: Any, arguments: tuple[Any, ...]) -> None:
-        x, plan = arguments[:2]
-        found.append(module.weights(x, plan)[0].cpu())
+        found.append(module.weights(*arguments[:3])[0].cpu())
 
     blocks: Any = model.blocks
     hooks = [block.attention.register_forward_pre_hook(look) for block in blocks]

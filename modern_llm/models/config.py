@@ -20,6 +20,7 @@ from modern_llm.models.parts.part import (
     EmbeddingPart,
     HeadPart,
     Part,
+    ProjectionPart,
     ResidualPart,
     Sizes,
     ValuePart,
@@ -139,6 +140,7 @@ class ModernLLMConfig:
         embedding: parts between the embedding and the first block, in their order, of `models/embedding`.
         residual: parts of the residual stream, of `models/residual`.
         branches: parts that change what attention and the feed-forward layer read, of `models/branches`.
+        projections: parts that change queries, keys and values, of `models/projections`.
         values: parts that change the values of attention, of `models/values`.
         heads: parts that change what each head gives, of `models/heads`.
         init: the initial weights, one of `models/initialisation`.
@@ -177,6 +179,7 @@ class ModernLLMConfig:
     embedding: Mapping[str, EmbeddingPart] = field(default_factory=dict)
     residual: Mapping[str, ResidualPart] = field(default_factory=dict)
     branches: Mapping[str, BranchPart] = field(default_factory=dict)
+    projections: Mapping[str, ProjectionPart] = field(default_factory=dict)
     values: Mapping[str, ValuePart] = field(default_factory=dict)
     heads: Mapping[str, HeadPart] = field(default_factory=dict)
     init: InitScheme = field(default_factory=GPT2Init)
@@ -249,7 +252,7 @@ class ModernLLMConfig:
     @property
     def parts(self) -> list[Part]:
         """All that declare their own weights."""
-        groups = (self.embedding, self.residual, self.branches, self.values, self.heads)
+        groups = (self.embedding, self.residual, self.branches, self.projections, self.values, self.heads)
         return [part for group in groups for part in group.values()]
 
     @property

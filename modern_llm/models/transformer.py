@@ -61,7 +61,7 @@ class ModernDecoderLM(nn.Module):
         if config.vocab_size is None:
             raise ValueError("model.vocab_size=None: not known yet. Call config.with_vocab_size(tokenizer size) first.")
         self.config, views = config, config.views
-        self.looks_back = bool(config.embedding or config.branches)
+        self.looks_back = bool(config.embedding or config.branches or config.projections)
         self.distinct_views = list(dict.fromkeys(views))
         self.view_of_layer = [self.distinct_views.index(view) for view in views]
         self.embedding = nn.Embedding(config.vocab_size, config.d_model)

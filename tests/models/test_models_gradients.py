@@ -24,6 +24,7 @@ from modern_llm.models.feed_forward.kinds import GeGLU, ReLU2, SwiGLU
 from modern_llm.models.heads.gated import GatedHeads
 from modern_llm.models.initialisation.gpt2 import GPT2Init
 from modern_llm.models.norm import RMSNorm
+from modern_llm.models.projections.short_convolution import ProjectionConvolution
 from modern_llm.models.residual.scaled import ScaledResidual
 from modern_llm.models.values.value_embedding import ValueProjection, ValueTable
 
@@ -45,6 +46,7 @@ BLOCKS = {
     "tabled values": {"values": {"value_table": ValueTable(gate_channels=3)}},
     "short window": {"layers": LayerPattern("S", 3)},
     "canon": {"branches": {"canon": ShortConvolution(3)}},
+    "canon of projections": {"projections": {"canon": ProjectionConvolution(3)}},
     "gated heads": {"heads": {"gated": GatedHeads(channels=3)}},
     "gated heads and logits": {"heads": {"gated": GatedHeads(3)}, "use_attention_sinks": True, "sinks": SinkLogits(),
                                "attention_scale": 0.7},

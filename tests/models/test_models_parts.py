@@ -20,6 +20,7 @@ from modern_llm.models.heads.gated import GatedHeads
 from modern_llm.models.initialisation.mup import MuPInit
 from modern_llm.models.initialisation.zero import ZeroInit
 from modern_llm.models.interop import to_hugging_face
+from modern_llm.models.projections.short_convolution import ProjectionConvolution
 from modern_llm.models.residual.backout import Backout
 from modern_llm.models.residual.scaled import ScaledResidual
 from modern_llm.models.residual.unet import UNetSkips
@@ -34,6 +35,7 @@ NEUTRAL: dict[str, dict[str, Any]] = {
     "unet": {"residual": {"unet": UNetSkips(weight=0.0)}},
     "backout": {"residual": {"backout": Backout(weight=0.0)}},
     "canon": {"branches": {"canon": ShortConvolution()}},
+    "canon of projections": {"projections": {"canon": ProjectionConvolution()}},
     "value_residual": {"values": {"value_residual": ValueResidual(weight=0.0)}},
     "value_table": {"values": {"value_table": ValueTable()}},
     "value_projection": {"values": {"value_projection": ValueProjection()}},
@@ -50,7 +52,7 @@ def test_a_neutral_part_is_the_plain_model_exactly(tiny, token_ids, settings):
     assert not missing.unexpected_keys
     assert missing.missing_keys
     for name, parameter in model.named_parameters():
-        if name.endswith((".table", ".projection")) or ".branches." in name:
+        if name.endswith((".table", ".projection")) or ".branches." in name or ".projections." in name:
             parameter.zero_()
     assert torch.equal(model(ids).logits, plain(ids).logits)
 
@@ -94,7 +96,8 @@ def _by_hand(model: Any, ids: Tensor) -> Tensor:
             x = x + block.residual["unet"].weight * left[L - 1 - layer]
         n, attention = norm(x, block.attention_norm.weight), block.attention
         n = convolved(n, block.branches["canon"].attention)
-        q, k, v = (n @ attention.qkv_proj.weight.T).view(B, T, 3 * H, D).split(H, dim=2)
+        projected = convolved(n @ attention.qkv_proj.weight.T, attention.projections["canon"].kernel)
+        q, k, v = projected.view(B, T, 3 * H, D).split(H, dim=2)
         if layer == 0:
             first = v
         else:
@@ -174,7 +177,7 @@ def test_gradients_equal_finite_differences(loud, token_ids, settings):
     model: Any = loud(ModernDecoderLM(ModernLLMConfig(**(shape | settings)))).double()
     ids, labels = token_ids(1, 5) % 7, token_ids(1, 5, seed=2) % 7
     # What the plain model has already is tested with the blocks.
-    new = ("embedding", "residual", "branches", "values", "heads", "head.")
+    new = ("embedding", "residual", "branches", "projections", "values", "heads", "head.")
     named = {n: p for n, p in model.named_parameters() if any(group in n for group in new)}
     names, parameters = tuple(named), tuple(named.values())
 

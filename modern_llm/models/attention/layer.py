@@ -36,11 +36,12 @@ class Attention(nn.Module):
         self.k_norm = RMSNorm(config.head_size, config.norm_eps, config.qk_gain) if config.qk_norm else None
         self.scale = config.attention_scale * config.head_size**-0.5
         self.attention_dropout = config.attention_dropout
+        self.projections = Parts(config.projections, config.sizes, layer)
         self.values = Parts(config.values, config.sizes, layer)
         self.heads = Parts(config.heads, config.sizes, layer)
         sinks = config.active_sinks
         self.sinks = None if sinks is None else sinks.build(self.n_heads, self.n_kv_heads, self.head_dim)
-        self._values, self._gates = self.values.each, self.heads.each
+        self._projections, self._values, self._gates = self.projections.each, self.values.each, self.heads.each
 
     def forward(
         self,
@@ -50,7 +51,7 @@ class Attention(nn.Module):
         cache: DecoderCache | None = None,
     ) -> Tensor:
         """x: (B, T, d_model). Returns the same shape. A cache gets the new keys and values; `carried` is what the
-        blocks hand on, which parts of the values read and add to."""
+        blocks hand on, which parts read and add to; without parts it may be missing."""
         B, T, _ = x.shape
         q, k, v = self._heads(x, plan, carried, cache)
         causal = plan.causal
@@ -75,8 +76,9 @@ class Attention(nn.Module):
     ) -> tuple[Tensor, Tensor, Tensor]:
         """Queries (B, T, H, D) and everything that they attend to, (B, S + n, Hkv, D): learned sinks, what is cached,
         and the new tokens. Their width is that of a head or, where the sinks need more columns, larger."""
-        qk, v = self._project(x)
-        for part, weights in self._values if carried is not None else ():
+        carried = {} if carried is None else carried
+        qk, v = self._project(x, carried)
+        for part, weights in self._values:
             v = part.mix(weights, v, x, carried, self.layer)
         q, k = rotate(qk, plan.rotation).split([self.n_heads, self.n_kv_heads], dim=2)
         if cache is not None:
@@ -91,10 +93,13 @@ class Attention(nn.Module):
             v = F.pad(v, (0, v.shape[-1]))
         return q, k, v
 
-    def _project(self, x: Tensor) -> tuple[Tensor, Tensor]:
+    def _project(self, x: Tensor, carried: Carried) -> tuple[Tensor, Tensor]:
         """Queries and keys in front of the rotation, side by side (B, T, H + Hkv, D), and values (B, T, Hkv, D)."""
         B, T, _ = x.shape
-        qkv = self.qkv_proj(x).view(B, T, -1, self.head_dim)  # (B, T, H + 2 Hkv, D)
+        qkv = self.qkv_proj(x)  # (B, T, (H + 2 Hkv) D)
+        for part, weights in self._projections:
+            qkv = part.change(weights, qkv, carried, self.layer)
+        qkv = qkv.view(B, T, -1, self.head_dim)
         qk, v = qkv.split([self.n_heads + self.n_kv_heads, self.n_kv_heads], dim=2)
         if self.q_norm is not None and self.k_norm is not None:
             q, k = qk.split([self.n_heads, self.n_kv_heads], dim=2)
@@ -104,13 +109,13 @@ class Attention(nn.Module):
         return qk, v
 
     @torch.no_grad()
-    def weights(self, x: Tensor, plan: AttentionPlan) -> Tensor:
+    def weights(self, x: Tensor, plan: AttentionPlan, carried: Carried | None = None) -> Tensor:
         """(B, H, T, S + T) how much each token of x (B, T, d_model) attends to the S learned sinks and to each token.
 
         For looking at: `forward` never holds them. The rows sum to 1. Without a cache.
         """
         T = x.shape[1]
-        q, k, _ = self._heads(x, plan)
+        q, k, _ = self._heads(x, plan, None if carried is None else dict(carried))
         visible = plan.visible
         if visible is None:
             visible = torch.ones(1, T, T, dtype=torch.bool, device=x.device)

@@ -42,15 +42,9 @@ class ShortConvolution(BranchPart):
         return sizes.d_model * (2 if self.places == "both" else 1)
 
     def read(self, weights: Any, normed: Tensor, carried: Carried, branch: Branch, layer: int) -> Tensor:
-        from modern_llm.models.branches.convolve import short_convolution
+        from modern_llm.models.short_convolution import short_convolution
 
         if branch not in weights.declared:
             return normed
-        kernel = getattr(weights, branch).to(normed.dtype)
-        before = carried["before"]
-        if before.plain:
-            return short_convolution(normed, kernel)
-        out = normed + kernel[0] * normed
-        for step, earlier in enumerate(before.of(f"convolution_{branch}_{layer}", normed, self.width - 1), start=1):
-            out = out + kernel[step] * earlier
-        return out
+        name = f"convolution_{branch}_{layer}"
+        return short_convolution(normed, getattr(weights, branch), carried["before"], name)

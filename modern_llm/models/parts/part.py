@@ -34,6 +34,11 @@ class Sizes(NamedTuple):
     head_size: int
     vocab_size: int
 
+    @property
+    def projected(self) -> int:
+        """Width of queries, keys and values side by side."""
+        return (self.n_heads + 2 * self.n_kv_heads) * self.head_size
+
 
 class Weight(NamedTuple):
     """A learned tensor, drawn from Normal(mean, std) at first."""
@@ -57,6 +62,10 @@ class Part:
 
     def kept_per_token(self, sizes: Sizes, layer: int) -> int:
         """Numbers that autograd keeps of each token for the part in block `layer`, for the memory plan."""
+        return 0
+
+    def half_kept_per_token(self, sizes: Sizes, layer: int) -> int:
+        """Likewise, those that are 16-bit where products are."""
         return 0
 
     def check(self, sizes: Sizes) -> None:
@@ -112,6 +121,15 @@ class BranchPart(Part, ABC):
     @abstractmethod
     def read(self, weights: Any, normed: Tensor, carried: Carried, branch: Branch, layer: int) -> Tensor:
         """The normed stream (B, T, d_model) changed, in front of a branch."""
+
+
+@dataclass(frozen=True)
+class ProjectionPart(Part, ABC):
+    """A part that changes queries, keys and values, in front of norms, rotation and cache."""
+
+    @abstractmethod
+    def change(self, weights: Any, projected: Tensor, carried: Carried, layer: int) -> Tensor:
+        """projected (B, T, (H + 2 Hkv) D) changed: queries, keys and values side by side."""
 
 
 @dataclass(frozen=True)

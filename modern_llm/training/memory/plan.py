@@ -59,8 +59,12 @@ def activation_bytes_per_token(model: ModernLLMConfig, half: bool) -> float:
     else:
         # Each token as often as it has experts: gathered, gate and up, and the output that is weighted.
         fed = model.moe.top_k * size * (model.ffn.parts * model.expert_size + 2 * d) + 4 * 4 * model.moe.n_experts
-    parts = sum(part.kept_per_token(model.sizes, layer) for part in model.parts for layer in range(model.n_layers))
-    return stream + normed + projected + attended + fed + 4 * parts / model.n_layers
+    parts = sum(
+        4 * part.kept_per_token(model.sizes, layer) + size * part.half_kept_per_token(model.sizes, layer)
+        for part in model.parts
+        for layer in range(model.n_layers)
+    )
+    return stream + normed + projected + attended + fed + parts / model.n_layers
 
 
 def plan_memory(model: ModernLLMConfig, seq_len: int, trainer: TrainerSettings, hardware: Hardware) -> MemoryPlan:

@@ -1,4 +1,4 @@
-"""The convolution of a whole text over a few tokens, channel by channel."""
+"""Convolution of texts over a few tokens, channel by channel, added to what it reads."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from modern_llm.models.embedding.predecessors import shifted
+from modern_llm.models.embedding.predecessors import Predecessors
 
 
 class _ShortConvolution(torch.autograd.Function):
@@ -33,19 +33,22 @@ class _ShortConvolution(torch.autograd.Function):
         return grad_x, grad_kernel
 
 
-def short_convolution(x: Tensor, kernel: Tensor) -> Tensor:
-    """x_t + sum_k kernel_k * x_{t-k}.
+def short_convolution(x: Tensor, kernel: Tensor, before: Predecessors, name: str) -> Tensor:
+    """x_t + sum_k kernel_k * x_{t-k}, of the tokens of each text alone.
 
     Args:
         x: (B, T, d).
         kernel: (width, d), that of the own token first.
+        before: what stands in front of each token.
+        name: under which a cache keeps the last of x.
 
     Returns:
         (B, T, d).
     """
-    if torch.is_grad_enabled() and not torch.compiler.is_compiling():
+    kernel = kernel.to(x.dtype)
+    if before.plain and torch.is_grad_enabled() and not torch.compiler.is_compiling():
         return _ShortConvolution.apply(x, kernel)
     out = x * (1 + kernel[0])
-    for step in range(1, len(kernel)):
-        out = out + kernel[step] * shifted(x, step)
+    for step, earlier in enumerate(before.of(name, x, len(kernel) - 1), start=1):
+        out = out + kernel[step] * earlier
     return out

@@ -1,0 +1,1 @@
+"""Parts that change queries, keys and values as they were projected. The choices of `model/projections`."""
