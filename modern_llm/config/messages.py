@@ -20,6 +20,7 @@ from omegaconf.errors import OmegaConfBaseException
 from modern_llm.config.choices import CONFIG_FOLDER, is_group
 from modern_llm.config.names_of_the_field import key_for
 from modern_llm.config.renamed import CHOICES, key_now
+from modern_llm.processes import FailedElsewhereError, is_lost, lost_in_words, may_speak_of, world
 
 FULL_ERROR = "HYDRA_FULL_ERROR"
 # What the person asked for; within the process the variable is always set.
@@ -71,15 +72,32 @@ def readable_errors() -> Iterator[None]:
         interrupted = getattr(failure, "signal_number", None)
         if interrupted is not None:
             checkpoint = getattr(failure, "checkpoint", None)
-            print(f"\n{failure}" + (f". Checkpoint: {checkpoint}" if checkpoint else ""), file=sys.stderr)
-            print("Continue with the same command and resume=auto", file=sys.stderr)
+            if world().is_first:
+                print(f"\n{failure}" + (f". Checkpoint: {checkpoint}" if checkpoint else ""), file=sys.stderr)
+                print("Continue with the same command and resume=auto", file=sys.stderr)
             raise SystemExit(128 + interrupted) from None
-        if WANTS_EVERYTHING or not isinstance(failure, Exception) or not is_mistake(failure):
+        if not isinstance(failure, Exception):
             raise
-        print(f"Error: {in_words(failure)}", file=sys.stderr)
+        if not _is_told_here(failure):
+            raise SystemExit(1) from None
+        who = "" if world().is_first else f"process {world().rank} of {world().count}: "
+        if is_lost(failure):
+            print(f"Error: {who}{lost_in_words(failure)}", file=sys.stderr)
+        elif WANTS_EVERYTHING or not is_mistake(failure):
+            print(who, end="", file=sys.stderr)
+            raise
+        else:
+            print(f"Error: {who}{in_words(failure)}", file=sys.stderr)
         raise SystemExit(1) from None
     finally:
         signal.signal(signal.SIGTERM, before)
+
+
+def _is_told_here(failure: Exception) -> bool:
+    """Whether this process is the one that tells of a failure."""
+    if isinstance(failure, FailedElsewhereError):
+        return False
+    return may_speak_of("a process is gone" if is_lost(failure) else repr(failure))
 
 
 def _stop(own: int, number: int, frame: FrameType | None) -> None:

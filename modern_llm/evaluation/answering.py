@@ -23,6 +23,7 @@ from modern_llm.models.fused_loss import IGNORE_INDEX, token_nll
 from modern_llm.objectives.base import Batch, Objective, on_device
 from modern_llm.objectives.classification import TextClassifier
 from modern_llm.pretrained.seq2seq import EncodedSource, HuggingFaceSeq2Seq
+from modern_llm.processes import gathered, summed, world
 
 Progress = Callable[[int, int], None]  # called with how many are done, of how many
 
@@ -213,22 +214,35 @@ def mean_loss(
     batch_size: int,
     device: torch.device,
 ) -> dict[str, float]:
-    """What the objective gives over all items: `loss` and its further metrics, means over targets or rows."""
+    """What the objective gives over all items: `loss` and its further metrics, means over targets or rows. Each of
+    several processes computes its share."""
     by_target: dict[str, float] = {}
     by_row: dict[str, float] = {}
     targets = 0
-    for places in by_length(items, batch_size):
+    for number, places in enumerate(by_length(items, batch_size)):
         batch: Batch = collate([items[i] for i in places])
-        output = objective(model, on_device(batch, device))
         targets += objective.count(batch)
+        if number % world().count != world().rank:
+            continue
+        output = objective(model, on_device(batch, device))
         _add(by_target, {"loss": output.loss_sum, **output.metrics}, 1)
         _add(by_row, output.row_metrics, 1)
         if output.row_loss_sum is not None:
             _add(by_row, {"loss": output.row_loss_sum}, 1)
+    by_target, by_row = _over_processes(by_target), _over_processes(by_row)
     means: dict[str, float] = {}
     _add(means, by_target, max(targets, 1))
     _add(means, by_row, max(len(items), 1))
     return means
+
+
+def _over_processes(sums: dict[str, float]) -> dict[str, float]:
+    """Sums of all processes, of which some may have had no batch."""
+    if world().count == 1:
+        return sums
+    names = sorted({name for part in gathered(list(sums)) for name in part})
+    found = summed(torch.tensor([sums.get(name, 0.0) for name in names], dtype=torch.float64))
+    return dict(zip(names, found.tolist(), strict=True))
 
 
 def _add(sums: dict[str, float], values: Mapping[str, Tensor | float], divisor: int) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass
+from itertools import islice
 
 import numpy as np
 import torch
@@ -13,6 +14,7 @@ from torch import Tensor
 from modern_llm.data.text.tokens import TokenCorpus
 from modern_llm.models.decoding.generation import CausalLM
 from modern_llm.models.fused_loss import IGNORE_INDEX, token_nll
+from modern_llm.processes import summed, world
 
 
 @dataclass(frozen=True)
@@ -66,11 +68,13 @@ def token_losses(
     device: torch.device,
     max_tokens: int | None = None,
     document_ids: bool = False,
+    part: tuple[int, int] = (0, 1),
 ) -> Iterator[Tensor]:
     """Loss of every scored token of a split, in nats, in the order of the text: a vector on the CPU for each batch.
 
     Args:
         model, corpus, context, stride, batch_size, device, max_tokens, document_ids: as in `perplexity`.
+        part: (k, n): only the k-th of every n batches.
 
     Raises:
         ValueError: a stride that would skip tokens.
@@ -78,7 +82,7 @@ def token_losses(
     if not 1 <= stride <= context:
         raise ValueError(f"stride={stride}: must lie between 1 and context={context}, or tokens are skipped.")
     ids = corpus.ids if max_tokens is None else corpus.ids[: max_tokens + 1]
-    for batch in _batches(windows(len(ids), context, stride), batch_size):
+    for batch in islice(_batches(windows(len(ids), context, stride), batch_size), part[0], None, part[1]):
         rows = torch.from_numpy(np.stack([ids[start : end + 1] for start, end, _ in batch]).astype(np.int64))
         inputs, labels = rows[:, :-1].to(device), rows[:, 1:].clone()
         for row, (_, _, first) in enumerate(batch):
@@ -101,7 +105,7 @@ def perplexity(
     max_tokens: int | None = None,
     document_ids: bool = False,
 ) -> Perplexity:
-    """Score a split.
+    """Score a split, each of several processes its share.
 
     Args:
         model: anything that meets `CausalLM`, in evaluation mode.
@@ -125,6 +129,7 @@ def perplexity(
         device=device,
         max_tokens=max_tokens,
         document_ids=document_ids,
+        part=(world().rank, world().count),
     )
     return summarise(losses, corpus, context, stride, max_tokens)
 
@@ -132,7 +137,8 @@ def perplexity(
 def summarise(
     losses: Iterable[Tensor], corpus: TokenCorpus, context: int, stride: int, max_tokens: int | None = None
 ) -> Perplexity:
-    """The figures of the losses that `token_losses` gave, or of others of the same tokens.
+    """The figures of the losses that `token_losses` gave, or of others of the same tokens; of several processes, of
+    those that all have.
 
     Raises:
         ValueError: there are none.
@@ -140,6 +146,7 @@ def summarise(
     nats, scored = 0.0, 0
     for part in losses:
         nats, scored = nats + float(part.sum()), scored + len(part)
+    nats, scored = summed(torch.tensor([nats, scored], dtype=torch.float64)).tolist()
     if scored == 0:
         raise ValueError("the split has no token to score. Use more text.")
     whole = max_tokens is None or max_tokens + 1 >= len(corpus.ids)
@@ -150,7 +157,7 @@ def summarise(
         word_perplexity=_exp(nats / corpus.counts.words) if whole else None,
         byte_perplexity=_exp(per_byte) if whole else None,
         bits_per_byte=per_byte / math.log(2) if whole else None,
-        tokens_scored=scored,
+        tokens_scored=int(scored),
         context=context,
         stride=stride,
     )

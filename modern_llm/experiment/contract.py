@@ -14,6 +14,7 @@ from modern_llm.checks import require
 from modern_llm.defaults import Defaults
 from modern_llm.files import json_text, write_json, write_text
 from modern_llm.models.config import ModernLLMConfig
+from modern_llm.processes import world
 
 _DEFAULTS = Defaults("paths/default")
 
@@ -44,7 +45,7 @@ class Paths:
 
 @dataclass(frozen=True)
 class RunFolder:
-    """The folder of one run.
+    """The folder of one run, in which the first of its processes writes.
 
     Args:
         path: the folder.
@@ -60,6 +61,8 @@ class RunFolder:
         Raises:
             OSError: it cannot be written; what stood there stays.
         """
+        if not world().is_first:
+            return self.path / name
         return write_json(self.path / name, content)
 
     def write_lines(self, name: str, rows: list[dict[str, Any]]) -> Path:
@@ -68,6 +71,8 @@ class RunFolder:
         Raises:
             OSError: it cannot be written; what stood there stays.
         """
+        if not world().is_first:
+            return self.path / name
         return write_text(self.path / name, "".join(json_text(row) + "\n" for row in rows))
 
     def write_result(
@@ -105,7 +110,8 @@ class Task(Protocol):
 
 def say(message: str) -> None:
     """Tell the person at the terminal how far the run is."""
-    print(message, file=sys.stderr, flush=True)
+    if world().is_first:
+        print(message, file=sys.stderr, flush=True)
 
 
 def progress_of(what: str) -> Callable[[int, int], None]:

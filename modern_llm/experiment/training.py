@@ -9,12 +9,13 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, fields
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from modern_llm.checks import require
 from modern_llm.defaults import ROOT
 from modern_llm.evaluation.metrics.registry import directions
 from modern_llm.experiment.contract import Paths, RunFolder, say
+from modern_llm.processes import world
 from modern_llm.training.logs.loggers import FilesOnly, Logger
 from modern_llm.training.settings import Hardware, TrainerSettings
 
@@ -84,6 +85,8 @@ class TrainingTask(ABC):
     Raises:
         ValueError: an impossible combination.
     """
+
+    may_have_processes: ClassVar[bool] = True
 
     model: Any
     trainer: TrainerSettings
@@ -157,6 +160,8 @@ class TrainingTask(ABC):
             "peak_memory_gb": at.runtime.peak_memory_gb(),
         }
         measured.protocol |= {"base_fingerprint": at.loaded.fingerprint}
+        if not world().is_first:
+            return measured.metrics
         return conclude(folder, at.runtime, self.objective_metric, measured, at.checkpoint)
 
     def _fit(self, at: Session) -> dict[str, float]:
@@ -179,14 +184,15 @@ class TrainingTask(ABC):
             self.trainer,
             at.runtime,
             folder.path,
-            callbacks=[Progress(), *self.logger.callbacks(folder.path, folder.record)],
+            callbacks=[Progress(), *self.logger.callbacks(folder.path, folder.record)] if world().is_first else [],
             save_extras=save_extras,
         )
         result = trainer.fit(loaded.model, parts.objective, parts.stream, parts.evaluator, self.flops_per_token(at))
         at.checkpoint = result.best_checkpoint or result.last_checkpoint
         if at.checkpoint is not None and at.checkpoint != result.last_checkpoint:
             load_model_tensors(loaded.model, at.checkpoint)
-        loaded.save(folder.path / ("adapter" if loaded.adapter is not None else "model"))
+        if world().is_first:
+            loaded.save(folder.path / ("adapter" if loaded.adapter is not None else "model"))
         return {
             "train_loss": result.train_loss,
             "steps": result.step,

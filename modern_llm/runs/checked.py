@@ -13,6 +13,7 @@ from modern_llm.config.instantiate import LINKS, ConfigError, build, check, near
 from modern_llm.config.overrides import group_of, key_of
 from modern_llm.config.records import link, linked
 from modern_llm.experiment.contract import Task
+from modern_llm.processes import world
 from modern_llm.runs.resume import settled
 
 _ROOT_KEYS = ("name", "seed", "resume", "tags", "vars", *LINKS, "task")
@@ -61,6 +62,7 @@ def task_of(record: dict[str, Any]) -> Task:
 
 def _require_usable(task: Any, record: dict[str, Any]) -> None:
     """What only a run asks for: a package that is not always there, a cache that can be one."""
+    _require_processes(task, record, world().count)
     package = getattr(getattr(task, "logger", None), "package", None)
     if package is not None and find_spec(package) is None:
         raise ConfigError(
@@ -72,6 +74,30 @@ def _require_usable(task: Any, record: dict[str, Any]) -> None:
         there = next(path for path in (folder, *folder.parents) if path.exists())
         if place is not None and not there.is_dir():
             raise ConfigError(f"paths.{key}={place}: {there} is a file, so no folder can be there. Give another place.")
+
+
+def _require_processes(task: Any, record: dict[str, Any], count: int) -> None:
+    """What only a run of several processes asks for, or of one."""
+    name = str(record["task"].get("_target_")).rsplit(".", 1)[-1]
+    sharding = getattr(getattr(task, "hardware", None), "sharding", "none")
+    if count == 1:
+        if sharding != "none":
+            raise ConfigError(
+                f"hardware.sharding={sharding}: there is one process, and nothing to divide. Use none, or start "
+                "several: torchrun --standalone --nproc-per-node 2 launch.py …"
+            )
+        return
+    if not getattr(task, "may_have_processes", False):
+        raise ConfigError(
+            f"--nproc-per-node: {name} is a task for one process, not {count}. Start it without torchrun."
+        )
+    if task.trainer.batch_size < count:
+        raise ConfigError(
+            f"trainer.batch_size={task.trainer.batch_size}: has fewer rows than there are processes ({count}). "
+            "Raise it, or start fewer."
+        )
+    if sharding == "optimizer" and task.hardware.precision == "fp16":
+        raise ConfigError("hardware.sharding=optimizer: goes with fp32 and bf16, not with fp16. Use none.")
 
 
 def check_root(config: DictConfig) -> None:

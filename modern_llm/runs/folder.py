@@ -12,6 +12,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from modern_llm.config.instantiate import ConfigError
 from modern_llm.locks import LOCK, FolderInUseError, hold, holder
+from modern_llm.processes import agreed
 from modern_llm.runs.resume import settled, unfinished
 
 _LONGEST_NAME = 150
@@ -155,7 +156,7 @@ def register_resolvers() -> None:
     def once(resume: str | None, outputs: str, name: str, _root_: DictConfig) -> str:
         key = (resume, outputs, name)
         if key not in answers:
-            answers[key] = run_folder(resume, outputs, name, _root_)
+            answers[key] = agreed(lambda: run_folder(resume, outputs, name, _root_))
         return answers[key]
 
     OmegaConf.register_new_resolver("run_folder", once, replace=True)

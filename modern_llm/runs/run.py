@@ -19,8 +19,9 @@ from omegaconf import DictConfig, OmegaConf
 from modern_llm import locks
 from modern_llm.config.instantiate import ConfigError, build
 from modern_llm.config.messages import in_words, is_mistake
-from modern_llm.experiment.contract import RunFolder, Task
+from modern_llm.experiment.contract import RunFolder, Task, say
 from modern_llm.files import json_text, write_text
+from modern_llm.processes import FailedElsewhereError, agreed, is_lost, require_same, world
 from modern_llm.reporting.record import PAGE_FAILURE, RunRecord, is_complete, is_number
 from modern_llm.runs.checked import check_overrides, check_root, checked, task_of
 from modern_llm.runs.folder import hold_given
@@ -45,6 +46,40 @@ def execute(config: DictConfig) -> float | None:
     """
     hydra = HydraConfig.get()
     path, overrides = Path(hydra.runtime.output_dir), list(hydra.overrides.task)
+    sitting = _sitting(overrides)
+    require_same(
+        "the command or the code", [overrides, sitting["packages"], sitting["code"]], "Start all of them alike."
+    )
+    record = agreed(lambda: _started(config, path, overrides, sitting))
+    task = task_of(record)
+    say(f"run folder: {path}")
+    before = _written(path / "result.json")
+    try:
+        metrics = task.run(RunFolder(path, record))
+    except Exception as failure:
+        if not path.is_dir():
+            raise RunFolderGoneError(
+                f"{path}: was taken away while the run was going on, so nothing can be kept. Start it again."
+            ) from failure
+        if _written(path / "result.json") == before:
+            if not isinstance(failure, FailedElsewhereError) and not is_lost(failure):
+                _note_failure(path / "failure.txt", failure)
+            raise
+        _note_failure(path / PAGE_FAILURE, failure)
+        print(f"The figures are kept in {path / 'result.json'}. What comes behind them failed: {in_words(failure)}\n"
+              f"When the cause is mended, resume={path} makes what is missing", file=sys.stderr)  # fmt: skip
+        metrics = RunRecord.read(path).metrics
+    if world().is_first:
+        locks.end(path)
+    return metrics.get(task.objective_metric)
+
+
+def _started(config: DictConfig, path: Path, overrides: list[str], sitting: dict[str, Any]) -> dict[str, Any]:
+    """The record of the run, checked and written down in its folder, which this process holds.
+
+    Raises:
+        ConfigError: as in `execute`.
+    """
     hold_given(path)
     resuming = (path / "config.yaml").is_file()
     if resuming:
@@ -63,26 +98,8 @@ def execute(config: DictConfig) -> float | None:
             print("resume=auto: no unfinished run like this one; starting a new one", file=sys.stderr)
     if getattr(task_of(record), "measures_precision", True):
         _settle_precision(record)
-    task = task_of(record)
-    _begin(path, record, overrides, resuming)
-    print(f"run folder: {path}", file=sys.stderr)
-    before = _written(path / "result.json")
-    try:
-        metrics = task.run(RunFolder(path, record))
-    except Exception as failure:
-        if not path.is_dir():
-            raise RunFolderGoneError(
-                f"{path}: was taken away while the run was going on, so nothing can be kept. Start it again."
-            ) from failure
-        if _written(path / "result.json") == before:
-            _note_failure(path / "failure.txt", failure)
-            raise
-        _note_failure(path / PAGE_FAILURE, failure)
-        print(f"The figures are kept in {path / 'result.json'}. What comes behind them failed: {in_words(failure)}\n"
-              f"When the cause is mended, resume={path} makes what is missing", file=sys.stderr)  # fmt: skip
-        metrics = RunRecord.read(path).metrics
-    locks.end(path)
-    return metrics.get(task.objective_metric)
+    _begin(path, record, sitting | {"resumed": resuming})
+    return record
 
 
 def _settle_precision(record: dict[str, Any]) -> None:
@@ -136,7 +153,21 @@ def _require_further_work(task: Task, path: Path, record: dict[str, Any]) -> Non
         )
 
 
-def _begin(path: Path, record: dict[str, Any], overrides: list[str], resuming: bool) -> None:
+def _sitting(overrides: list[str]) -> dict[str, Any]:
+    """What this command is, and what it runs with."""
+    return {
+        "time": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
+        "command": shlex.join(sys.argv),
+        "overrides": overrides,
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "packages": {name: _version(name) for name in _PACKAGES},
+        "code": _code_version(),
+        "processes": world().count,
+    }
+
+
+def _begin(path: Path, record: dict[str, Any], sitting: dict[str, Any]) -> None:
     """Write down what runs. What an earlier sitting left half-written or failed at is no longer true.
 
     Raises:
@@ -147,16 +178,6 @@ def _begin(path: Path, record: dict[str, Any], overrides: list[str], resuming: b
         with suppress(OSError):
             left.unlink()
     write_text(path / "config.yaml", OmegaConf.to_yaml(OmegaConf.create(record)))
-    sitting = {
-        "time": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
-        "command": shlex.join(sys.argv),
-        "overrides": overrides,
-        "resumed": resuming,
-        "python": platform.python_version(),
-        "platform": platform.platform(),
-        "packages": {name: _version(name) for name in _PACKAGES},
-        "code": _code_version(),
-    }
     with (path / "sittings.jsonl").open("a", encoding="utf-8") as file:
         file.write(json_text(sitting) + "\n")
 

@@ -12,6 +12,7 @@ from modern_llm.experiment.contract import progress_of
 from modern_llm.experiment.conversations import ConversationTask
 from modern_llm.experiment.training import Parts, Selection, Session, require_metric, tell_skipped
 from modern_llm.objectives.preference_losses import PreferenceLoss, SigmoidDPO
+from modern_llm.processes import after_first
 
 if TYPE_CHECKING:
     import numpy as np
@@ -116,10 +117,14 @@ class DPO(ConversationTask):
         weights, runtime, tell = at.loaded.weights_hash(), at.runtime, progress_of("log-probabilities of the reference")
         with at.loaded.untrained(), runtime.autocast():
             reference, cache = at.loaded.decoder, self.paths.cache_folder
-            return [
-                with_reference(pairs, reference, weights, runtime.precision, at.rows, runtime.device, cache, tell)
-                for pairs in parts
-            ]
+
+            def found() -> list[list[EncodedPair]]:
+                return [
+                    with_reference(pairs, reference, weights, runtime.precision, at.rows, runtime.device, cache, tell)
+                    for pairs in parts
+                ]
+
+            return after_first(found)
 
 
 def worst_pairs(pairs: list[EncodedPair], margins: np.ndarray, tokenizer: Tokenizer) -> list[dict[str, object]]:

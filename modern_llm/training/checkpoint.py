@@ -22,6 +22,7 @@ from torch import Tensor, nn
 
 from modern_llm import manifest
 from modern_llm.files import write_json
+from modern_llm.processes import world
 
 MODEL_FILE = "model.safetensors"
 STATE_TENSORS = "trainer.safetensors"
@@ -134,7 +135,7 @@ def _evaluation_file(folder: Path) -> Path:
 
 
 class Checkpoints:
-    """The checkpoints of one run.
+    """The checkpoints of one run, which the first of its processes writes.
 
     Args:
         folder: holds `step_<n>/` for each, `evaluation_of_step_<n>.json` where it was evaluated, and `best.json`.
@@ -143,6 +144,8 @@ class Checkpoints:
 
     def __init__(self, folder: Path, keep: int) -> None:
         self.folder, self.keep = folder, keep
+        if not world().is_first:
+            return
         folder.mkdir(parents=True, exist_ok=True)
         for leftover in folder.glob("step_*.part"):
             if leftover.is_dir():
@@ -186,7 +189,8 @@ class Checkpoints:
 
     def note_evaluation(self, folder: Path, found: dict[str, Any]) -> None:
         """Keep what an evaluation of a checkpoint found, beside its folder: the checkpoint is written already."""
-        write_json(_evaluation_file(folder), found)
+        if world().is_first:
+            write_json(_evaluation_file(folder), found)
 
     def evaluation(self, folder: Path) -> dict[str, Any] | None:
         """What `note_evaluation` kept, or None where no evaluation was finished."""
@@ -207,6 +211,8 @@ class Checkpoints:
     def mark_best(self, folder: Path | None, value: float | None) -> None:
         """Say which checkpoint is the best so far, or that none is."""
         path = self.folder / "best.json"
+        if not world().is_first:
+            return
         if folder is None:
             path.unlink(missing_ok=True)
             return

@@ -14,6 +14,9 @@ import psutil
 import torch
 from torch import nn
 
+from modern_llm.processes import ProcessesError, join, world
+from modern_llm.training.optimization.optimizers import AdamW
+from modern_llm.training.parallel.replicated import Replicated, ShardedOptimizer
 from modern_llm.training.settings import Hardware
 
 _DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
@@ -63,9 +66,11 @@ class Runtime:
             torch.set_num_threads(hardware.num_threads)
         self.device = torch.device(self._choose_device())
         if self.device.type == "cuda":
+            self.device = self._own_gpu()
             torch.set_float32_matmul_precision("high")  # TF32 for what stays in fp32
         elif self.device.type == "cpu":
             _return_freed_memory()
+        join(self.device.type)
         self.precision = self._choose_precision()
 
     def _choose_device(self) -> str:
@@ -78,6 +83,17 @@ class Runtime:
                 "Use hardware=cpu or hardware.device=auto."
             )
         return self.hardware.device
+
+    def _own_gpu(self) -> torch.device:
+        """The GPU of this process: each has one to itself."""
+        here = world()
+        if here.local_count > torch.cuda.device_count():
+            raise ProcessesError(
+                f"--nproc-per-node={here.local_count}: this machine has {torch.cuda.device_count()} GPUs that torch "
+                "sees, and every process needs its own. Start fewer."
+            )
+        torch.cuda.set_device(here.local_rank)
+        return torch.device("cuda", here.local_rank)
 
     def _choose_precision(self) -> str:
         asked = self.hardware.precision
@@ -158,6 +174,11 @@ class Runtime:
                 part.compile()
         return model
 
+    def parallel(self, model: nn.Module, optimizer: AdamW) -> Replicated:
+        """How a model that is trained lies on the processes."""
+        kinds = {"none": Replicated, "optimizer": ShardedOptimizer}
+        return kinds[self.hardware.sharding if world().count > 1 else "none"](model, optimizer)
+
     def peak_memory_gb(self) -> float:
         """Most memory used so far, in GB (10^9 bytes): of the device on a GPU, of the process on a CPU."""
         if self.device.type == "cuda":
@@ -172,4 +193,5 @@ class Runtime:
             "device_name": name,
             "precision": self.precision,
             "threads": torch.get_num_threads(),
+            "processes": world().count,
         }

@@ -2,23 +2,26 @@
 
 from __future__ import annotations
 
-import math
+import signal
 import time
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+from zlib import crc32
 
 import torch
 from torch import Tensor, nn
 
 from modern_llm.objectives.base import Batch, Objective, on_device
+from modern_llm.processes import agreed, require_same, summed, world
 from modern_llm.training.averaged import AveragedWeights
 from modern_llm.training.callbacks import Callback
 from modern_llm.training.checkpoint import (
     Checkpoints,
     load_model_tensors,
+    model_tensors,
     random_states,
     restore_random_states,
 )
@@ -32,6 +35,7 @@ from modern_llm.training.memory.exhausted import explain_out_of_memory
 from modern_llm.training.runtime import Runtime
 from modern_llm.training.settings import TrainerSettings
 
+_SAME_FILES = "Give every machine the same code, packages and files."
 _EMPTY_BATCHES_IN_A_ROW = 100  # after which a stream is taken to have no targets at all
 
 
@@ -96,7 +100,8 @@ class Trainer:
         self.objective = objective
         self.data = data
         self.evaluator = evaluator
-        self.optimizer = self.settings.optimizer.build(model)
+        self.parallel = self.runtime.parallel(model, self.settings.optimizer)
+        self.optimizer = self.parallel.optimizer
         self.rate = self.settings.optimizer.lr
         self.averaged = AveragedWeights(self.settings.average, model)
         self.scaler = self.runtime.grad_scaler()
@@ -105,6 +110,7 @@ class Trainer:
         self.best = Best()
         self.last_checkpoint: Path | None = None
         self.last_step_saved = 0
+        self._stop_agreed = self._data_is_same = False
         self.peak = self.runtime.peak_flops()[0] if flops_per_token else None
         self.flops_per_token = flops_per_token
         evaluated = self._restore()
@@ -113,6 +119,7 @@ class Trainer:
             callback.on_start(self.progress.step, self.settings.max_steps)
         try:
             with StopRequest() as self.stop:
+                self._require_same_model()
                 if self.last_checkpoint is not None and not evaluated:
                     self._evaluate_if_due()
                 while not self._budget_is_spent and not self._out_of_patience:
@@ -125,12 +132,25 @@ class Trainer:
         self.averaged.settle()
         return self._result()
 
+    def _require_same_model(self) -> None:
+        """Refuse processes whose models differ.
+
+        Raises:
+            ProcessesError: they do.
+        """
+        if world().count > 1:
+            hashes = [tensor.float().sum().item() for tensor in model_tensors(self.model).values()]
+            require_same("the model", hashes, _SAME_FILES)
+
     # -- one step ---------------------------------------------------------------------------------------------------
 
     def _advance(self) -> None:
         """One step, and what is due after it: rows, checkpoints, evaluation, a stop."""
         start = time.perf_counter()
         batch = self._next_batch()
+        if not self._data_is_same:
+            require_same("the data", [crc32(tensor.numpy().tobytes()) for tensor in batch.values()], _SAME_FILES)
+            self._data_is_same = True
         tokens = self.objective.tokens(batch)
         try:
             loss, metrics = self._step(batch, tokens, start)
@@ -138,7 +158,7 @@ class Trainer:
             hardware, where = self.runtime.hardware, f"step {self.progress.step + 1} on {self.runtime.device}"
             explain_out_of_memory(cause, where, self.micro_batch_size, hardware, self.objective.smaller_steps)
             raise
-        self.progress.count(loss, metrics, tokens, time.perf_counter() - start)
+        self.progress.count(loss, metrics, tokens, self._seconds_since(start))
         step = self.progress.step
         for callback in self.callbacks:
             callback.on_step(step, loss)
@@ -147,12 +167,12 @@ class Trainer:
             self._log()
         if self.guard.exhausted:
             self._stop_diverged(batch)
-        if step % self.settings.save_interval == 0 or last or self._evaluation_due or self.stop.asked:
+        if step % self.settings.save_interval == 0 or last or self._evaluation_due or self._stop_asked:
             self._save()
-        if self.stop.asked:  # now, or while the checkpoint was written
+        if self._stop_asked:  # now, or while the checkpoint was written
             if self.last_step_saved != step:
                 self._save()
-            raise Interrupted(self.stop.signal_number or 0, self.last_checkpoint)
+            raise Interrupted(self.stop.signal_number or signal.SIGTERM, self.last_checkpoint)
         self._evaluate_if_due()
 
     def _next_batch(self) -> Batch:
@@ -182,46 +202,80 @@ class Trainer:
         Returns:
             The loss, and further metrics on the device: means over the batch.
         """
-        # Everything is counted before the first backward pass, so that cutting the batch changes nothing.
+        # Everything is counted before the first backward pass, so that cutting the batch changes nothing: into
+        # micro-batches, or into shares of processes, which all know the whole batch.
         targets, rows = self.objective.count(batch), len(next(iter(batch.values())))
+        share = world().share(rows)
         known: Batch = {}
-        if rows > self.micro_batch_size:
+        if rows > self.micro_batch_size or world().count > 1:
             with self.runtime.autocast():
-                known = self.objective.survey(self.model, self._micro_batches(batch))
-        loss = torch.zeros((), device=self.runtime.device)
+                known = self.objective.survey(self.model, (part for part, _ in self._micro_batches(batch, share)))
+            part_of_all = (share.stop - share.start) / rows
+            known = {name: summed(value * part_of_all) for name, value in known.items()}
+        loss: Tensor | None = None
         metrics: dict[str, Tensor] = {}
-        for micro_batch in self._micro_batches(batch):
+        for micro_batch, is_last in self._micro_batches(batch, share):
+            if is_last:
+                self.parallel.before_last_backward()
             with self.runtime.autocast():
                 output = self.objective(self.model, micro_batch | known)
             part = output.loss(targets, rows)
             self.scaler.scale(part).backward()
-            loss += part.detach()
+            loss = part.detach() if loss is None else loss + part.detach()
             for name, value in output.means(targets, rows).items():
                 metrics[name] = metrics.get(name, 0) + value
+        assert loss is not None
+        self.parallel.complete_gradients()
         self.scaler.unscale_(self.optimizer)
-        norm = nn.utils.clip_grad_norm_(self.model.parameters(), self.settings.grad_clip or math.inf)
-        self._set_rates(tokens, time.perf_counter() - start)
-        mean, self.grad_norm = torch.stack([loss, norm.to(loss.dtype)]).tolist()  # the step's one host read
+        norm = self.parallel.clip(self.settings.grad_clip)
+        self._set_rates(tokens, self._seconds_since(start))
+        loss, metrics = self._over_processes(loss, metrics)
+        # The step's one host read.
+        mean, self.grad_norm, asked = torch.stack([loss, norm.to(loss.dtype), self._stop_flag.to(loss.dtype)]).tolist()
+        self._stop_agreed = asked > 0
         if self.guard.accepts(mean, self.grad_norm, overflow_is_normal=self._scale_can_fall):
             self.scaler.step(self.optimizer)
+            self.parallel.after_step()
             self.averaged.take(self.progress.step + 1, self.done_share)
         self.scaler.update()
-        self.optimizer.zero_grad(set_to_none=True)
+        self.model.zero_grad(set_to_none=True)  # the optimiser may have a share of the parameters alone
         return mean, metrics
+
+    def _over_processes(self, loss: Tensor, metrics: dict[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
+        """Loss and metrics of the whole batch, in one message, with which all learn of a signal to any."""
+        self._stop_flag = loss.new_tensor(float(self.stop.asked))
+        if world().count == 1:
+            return loss, metrics
+        loss, self._stop_flag, *others = summed(torch.stack([loss, self._stop_flag, *metrics.values()])).unbind()
+        return loss, dict(zip(metrics, others, strict=True))
+
+    def _seconds_since(self, start: float) -> float:
+        """Since a moment; where a run ends by the clock, by that of the first process."""
+        seconds = time.perf_counter() - start
+        if world().count == 1 or self.settings.max_minutes is None:
+            return seconds
+        clock = torch.tensor(seconds if world().is_first else 0.0, dtype=torch.float64)
+        return float(summed(clock))
+
+    @property
+    def _stop_asked(self) -> bool:
+        """Whether a signal asks for the end: one to any process ends all, after the same step."""
+        return self.stop.asked if world().count == 1 else self._stop_agreed
 
     @property
     def micro_batch_size(self) -> int:
         """Rows that are computed at a time."""
         return self.runtime.hardware.micro_batch_size or self.settings.batch_size
 
-    def _micro_batches(self, batch: Batch) -> Iterator[Batch]:
-        """The parts of a batch on the device, each with the dropout of its rows while it is in use."""
+    def _micro_batches(self, batch: Batch, share: slice) -> Iterator[tuple[Batch, bool]]:
+        """The parts of this process's share of a batch on the device, each with the dropout of its rows while it is in
+        use, and whether it is the last."""
         seed = mixed(self.progress.dropout_seed, self.progress.step)
-        first = 0
-        for parts in zip(*(tensor.split(self.micro_batch_size) for tensor in batch.values()), strict=True):
-            with dropout_by_row(seed, first, len(parts[0])):
-                yield on_device(dict(zip(batch, parts, strict=True)), self.runtime.device)
-            first += len(parts[0])
+        for first in range(share.start, share.stop, self.micro_batch_size):
+            end = min(first + self.micro_batch_size, share.stop)
+            with dropout_by_row(seed, first, end - first):
+                part = {name: tensor[first:end] for name, tensor in batch.items()}
+                yield on_device(part, self.runtime.device), end == share.stop
 
     def _set_rates(self, tokens: int, seconds: float) -> None:
         """What changes over a run, for this step, which is counted once it is done."""
@@ -256,7 +310,7 @@ class Trainer:
             "peak_memory_gb": self.runtime.peak_memory_gb(),
         }
         if self.flops_per_token and self.peak:
-            row["mfu"] = rate * self.flops_per_token / self.peak
+            row["mfu"] = rate * self.flops_per_token / (self.peak * world().count)
         if self.scaler.is_enabled():
             row["loss_scale"] = self.scaler.get_scale()
         self._write(row)
@@ -286,6 +340,7 @@ class Trainer:
         assert self.last_checkpoint is not None
         with self._interruptible(), self.averaged.in_place(), self.runtime.autocast():
             measured = self.evaluator(self.model)
+        measured = agreed(lambda: measured)  # to the last bit: all decide by it
         row = {"step": self.progress.step, **measured}
         self._write(row)
         monitor = self.settings.monitor
@@ -321,9 +376,9 @@ class Trainer:
 
     def _save(self) -> None:
         with self.averaged.in_place():
-            self.last_checkpoint = self.checkpoints.save(
-                self.progress.step, self.model, self._state(), self.save_extras
-            )
+            state = self._state()
+            made = agreed(lambda: self.checkpoints.save(self.progress.step, self.model, state, self.save_extras).name)
+        self.last_checkpoint = self.checkpoints.folder / made
         self.last_step_saved = self.progress.step
 
     def _state(self) -> dict[str, Any]:
@@ -331,7 +386,7 @@ class Trainer:
         return {
             "progress": vars(self.progress),
             "best": vars(self.best),
-            "optimizer": self.optimizer.state_dict()["state"],
+            "optimizer": self.parallel.optimizer_state(),
             "scaler": self.scaler.state_dict(),
             "guard": self.guard.state_dict(),
             "data": self.data.state_dict(),
@@ -342,7 +397,8 @@ class Trainer:
 
     def _restore(self) -> bool:
         """Continue from the newest whole checkpoint, where there is one. Returns whether it was evaluated already."""
-        folder = self.checkpoints.last_good()
+        name = agreed(lambda: getattr(self.checkpoints.last_good(), "name", None))
+        folder = self.checkpoints.folder / name if name else None
         self.last_checkpoint = folder
         if folder is None:
             self.metrics_log.rewind(0)
@@ -352,9 +408,7 @@ class Trainer:
         load_model_tensors(self.model, folder)
         if "averaged" in state:  # not in checkpoints of before
             self.averaged.load_state_dict(state["averaged"])
-        # Rates, decay and betas come from the configuration, so that an override on resume takes effect.
-        groups = self.optimizer.state_dict()["param_groups"]
-        self.optimizer.load_state_dict({"state": state["optimizer"], "param_groups": groups})
+        self.parallel.load_optimizer_state(state["optimizer"])
         self.scaler.load_state_dict(state["scaler"])
         self.guard.load_state_dict(state["guard"])
         self.data.load_state_dict(state["data"])
@@ -372,7 +426,7 @@ class Trainer:
         return evaluated is not None
 
     def _result(self) -> TrainResult:
-        progress = self.progress
+        progress, best = self.progress, agreed(lambda: getattr(self.checkpoints.best, "name", None))
         return TrainResult(
             step=progress.step,
             train_loss=progress.last_loss,
@@ -381,5 +435,5 @@ class Trainer:
             skipped_steps=self.guard.skipped,
             stopped_early=self._out_of_patience and not self._budget_is_spent,
             last_checkpoint=self.last_checkpoint,
-            best_checkpoint=self.checkpoints.best,
+            best_checkpoint=self.checkpoints.folder / best if best else None,
         )

@@ -9,9 +9,11 @@ import warnings
 from pathlib import Path
 from typing import Any
 
+from modern_llm.processes import world
+
 
 class MetricsLog:
-    """Appends rows to a JSON-lines file.
+    """Appends rows to a JSON-lines file; of several processes, the first one does.
 
     Args:
         path: the file; made with its first row.
@@ -26,6 +28,8 @@ class MetricsLog:
         Raises:
             FileNotFoundError: the folder is gone.
         """
+        if not world().is_first:
+            return
         # JSON has no NaN and no infinity.
         plain = {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in row.items()}
         try:
@@ -43,6 +47,8 @@ class MetricsLog:
     def rewind(self, position: int) -> None:
         """Drop every row behind `position`: the steps after the checkpoint are done again. A file that is shorter, cut
         or written anew by another hand, keeps its whole rows, and a warning says so."""
+        if not world().is_first:
+            return
         if not self.path.exists():
             if position:
                 warnings.warn(f"{self.path} is gone; the rows before this checkpoint are missing", stacklevel=2)

@@ -9,6 +9,8 @@ from torch import Tensor
 from torch.optim import Optimizer
 from torch.optim.adamw import adamw
 
+from modern_llm.processes import world
+
 # x <- a x + b x^3 + c x^5 on the singular values, one row a step; the last row is used for all further steps.
 _POLYNOMIALS = {
     # Steepest at 0; the values end in [0.7, 1.2] (Jordan et al. 2024).
@@ -60,7 +62,12 @@ class MuonWithAdamW(Optimizer):
             maps that it stacks, which are orthogonalised one by one.
         lr, momentum, newton_schulz_steps, polynomial, update_scale, variance_decay, cautious_decay, betas, eps: as in
             `optimizers.Muon`.
+
+    Attributes:
+        divides: several processes make the same step, and each orthogonalises its share of the matrices.
     """
+
+    divides = False
 
     def __init__(
         self,
@@ -112,9 +119,7 @@ class MuonWithAdamW(Optimizer):
                 by_shape.setdefault(tuple(piece[0].shape), []).append(piece)
         for shape, pieces in by_shape.items():
             weights = [weight for weight, _, _ in pieces]
-            steps = orthogonalise(
-                torch.stack([update for _, update, _ in pieces]), self.newton_schulz_steps, self.polynomial
-            )
+            steps = self._orthogonalised(torch.stack([update for _, update, _ in pieces]))
             if self.variance_decay is not None:
                 steps = self._equal_rows(steps, [variance for _, _, variance in pieces if variance is not None])
             steps *= group["lr"] * self._size(shape)
@@ -125,6 +130,21 @@ class MuonWithAdamW(Optimizer):
             elif decay:
                 torch._foreach_mul_(weights, 1 - decay)
             torch._foreach_sub_(weights, steps.unbind())
+
+    def _orthogonalised(self, updates: Tensor) -> Tensor:
+        """Updates (k, ..., m, n) orthogonalised, here or by all processes together."""
+        if not self.divides:
+            return orthogonalise(updates, self.newton_schulz_steps, self.polynomial)
+        import torch.distributed as dist
+
+        most = -(-len(updates) // world().count)
+        share = updates[world().rank * most : (world().rank + 1) * most]
+        mine = updates.new_zeros(most, *updates.shape[1:])
+        if len(share):
+            mine[: len(share)] = orthogonalise(share, self.newton_schulz_steps, self.polynomial)
+        found = [torch.empty_like(mine) for _ in range(world().count)]
+        dist.all_gather(found, mine)
+        return torch.cat(found)[: len(updates)]
 
     def _size(self, shape: tuple[int, ...]) -> float:
         """What an orthogonal matrix is multiplied by."""
