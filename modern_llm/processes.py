@@ -17,10 +17,14 @@ from dataclasses import dataclass
 from datetime import timedelta
 from functools import cache
 from pathlib import Path
+from threading import Thread
 from typing import Any
 
 _LONGEST_WAIT = timedelta(days=30)  # the first one may download, tokenise and measure meanwhile
+_SECONDS_TO_MEET = 40
 _SECONDS_BETWEEN_LOOKS = 0.02
+_store: Any = None
+_is_alone = False  # the others were not found
 _turns = 0
 
 
@@ -90,25 +94,46 @@ def quiet_unless_first() -> None:
 # -- agreement -------------------------------------------------------------------------------------------------------
 
 
-@cache
 def store() -> Any:
     """Where all processes read and write small texts: a `torch.distributed.Store`.
 
     Raises:
         ProcessesError: the processes do not find each other.
     """
+    global _store
+    if _store is None:
+        import torch.distributed as dist
+
+        _store = dist.PrefixStore("modern_llm", _rendezvous())
+    return _store
+
+
+def _rendezvous() -> Any:
+    """The store that all processes share, in a thread: torch waits forever for a stranger who took the port."""
     import torch.distributed as dist
 
-    where = f"MASTER_ADDR={os.environ.get('MASTER_ADDR')} MASTER_PORT={os.environ.get('MASTER_PORT')}"
-    try:
-        made, _, _ = next(dist.rendezvous("env://", timeout=timedelta(seconds=45)))
-    except (RuntimeError, ValueError) as cause:  # torch has no class of its own for a port that is taken
+    found: list[Any] = []
+
+    def meet() -> None:
+        try:
+            found.append(next(dist.rendezvous("env://", timeout=timedelta(seconds=_SECONDS_TO_MEET)))[0])
+        except (RuntimeError, ValueError) as fault:  # torch has no class of its own for a port that is taken
+            found.append(fault)
+
+    thread = Thread(target=meet, daemon=True)
+    thread.start()
+    thread.join(_SECONDS_TO_MEET + 5)
+    why = str(found[0]).splitlines()[0] if found else f"no answer in {_SECONDS_TO_MEET} s"
+    if not found or isinstance(found[0], Exception):
+        global _is_alone
+        _is_alone = True
+        where = f"MASTER_ADDR={os.environ.get('MASTER_ADDR')} MASTER_PORT={os.environ.get('MASTER_PORT')}"
         raise ProcessesError(
-            f"{where}: the {world().count} processes do not find each other there ({str(cause).splitlines()[0]}). "
-            "Start them with torchrun, and give another --rdzv-endpoint where the port is taken."
-        ) from cause
-    made.set_timeout(_LONGEST_WAIT)
-    return dist.PrefixStore("modern_llm", made)
+            f"{where}: the {world().count} processes do not find each other there ({why}). Start them with torchrun, "
+            "and give another --rdzv-endpoint where the port is taken."
+        )
+    found[0].set_timeout(_LONGEST_WAIT)
+    return found[0]
 
 
 def _told(key: str) -> str:
@@ -194,7 +219,7 @@ def may_speak_of(failure: str) -> bool:
     """Whether this process is to tell of a failure: the first one is, and another where the first does not say the
     same."""
     here = world()
-    if here.count == 1:
+    if here.count == 1 or _is_alone:
         return True
     key = f"failed/{hashlib.sha256(failure.encode()).hexdigest()}"
     try:
@@ -206,7 +231,7 @@ def may_speak_of(failure: str) -> bool:
                 return False
             time.sleep(_SECONDS_BETWEEN_LOOKS)
         return store().add(key, 1) == 1
-    except RuntimeError:  # the store is gone with the process that held it
+    except (RuntimeError, ProcessesError):  # the store is gone with the process that held it
         return True
 
 

@@ -1,5 +1,5 @@
 """One of several processes that train together: every case of `CASES`, its losses, metrics and weights kept by the
-first. `python tests/training/together.py FOLDER`, with torchrun's environment."""
+first. `python together.py FOLDER`, with torchrun's environment and the folders of the tests on PYTHONPATH."""
 
 from __future__ import annotations
 
@@ -8,8 +8,6 @@ from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
-
-sys.path[:0] = [str(Path(__file__).parent), str(Path(__file__).resolve().parents[1])]
 
 import torch
 from conftest import random_corpus
@@ -100,8 +98,10 @@ CASES: dict[str, Callable[..., Any]] = {
 
 def main(folder: Path) -> None:
     torch.set_num_threads(1)
-    for dtype in (torch.float64, torch.float32):
-        for sharding in ("none", "optimizer") if world().count > 1 else ("none",):
+    # Three and four processes have what they need to differ from one, and no more.
+    shardings = {1: ["none"], 2: ["none", "optimizer"], 3: ["none"], 4: ["optimizer"]}[world().count]
+    for dtype in (torch.float64, torch.float32) if world().count < 3 else (torch.float64,):
+        for sharding in shardings:
             for name, case in CASES.items():
                 place = folder / f"{name} {sharding} {dtype}"
                 torch.manual_seed(0)

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from modern_llm.checks import require
 from modern_llm.defaults import Defaults
+from modern_llm.processes import world
 
 _DEFAULTS = Defaults("task/ramp/doubling")
 
@@ -44,6 +45,8 @@ class Ramp:
         """
         require(self.batch_size is None or self.batch_size <= batch_size, "task.ramp.batch_size", self.batch_size,
                 f"is above trainer.batch_size={batch_size}", "Lower it")  # fmt: skip
+        require((self.batch_size or batch_size) >= world().count, "task.ramp.batch_size", self.batch_size,
+                f"has fewer sequences than there are processes ({world().count})", "Raise it")  # fmt: skip
         doublings = [seq_len // 2**k for k in range(seq_len.bit_length()) if seq_len % 2**k == 0]
         require(self.seq_len is None or self.seq_len in doublings, "task.ramp.seq_len", self.seq_len,
                 f"does not grow to the {seq_len} tokens of a sequence by doubling",

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 
 from modern_llm.models.config import ModernLLMConfig
+from modern_llm.processes import world
 from modern_llm.training.settings import Hardware, TrainerSettings
 
 _CHUNK_BYTES = 3 * 2**26  # the fused loss holds a chunk of logits, its softmax and a 16-bit copy
@@ -13,7 +14,7 @@ _CONTEXT_BYTES = 600e6  # CUDA context and kernels, which the GPU counts as used
 
 @dataclass(frozen=True)
 class MemoryPlan:
-    """Bytes by purpose at the peak of a training step.
+    """Bytes by purpose at the peak of a training step, in each process.
 
     Attributes:
         weights: parameters in fp32, their 16-bit copies under autocast, and their average where there is one.
@@ -67,18 +68,23 @@ def activation_bytes_per_token(model: ModernLLMConfig, half: bool) -> float:
     return stream + normed + projected + attended + fed + parts / model.n_layers
 
 
-def plan_memory(model: ModernLLMConfig, seq_len: int, trainer: TrainerSettings, hardware: Hardware) -> MemoryPlan:
-    """The plan of a training step.
+def plan_memory(
+    model: ModernLLMConfig, seq_len: int, trainer: TrainerSettings, hardware: Hardware, processes: int = 1
+) -> MemoryPlan:
+    """The plan of a training step in each process.
 
     Args:
         model: with `vocab_size` set.
         seq_len: tokens per sequence.
         trainer, hardware: settings; precision `auto` is planned as fp32, the larger.
+        processes: that train together.
     """
     half = hardware.precision in ("bf16", "fp16")
     kinds = model.parameters()
     parameters = kinds.total()
-    micro = min(hardware.micro_batch_size or trainer.batch_size, trainer.batch_size)
+    rows = -(-trainer.batch_size // processes)
+    micro = min(hardware.micro_batch_size or rows, rows)
+    sharded = processes if hardware.sharding == "optimizer" else 1
     block = activation_bytes_per_token(model, half) * micro * seq_len
     boundary = 4 * model.d_model * micro * seq_len
     blocks = block + model.n_layers * boundary if hardware.activation_checkpointing else model.n_layers * block
@@ -87,7 +93,7 @@ def plan_memory(model: ModernLLMConfig, seq_len: int, trainer: TrainerSettings, 
     return MemoryPlan(
         weights=parameters * ((6 if half else 4) + (4 if trainer.average is not None else 0)),
         gradients=4 * parameters + 4 * head,
-        optimizer=sum(trainer.optimizer.state_bytes(kind) * count for kind, count in kinds.items()),
+        optimizer=sum(trainer.optimizer.state_bytes(kind) * count for kind, count in kinds.items()) / sharded,
         activations=blocks + 4 * boundary,
         workspace=_CHUNK_BYTES + (_CONTEXT_BYTES if on_gpu else 0),
     )
@@ -99,7 +105,8 @@ def check_memory(model: ModernLLMConfig, seq_len: int, trainer: TrainerSettings,
     Raises:
         ValueError: it does not fit; the message says what would.
     """
-    plan = plan_memory(model, seq_len, trainer, hardware)
+    processes = world().count
+    plan = plan_memory(model, seq_len, trainer, hardware, processes)
     if hardware.memory_limit_gb is None or plan.total <= hardware.memory_limit_gb * 1e9:
         return plan
     ways = []
@@ -107,7 +114,8 @@ def check_memory(model: ModernLLMConfig, seq_len: int, trainer: TrainerSettings,
     for checkpointing in sorted({hardware.activation_checkpointing, True}):
         for size in (2**k for k in reversed(range(micro.bit_length()))):
             changed = replace(hardware, micro_batch_size=size, activation_checkpointing=checkpointing)
-            if size <= micro and plan_memory(model, seq_len, trainer, changed).total <= hardware.memory_limit_gb * 1e9:
+            needed = plan_memory(model, seq_len, trainer, changed, processes).total
+            if size <= micro and needed <= hardware.memory_limit_gb * 1e9:
                 extra = (
                     " hardware.activation_checkpointing=true" * (not hardware.activation_checkpointing) * checkpointing
                 )

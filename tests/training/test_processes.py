@@ -1,0 +1,119 @@
+"""What is learned does not depend on how many processes learn it: losses, metrics and weights of 1, 2, 3 and 4."""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import subprocess
+import sys
+from collections.abc import Callable
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from modern_llm.processes import ProcessesError, World, world
+from modern_llm.training.parallel.gradients import _buckets
+from modern_llm.training.parallel.replicated import _owners
+
+TESTS = Path(__file__).resolve().parents[1]
+CASES = ("all parts", "AdamW", "experts", "adapters", "preferences")
+CLOCKS = {"seconds", "tokens_per_second", "peak_memory_gb", "mfu"}
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., tuple[list[dict[str, Any]], dict[str, Any]]]:
+    """Rows and weights of a case, trained by so many processes; all cases of a number of them are trained at once."""
+    top = tmp_path_factory.mktemp("together")
+
+    @cache
+    def all_of(count: int) -> Path:
+        with socket.socket() as place:
+            place.bind(("127.0.0.1", 0))
+            port = str(place.getsockname()[1])
+        paths = os.pathsep.join([str(TESTS.parent), str(TESTS), str(TESTS / "training")])
+        env = {**os.environ, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "WORLD_SIZE": str(count),
+               "PYTHONPATH": paths, "OMP_NUM_THREADS": "1"}  # fmt: skip
+        command = [sys.executable, str(TESTS / "training" / "together.py"), str(top / str(count))]
+        started = [subprocess.Popen(command, env=env | {"RANK": str(rank), "LOCAL_RANK": str(rank)},
+                                    stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+                   for rank in range(count)]  # fmt: skip
+        for process in started:
+            said, _ = process.communicate(timeout=400)
+            assert process.returncode == 0, said[-3000:]
+        return top / str(count)
+
+    def of(count: int, case: str, sharding: str, dtype: str) -> tuple[list[dict[str, Any]], dict[str, Any]]:
+        folder = all_of(count) / f"{case} {sharding} torch.{dtype}"
+        rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+        return [{k: v for k, v in row.items() if k not in CLOCKS} for row in rows], torch.load(folder / "weights.pt")
+
+    return of
+
+
+@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize(("count", "sharding"), [(2, "none"), (2, "optimizer"), (3, "none"), (4, "optimizer")])
+def test_any_number_of_processes_gives_the_same(trained, count, sharding, case):
+    """To ten digits in float64, with accumulation, clipping, dropout, rows with unequal numbers of targets, Muon, an
+    average of the weights, experts that balance over the whole batch, adapters and preferences."""
+    rows, weights = trained(count, case, sharding, "float64")
+    expected_rows, expected = trained(1, case, "none", "float64")
+    assert len(rows) == len(expected_rows) >= 30
+    for row, one in zip(rows, expected_rows, strict=True):
+        assert row == pytest.approx(one, rel=1e-10, abs=1e-10)
+    assert weights.keys() == expected.keys()
+    for name, weight in weights.items():
+        torch.testing.assert_close(weight, expected[name], rtol=1e-10, atol=1e-10)
+
+
+@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize("sharding", ["none", "optimizer"])
+def test_in_fp32_rounding_alone_differs(trained, sharding, case):
+    """Muon makes an orthogonal matrix of gradients whose small directions are rounding, so that its weights differ
+    more than what they come to."""
+    rows, weights = trained(2, case, sharding, "float32")
+    expected_rows, expected = trained(1, case, "none", "float32")
+    for row, one in zip(rows, expected_rows, strict=True):
+        norms = {name: row.pop(name) - one.pop(name) for name in ("grad_norm",) if name in row}
+        assert row == pytest.approx(one, rel=1e-5, abs=1e-5)
+        assert all(abs(difference) < 1e-2 for difference in norms.values())
+    differences = torch.cat([(weight - expected[name]).flatten() for name, weight in weights.items()])
+    assert differences.square().mean().sqrt() < (1e-4 if case == "all parts" else 1e-5)
+
+
+def test_shares_are_all_rows_once():
+    for rows in (8, 9, 13):
+        for count in (1, 2, 3, 5, 8):
+            shares = [list(range(rows))[World(rank, count).share(rows)] for rank in range(count)]
+            assert [row for share in shares for row in share] == list(range(rows))
+            assert max(map(len, shares)) - min(map(len, shares)) <= 1
+
+
+def test_a_wrong_environment_is_told(monkeypatch):
+    for name, value in {"RANK": "3", "WORLD_SIZE": "2", "LOCAL_RANK": "0"}.items():
+        monkeypatch.setenv(name, value)
+    world.cache_clear()
+    with pytest.raises(ProcessesError, match=r"RANK=3 WORLD_SIZE=2.*torchrun"):
+        world()
+    monkeypatch.undo()
+    world.cache_clear()
+    assert world() == World()
+
+
+def test_buckets_hold_every_parameter_once_and_the_last_first():
+    parameters = [nn.Parameter(torch.empty(3_000_000)) for _ in range(5)] + [nn.Parameter(torch.empty(2).double())]
+    buckets = _buckets(parameters)
+    assert [p for bucket in buckets for p in bucket.parameters] == parameters[::-1]
+    assert [len(bucket.parameters) for bucket in buckets] == [1, 3, 2]
+
+
+def test_owners_have_equal_work():
+    costs = [float(c) for c in torch.randint(1, 100, (200,), generator=torch.Generator().manual_seed(0))]
+    for count in (2, 3, 7):
+        owners = _owners(costs, count)
+        loads = [sum(c for c, owner in zip(costs, owners, strict=True) if owner == rank) for rank in range(count)]
+        assert max(loads) - min(loads) <= max(costs)
