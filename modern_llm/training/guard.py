@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from pathlib import Path
 from typing import Any
 
 
@@ -54,6 +55,20 @@ class Guard:
     def exhausted(self) -> bool:
         """Whether the run must end."""
         return self.bad_in_a_row >= self.max_bad_steps
+
+    def diverged(self, step: int, examples: str, checkpoint: Path | None) -> TrainingDivergedError:
+        """What to raise then.
+
+        Args:
+            step: that the run is at.
+            examples: which the last batch holds.
+            checkpoint: the last good one.
+        """
+        return TrainingDivergedError(
+            f"step {step}: the loss or the gradient was not finite in {self.bad_in_a_row} consecutive steps. The last "
+            f"batch: {examples}. Last good checkpoint: {checkpoint or 'none'}. "
+            "Lower trainer.optimizer.lr, use hardware.precision=fp32, or look at these examples; then resume."
+        )
 
     def state_dict(self) -> dict[str, Any]:
         return {k: getattr(self, k) for k in ("bad_in_a_row", "skipped", "seen", "mean_norm")}

@@ -9,33 +9,38 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
-from zlib import crc32
 
 import torch
 from torch import Tensor, nn
 
-from modern_llm.objectives.base import Batch, Objective, on_device
-from modern_llm.processes import agreed, require_same, summed, world
+from modern_llm.objectives.base import Batch, Objective
+from modern_llm.processes import agreed, world
 from modern_llm.training.averaged import AveragedWeights
 from modern_llm.training.callbacks import Callback
 from modern_llm.training.checkpoint import (
     Checkpoints,
     load_model_tensors,
-    model_tensors,
     random_states,
     restore_random_states,
 )
 from modern_llm.training.contract import DataStream, Evaluator, RampedStream, TrainResult
-from modern_llm.training.dropout import dropout_by_row, mixed
-from modern_llm.training.guard import Guard, TrainingDivergedError
+from modern_llm.training.dropout import mixed
+from modern_llm.training.guard import Guard
 from modern_llm.training.interruption import Interrupted, StopRequest
 from modern_llm.training.logs.metrics import MetricsLog
 from modern_llm.training.logs.progress import Best, Progress
 from modern_llm.training.memory.exhausted import explain_out_of_memory
+from modern_llm.training.micro_batches import MicroBatches
+from modern_llm.training.parallel.agreement import (
+    mean_over_processes,
+    require_same_data,
+    require_same_model,
+    seconds_since,
+    summed_step,
+)
 from modern_llm.training.runtime import Runtime
 from modern_llm.training.settings import TrainerSettings
 
-_SAME_FILES = "Give every machine the same code, packages and files."
 _EMPTY_BATCHES_IN_A_ROW = 100  # after which a stream is taken to have no targets at all
 
 
@@ -110,16 +115,17 @@ class Trainer:
         self.best = Best()
         self.last_checkpoint: Path | None = None
         self.last_step_saved = 0
-        self._stop_agreed = self._data_is_same = False
+        self.stop_is_asked = 0.0
         self.peak = self.runtime.peak_flops()[0] if flops_per_token else None
         self.flops_per_token = flops_per_token
         evaluated = self._restore()
+        self.step_of_start = self.progress.step
         self.model.train()
         for callback in self.callbacks:
             callback.on_start(self.progress.step, self.settings.max_steps)
         try:
             with StopRequest() as self.stop:
-                self._require_same_model()
+                require_same_model(self.model)
                 if self.last_checkpoint is not None and not evaluated:
                     self._evaluate_if_due()
                 while not self._budget_is_spent and not self._out_of_patience:
@@ -132,25 +138,14 @@ class Trainer:
         self.averaged.settle()
         return self._result()
 
-    def _require_same_model(self) -> None:
-        """Refuse processes whose models differ.
-
-        Raises:
-            ProcessesError: they do.
-        """
-        if world().count > 1:
-            hashes = [tensor.float().sum().item() for tensor in model_tensors(self.model).values()]
-            require_same("the model", hashes, _SAME_FILES)
-
     # -- one step ---------------------------------------------------------------------------------------------------
 
     def _advance(self) -> None:
         """One step, and what is due after it: rows, checkpoints, evaluation, a stop."""
         start = time.perf_counter()
         batch = self._next_batch()
-        if not self._data_is_same:
-            require_same("the data", [crc32(tensor.numpy().tobytes()) for tensor in batch.values()], _SAME_FILES)
-            self._data_is_same = True
+        if self.progress.step == self.step_of_start:
+            require_same_data(batch)
         tokens = self.objective.tokens(batch)
         try:
             loss, metrics = self._step(batch, tokens, start)
@@ -158,7 +153,8 @@ class Trainer:
             hardware, where = self.runtime.hardware, f"step {self.progress.step + 1} on {self.runtime.device}"
             explain_out_of_memory(cause, where, self.micro_batch_size, hardware, self.objective.smaller_steps)
             raise
-        self.progress.count(loss, metrics, tokens, self._seconds_since(start))
+        seconds = seconds_since(start, self.settings.max_minutes is not None)
+        self.progress.count(loss, metrics, tokens, seconds)
         step = self.progress.step
         for callback in self.callbacks:
             callback.on_step(step, loss)
@@ -166,7 +162,7 @@ class Trainer:
         if step % self.settings.log_every == 0 or last:
             self._log()
         if self.guard.exhausted:
-            self._stop_diverged(batch)
+            raise self.guard.diverged(step, self.objective.examples(batch), self.last_checkpoint)
         if step % self.settings.save_interval == 0 or last or self._evaluation_due or self._stop_asked:
             self._save()
         if self._stop_asked:  # now, or while the checkpoint was written
@@ -206,15 +202,16 @@ class Trainer:
         # micro-batches, or into shares of processes, which all know the whole batch.
         targets, rows = self.objective.count(batch), len(next(iter(batch.values())))
         share = world().share(rows)
+        cut = MicroBatches(batch, share, self.micro_batch_size, self.runtime.device,
+                           mixed(self.progress.dropout_seed, self.progress.step))  # fmt: skip
         known: Batch = {}
-        if rows > self.micro_batch_size or world().count > 1:
+        if not cut.is_whole:
             with self.runtime.autocast():
-                known = self.objective.survey(self.model, (part for part, _ in self._micro_batches(batch, share)))
-            part_of_all = (share.stop - share.start) / rows
-            known = {name: summed(value * part_of_all) for name, value in known.items()}
+                known = self.objective.survey(self.model, (part for part, _ in cut))
+            known = mean_over_processes(known, (share.stop - share.start) / rows)
         loss: Tensor | None = None
         metrics: dict[str, Tensor] = {}
-        for micro_batch, is_last in self._micro_batches(batch, share):
+        for micro_batch, is_last in cut:
             if is_last:
                 self.parallel.before_last_backward()
             with self.runtime.autocast():
@@ -228,11 +225,9 @@ class Trainer:
         self.parallel.complete_gradients()
         self.scaler.unscale_(self.optimizer)
         norm = self.parallel.clip(self.settings.grad_clip)
-        self._set_rates(tokens, self._seconds_since(start))
-        loss, metrics = self._over_processes(loss, metrics)
-        # The step's one host read.
-        mean, self.grad_norm, asked = torch.stack([loss, norm.to(loss.dtype), self._stop_flag.to(loss.dtype)]).tolist()
-        self._stop_agreed = asked > 0
+        self._set_rates(tokens, seconds_since(start, self.settings.max_minutes is not None))
+        loss, asked, metrics = summed_step(loss, self.stop.asked, metrics)
+        mean, self.grad_norm, self.stop_is_asked = torch.stack([loss, norm.to(loss.dtype), asked]).tolist()
         if self.guard.accepts(mean, self.grad_norm, overflow_is_normal=self._scale_can_fall):
             self.scaler.step(self.optimizer)
             self.parallel.after_step()
@@ -241,41 +236,15 @@ class Trainer:
         self.model.zero_grad(set_to_none=True)  # the optimiser may have a share of the parameters alone
         return mean, metrics
 
-    def _over_processes(self, loss: Tensor, metrics: dict[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
-        """Loss and metrics of the whole batch, in one message, with which all learn of a signal to any."""
-        self._stop_flag = loss.new_tensor(float(self.stop.asked))
-        if world().count == 1:
-            return loss, metrics
-        loss, self._stop_flag, *others = summed(torch.stack([loss, self._stop_flag, *metrics.values()])).unbind()
-        return loss, dict(zip(metrics, others, strict=True))
-
-    def _seconds_since(self, start: float) -> float:
-        """Since a moment; where a run ends by the clock, by that of the first process."""
-        seconds = time.perf_counter() - start
-        if world().count == 1 or self.settings.max_minutes is None:
-            return seconds
-        clock = torch.tensor(seconds if world().is_first else 0.0, dtype=torch.float64)
-        return float(summed(clock))
-
     @property
     def _stop_asked(self) -> bool:
         """Whether a signal asks for the end: one to any process ends all, after the same step."""
-        return self.stop.asked if world().count == 1 else self._stop_agreed
+        return self.stop.asked if world().count == 1 else bool(self.stop_is_asked)
 
     @property
     def micro_batch_size(self) -> int:
         """Rows that are computed at a time."""
         return self.runtime.hardware.micro_batch_size or self.settings.batch_size
-
-    def _micro_batches(self, batch: Batch, share: slice) -> Iterator[tuple[Batch, bool]]:
-        """The parts of this process's share of a batch on the device, each with the dropout of its rows while it is in
-        use, and whether it is the last."""
-        seed = mixed(self.progress.dropout_seed, self.progress.step)
-        for first in range(share.start, share.stop, self.micro_batch_size):
-            end = min(first + self.micro_batch_size, share.stop)
-            with dropout_by_row(seed, first, end - first):
-                part = {name: tensor[first:end] for name, tensor in batch.items()}
-                yield on_device(part, self.runtime.device), end == share.stop
 
     def _set_rates(self, tokens: int, seconds: float) -> None:
         """What changes over a run, for this step, which is counted once it is done."""
@@ -363,14 +332,6 @@ class Trainer:
     def _out_of_patience(self) -> bool:
         patience = self.settings.early_stopping_patience
         return patience is not None and self.best.evaluations_since >= patience
-
-    def _stop_diverged(self, batch: Batch) -> None:
-        raise TrainingDivergedError(
-            f"step {self.progress.step}: the loss or the gradient was not finite in {self.guard.bad_in_a_row} "
-            f"consecutive steps. The last batch: {self.objective.examples(batch)}. "
-            f"Last good checkpoint: {self.last_checkpoint or 'none'}. "
-            "Lower trainer.optimizer.lr, use hardware.precision=fp32, or look at these examples; then resume."
-        )
 
     # -- checkpoints ------------------------------------------------------------------------------------------------
 
