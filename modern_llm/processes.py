@@ -12,13 +12,15 @@ import os
 import sys
 import time
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from datetime import timedelta
 from functools import cache
 from pathlib import Path
 from threading import Thread
-from typing import Any
+from typing import Any, TypeVar
+
+T = TypeVar("T")
 
 _LONGEST_WAIT = timedelta(days=30)  # the first one may download, tokenise and measure meanwhile
 _SECONDS_TO_MEET = 40
@@ -275,6 +277,19 @@ def join(device_type: str) -> None:
     dist.init_process_group(backend, store=dist.PrefixStore("sums", store()), rank=world().rank,
                             world_size=world().count, timeout=timedelta(hours=1))  # fmt: skip
     atexit.register(dist.destroy_process_group)
+
+
+def dealt(items: Iterable[T], rank: int, count: int) -> Iterator[tuple[T, bool]]:
+    """Every `count`-th item, from number `rank` on, and whether it is really this process's: all get equally many, so
+    that none waits for another, and the last ones may be given what is another's, too."""
+    hand: list[T] = []
+    for item in items:
+        hand.append(item)
+        if len(hand) == count:
+            yield hand[rank], True
+            hand.clear()
+    if hand:
+        yield hand[min(rank, len(hand) - 1)], rank < len(hand)
 
 
 def summed(tensor: Any) -> Any:

@@ -23,7 +23,7 @@ from modern_llm.models.fused_loss import IGNORE_INDEX, token_nll
 from modern_llm.objectives.base import Batch, Objective, on_device
 from modern_llm.objectives.classification import TextClassifier
 from modern_llm.pretrained.seq2seq import EncodedSource, HuggingFaceSeq2Seq
-from modern_llm.processes import gathered, summed, world
+from modern_llm.processes import dealt, gathered, summed, world
 
 Progress = Callable[[int, int], None]  # called with how many are done, of how many
 
@@ -219,27 +219,28 @@ def mean_loss(
     by_target: dict[str, float] = {}
     by_row: dict[str, float] = {}
     targets = 0
-    for number, places in enumerate(by_length(items, batch_size)):
+    rows = 0
+    for places, is_own in dealt(by_length(items, batch_size), world().rank, world().count):
         batch: Batch = collate([items[i] for i in places])
-        targets += objective.count(batch)
-        if number % world().count != world().rank:
-            continue
         output = objective(model, on_device(batch, device))
+        if not is_own:
+            continue
+        targets, rows = targets + objective.count(batch), rows + len(places)
         _add(by_target, {"loss": output.loss_sum, **output.metrics}, 1)
         _add(by_row, output.row_metrics, 1)
         if output.row_loss_sum is not None:
             _add(by_row, {"loss": output.row_loss_sum}, 1)
-    by_target, by_row = _over_processes(by_target), _over_processes(by_row)
+    if world().count > 1:
+        by_target, by_row = _over_processes(by_target), _over_processes(by_row)
+        targets, rows = summed(torch.tensor([targets, rows])).tolist()
     means: dict[str, float] = {}
     _add(means, by_target, max(targets, 1))
-    _add(means, by_row, max(len(items), 1))
+    _add(means, by_row, max(rows, 1))
     return means
 
 
 def _over_processes(sums: dict[str, float]) -> dict[str, float]:
     """Sums of all processes, of which some may have had no batch."""
-    if world().count == 1:
-        return sums
     names = sorted({name for part in gathered(list(sums)) for name in part})
     found = summed(torch.tensor([sums.get(name, 0.0) for name in names], dtype=torch.float64))
     return dict(zip(names, found.tolist(), strict=True))

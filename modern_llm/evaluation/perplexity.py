@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass
-from itertools import islice
 
 import numpy as np
 import torch
@@ -14,7 +13,7 @@ from torch import Tensor
 from modern_llm.data.text.tokens import TokenCorpus
 from modern_llm.models.decoding.generation import CausalLM
 from modern_llm.models.fused_loss import IGNORE_INDEX, token_nll
-from modern_llm.processes import summed, world
+from modern_llm.processes import dealt, summed, world
 
 
 @dataclass(frozen=True)
@@ -82,7 +81,7 @@ def token_losses(
     if not 1 <= stride <= context:
         raise ValueError(f"stride={stride}: must lie between 1 and context={context}, or tokens are skipped.")
     ids = corpus.ids if max_tokens is None else corpus.ids[: max_tokens + 1]
-    for batch in islice(_batches(windows(len(ids), context, stride), batch_size), part[0], None, part[1]):
+    for batch, is_own in dealt(_batches(windows(len(ids), context, stride), batch_size), *part):
         rows = torch.from_numpy(np.stack([ids[start : end + 1] for start, end, _ in batch]).astype(np.int64))
         inputs, labels = rows[:, :-1].to(device), rows[:, 1:].clone()
         for row, (_, _, first) in enumerate(batch):
@@ -91,7 +90,8 @@ def token_losses(
         documents = (inputs == corpus.eos_id).cumsum(1) if document_ids else None
         output = model.hidden_states(inputs, document_ids=documents)
         losses = token_nll(output.hidden, model.output_head, labels.to(device)).cpu()
-        yield losses[labels != IGNORE_INDEX].double()
+        if is_own:
+            yield losses[labels != IGNORE_INDEX].double()
 
 
 def perplexity(

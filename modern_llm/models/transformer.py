@@ -124,7 +124,7 @@ class ModernDecoderLM(nn.Module):
                 x, routing, carried = checkpoint(block, x, plan, carried, None, load, use_reentrant=False)
             else:
                 # Compiled blocks would compile again for every length of a cache: decoding calls them uncompiled.
-                x, routing, carried = (block if cache is None else block.forward)(x, plan, carried, cache, load)
+                x, routing, carried = (block if cache is None else block._call_impl)(x, plan, carried, cache, load)
             if routing is not None:
                 routings.append(routing)
         for part, weights in self.residual.each:

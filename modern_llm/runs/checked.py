@@ -96,8 +96,13 @@ def _require_processes(task: Any, record: dict[str, Any], count: int) -> None:
             f"trainer.batch_size={task.trainer.batch_size}: has fewer rows than there are processes ({count}). "
             "Raise it, or start fewer."
         )
-    if sharding == "optimizer" and task.hardware.precision == "fp16":
-        raise ConfigError("hardware.sharding=optimizer: goes with fp32 and bf16, not with fp16. Use none.")
+    if sharding == "full" and task.trainer.batch_size % count:
+        raise ConfigError(
+            f"trainer.batch_size={task.trainer.batch_size}: must be a multiple of the {count} processes, which gather "
+            "the weights together (hardware.sharding=full). Change it, or use hardware.sharding=optimizer."
+        )
+    if sharding != "none" and task.hardware.precision == "fp16":
+        raise ConfigError(f"hardware.sharding={sharding}: goes with fp32 and bf16, not with fp16. Use none.")
 
 
 def check_root(config: DictConfig) -> None:

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from modern_llm.training.optimization.averages import Average
+from modern_llm.training.parallel.shards import cut, joined, piece_of
 
 
 class AveragedWeights:
@@ -22,7 +23,8 @@ class AveragedWeights:
 
     def __init__(self, average: Average | None, model: nn.Module) -> None:
         self.average, self.taken = average, 0
-        self._weights = {name: p for name, p in model.named_parameters() if p.requires_grad}
+        self._trained = {name: p for name, p in model.named_parameters() if p.requires_grad}
+        self._weights = {name: piece_of(p).detach() for name, p in self._trained.items()}
         self._means: dict[str, Tensor] = {}
 
     @torch.no_grad()
@@ -34,8 +36,8 @@ class AveragedWeights:
         if share == 0:
             return
         if not self._means:
-            self._means = {name: p.detach().clone() for name, p in self._weights.items()}
-        torch._foreach_lerp_(list(self._means.values()), [p.detach() for p in self._weights.values()], share)
+            self._means = {name: weight.clone() for name, weight in self._weights.items()}
+        torch._foreach_lerp_(list(self._means.values()), list(self._weights.values()), share)
         self.taken += 1
 
     @contextmanager
@@ -52,14 +54,16 @@ class AveragedWeights:
         self._exchange()
         self._means, self.average = {}, None
 
+    @torch.no_grad()
     def _exchange(self) -> None:
-        for name, mean in self._means.items():
-            p = self._weights[name]
-            p.data, self._means[name] = mean, p.data
+        for name, mean in self._means.items():  # by content: others know these tensors, too
+            weight = self._weights[name].clone()
+            self._weights[name].copy_(mean)
+            mean.copy_(weight)
 
     def state_dict(self) -> dict[str, Any]:
         """What a checkpoint needs besides the model, inside `in_place`: the weights that training goes on from."""
-        return {"taken": self.taken, "weights": dict(self._means)}
+        return {"taken": self.taken, "weights": {n: joined(m, self._trained[n]) for n, m in self._means.items()}}
 
     @torch.no_grad()
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -67,8 +71,8 @@ class AveragedWeights:
         self.taken, weights = state["taken"], state["weights"]
         if self.average is None or not weights:
             for name, weight in weights.items():  # averaging was switched off: the weights themselves go on
-                self._weights[name].copy_(weight)
+                self._weights[name].copy_(cut(weight, self._trained[name]))
             return
-        self._means = {name: p.detach().clone() for name, p in self._weights.items()}
-        for name, p in self._weights.items():
-            p.copy_(weights[name])
+        self._means = {name: weight.clone() for name, weight in self._weights.items()}
+        for name, held in self._weights.items():
+            held.copy_(cut(weights[name], self._trained[name]))

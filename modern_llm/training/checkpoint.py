@@ -23,6 +23,7 @@ from torch import Tensor, nn
 from modern_llm import manifest
 from modern_llm.files import write_json
 from modern_llm.processes import world
+from modern_llm.training.parallel.shards import cut, piece_of, whole
 
 MODEL_FILE = "model.safetensors"
 STATE_TENSORS = "trainer.safetensors"
@@ -55,13 +56,23 @@ def join_tensors(tree: Any, tensors: dict[str, Tensor]) -> Any:
 
 def model_tensors(model: nn.Module) -> dict[str, Tensor]:
     """Parameters and persistent buffers by name, shared ones once; where some weights are frozen, those that are
-    trained alone: the others are as they were loaded."""
+    trained alone: the others are as they were loaded. Of weights that lie in pieces, what this process has."""
     trained = {name: p.detach() for name, p in model.named_parameters() if p.requires_grad}
     if any(not p.requires_grad for p in model.parameters()):
         return {name: t.contiguous() for name, t in trained.items()}
     tensors, persistent = trained, model.state_dict(keep_vars=True)
     tensors |= {name: b.detach() for name, b in model.named_buffers() if name in persistent}
     return {name: t.contiguous() for name, t in tensors.items()}
+
+
+def whole_tensors(model: nn.Module) -> dict[str, Tensor]:
+    """The same, whole, in the first process. Every process calls it."""
+    found: dict[str, Tensor] = {}
+    for name, tensor in model_tensors(model).items():
+        full = whole(tensor)
+        if world().is_first:
+            found[name] = full.cpu() if full is not tensor else tensor
+    return found
 
 
 def load_model_tensors(model: nn.Module, folder: Path) -> None:
@@ -80,7 +91,7 @@ def load_model_tensors(model: nn.Module, folder: Path) -> None:
         )
     with torch.no_grad():
         for name, tensor in there.items():
-            tensor.copy_(saved[name])
+            piece_of(tensor).copy_(cut(saved[name], tensor))
 
 
 def random_states() -> dict[str, Any]:
@@ -219,12 +230,14 @@ class Checkpoints:
         write_json(path, {"checkpoint": folder.name, "value": value})
         self._forget_old()
 
-    def save(self, step: int, model: nn.Module, state: dict[str, Any], extras: Callable[[Path], None]) -> Path:
+    def save(
+        self, step: int, weights: dict[str, Tensor], state: dict[str, Any], extras: Callable[[Path], None]
+    ) -> Path:
         """Write a checkpoint, then let go of the oldest.
 
         Args:
             step: optimiser steps done.
-            model: whose weights are written.
+            weights: of the model, by name.
             state: everything else of the loop, tensors at any depth.
             extras: writes further files into the folder (configuration, tokenizer).
 
@@ -236,7 +249,7 @@ class Checkpoints:
         try:
             shutil.rmtree(aside, ignore_errors=True)
             aside.mkdir()
-            save_file(model_tensors(model), aside / MODEL_FILE)
+            save_file(weights, aside / MODEL_FILE)
             plain, tensors = split_tensors(state)
             save_file(tensors, aside / STATE_TENSORS)
             (aside / STATE_JSON).write_text(json.dumps(plain))

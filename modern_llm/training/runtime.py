@@ -176,8 +176,13 @@ class Runtime:
 
     def parallel(self, model: nn.Module, optimizer: AdamW) -> Replicated:
         """How a model that is trained lies on the processes."""
-        kinds = {"none": Replicated, "optimizer": ShardedOptimizer}
-        return kinds[self.hardware.sharding if world().count > 1 else "none"](model, optimizer)
+        if world().count == 1 or self.hardware.sharding == "none":
+            return Replicated(model, optimizer)
+        if self.hardware.sharding == "optimizer":
+            return ShardedOptimizer(model, optimizer)
+        from modern_llm.training.parallel.fully_sharded import FullySharded
+
+        return FullySharded(model, optimizer)
 
     def peak_memory_gb(self) -> float:
         """Most memory used so far, in GB (10^9 bytes): of the device on a GPU, of the process on a CPU."""

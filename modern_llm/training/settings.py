@@ -108,8 +108,9 @@ class Hardware:
         activation_checkpointing: recompute each block in the backward pass (Chen et al. 2016, arXiv 1604.06174):
             about a third more time for much less memory.
         compile: torch.compile each block.
-        sharding: what several processes divide among them besides the batch: none; or optimizer, the state of the
-            optimiser and its work (Rajbhandari et al. 2020, arXiv 1910.02054, stage 1).
+        sharding: what several processes divide among them besides the batch: none; optimizer, the state of the
+            optimiser and its work (Rajbhandari et al. 2020, arXiv 1910.02054, stage 1); or full, weights and gradients
+            as well (stage 3).
         memory_limit_gb: device memory in GB (10^9 bytes) that the plan must fit in; null: not planned against.
         num_threads: CPU threads; null: torch's choice.
         peak_tflops: peak rate of dense products in the chosen precision, for model FLOP utilisation; null:
@@ -122,7 +123,7 @@ class Hardware:
     eval_batch_size: int | None = _HARDWARE("eval_batch_size")
     activation_checkpointing: bool = _HARDWARE("activation_checkpointing")
     compile: bool = _HARDWARE("compile")
-    sharding: Literal["none", "optimizer"] = _HARDWARE("sharding")
+    sharding: Literal["none", "optimizer", "full"] = _HARDWARE("sharding")
     memory_limit_gb: float | None = _HARDWARE("memory_limit_gb")
     num_threads: int | None = _HARDWARE("num_threads")
     peak_tflops: float | None = _HARDWARE("peak_tflops")

@@ -22,6 +22,7 @@ from modern_llm.training.checkpoint import (
     load_model_tensors,
     random_states,
     restore_random_states,
+    whole_tensors,
 )
 from modern_llm.training.contract import DataStream, Evaluator, RampedStream, TrainResult
 from modern_llm.training.dropout import mixed
@@ -309,6 +310,7 @@ class Trainer:
         assert self.last_checkpoint is not None
         with self._interruptible(), self.averaged.in_place(), self.runtime.autocast():
             measured = self.evaluator(self.model)
+            self.parallel.rest()
         measured = agreed(lambda: measured)  # to the last bit: all decide by it
         row = {"step": self.progress.step, **measured}
         self._write(row)
@@ -337,8 +339,8 @@ class Trainer:
 
     def _save(self) -> None:
         with self.averaged.in_place():
-            state = self._state()
-            made = agreed(lambda: self.checkpoints.save(self.progress.step, self.model, state, self.save_extras).name)
+            weights, state = whole_tensors(self.model), self._state()
+            made = agreed(lambda: self.checkpoints.save(self.progress.step, weights, state, self.save_extras).name)
         self.last_checkpoint = self.checkpoints.folder / made
         self.last_step_saved = self.progress.step
 

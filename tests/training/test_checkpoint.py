@@ -19,6 +19,7 @@ from modern_llm.training.checkpoint import (
     Checkpoints,
     join_tensors,
     load_model_tensors,
+    model_tensors,
     random_states,
     restore_random_states,
     split_tensors,
@@ -33,7 +34,7 @@ def write_notes(folder: Path) -> None:
 
 def save(checkpoints: Checkpoints, step: int) -> Path:
     torch.manual_seed(step)
-    return checkpoints.save(step, nn.Linear(3, 2), {"a": torch.arange(step), "b": {0: 1.5}}, write_notes)
+    return checkpoints.save(step, model_tensors(nn.Linear(3, 2)), {"a": torch.arange(step), "b": {0: 1.5}}, write_notes)
 
 
 def test_a_tear_at_any_byte_of_any_file_is_found(tmp_path: Path) -> None:
@@ -98,7 +99,7 @@ def test_state_survives_the_disk(tmp_path: Path) -> None:
     assert back["y"] is None
     assert back["z"] == 0.1 + 0.2
     checkpoints = Checkpoints(tmp_path, keep=1)
-    folder = checkpoints.save(1, nn.Linear(2, 2), state, lambda folder: None)
+    folder = checkpoints.save(1, model_tensors(nn.Linear(2, 2)), state, lambda folder: None)
     loaded = checkpoints.load_state(folder)
     assert torch.equal(loaded["x"][3]["m"], state["x"][3]["m"])
     assert loaded["z"] == 0.1 + 0.2
@@ -114,7 +115,7 @@ def test_random_generators_continue_where_they_were() -> None:
 
 
 def test_weights_of_another_model_are_refused(tmp_path: Path) -> None:
-    folder = Checkpoints(tmp_path, keep=1).save(1, nn.Linear(3, 2), {}, lambda folder: None)
+    folder = Checkpoints(tmp_path, keep=1).save(1, model_tensors(nn.Linear(3, 2)), {}, lambda folder: None)
     with pytest.raises(RuntimeError, match="another model"):
         load_model_tensors(nn.Linear(4, 2), folder)
 
@@ -127,7 +128,7 @@ def test_a_failed_write_leaves_the_last_good_one_and_names_it(tmp_path: Path) ->
         raise OSError(28, "No space left on device")
 
     with pytest.raises(RuntimeError, match=r"step 2 could not be written.*No space left.*step_00000001"):
-        checkpoints.save(2, nn.Linear(3, 2), {}, fails)
+        checkpoints.save(2, model_tensors(nn.Linear(3, 2)), {}, fails)
     assert torn(first) is None
     assert [p.name for p in tmp_path.iterdir()] == ["step_00000001"]
 

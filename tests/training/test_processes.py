@@ -56,7 +56,9 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., tuple[lis
 
 
 @pytest.mark.parametrize("case", CASES)
-@pytest.mark.parametrize(("count", "sharding"), [(2, "none"), (2, "optimizer"), (3, "none"), (4, "optimizer")])
+@pytest.mark.parametrize(
+    ("count", "sharding"), [(2, "none"), (2, "optimizer"), (2, "full"), (3, "none"), (4, "optimizer"), (4, "full")]
+)
 def test_any_number_of_processes_gives_the_same(trained, count, sharding, case):
     """To ten digits in float64, with accumulation, clipping, dropout, rows with unequal numbers of targets, Muon, an
     average of the weights, experts that balance over the whole batch, adapters and preferences."""
@@ -71,7 +73,7 @@ def test_any_number_of_processes_gives_the_same(trained, count, sharding, case):
 
 
 @pytest.mark.parametrize("case", CASES)
-@pytest.mark.parametrize("sharding", ["none", "optimizer"])
+@pytest.mark.parametrize("sharding", ["none", "optimizer", "full"])
 def test_in_fp32_rounding_alone_differs(trained, sharding, case):
     """Muon makes an orthogonal matrix of gradients whose small directions are rounding, so that its weights differ
     more than what they come to."""

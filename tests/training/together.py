@@ -32,6 +32,7 @@ from modern_llm.training.checkpoint import model_tensors
 from modern_llm.training.optimization.averages import EMA
 from modern_llm.training.optimization.optimizers import AdamW, Muon
 from modern_llm.training.optimization.rates import Rates
+from modern_llm.training.parallel.shards import whole
 
 STEPS = 30
 NORMUON = Muon(lr=0.01, weight_decay=0.1, momentum_start=0.8, polynomial="polar_express", update_scale="spectral",
@@ -99,7 +100,7 @@ CASES: dict[str, Callable[..., Any]] = {
 def main(folder: Path) -> None:
     torch.set_num_threads(1)
     # Three and four processes have what they need to differ from one, and no more.
-    shardings = {1: ["none"], 2: ["none", "optimizer"], 3: ["none"], 4: ["optimizer"]}[world().count]
+    shardings = {1: ["none"], 2: ["none", "optimizer", "full"], 3: ["none"], 4: ["optimizer", "full"]}[world().count]
     for dtype in (torch.float64, torch.float32) if world().count < 3 else (torch.float64,):
         for sharding in shardings:
             for name, case in CASES.items():
@@ -107,10 +108,11 @@ def main(folder: Path) -> None:
                 torch.manual_seed(0)
                 agreed(lambda place=place: place.mkdir(parents=True))
                 net = case(place, dtype, sharding)
-                sums = gathered([float(t.double().sum()) for t in model_tensors(net).values()])
+                weights = {key: whole(tensor) for key, tensor in model_tensors(net).items()}
+                sums = gathered([float(tensor.double().sum()) for tensor in weights.values()])
                 assert sums.count(sums[0]) == len(sums), f"{place.name}: processes hold different weights"
                 if world().is_first:
-                    torch.save(model_tensors(net), place / "weights.pt")
+                    torch.save(weights, place / "weights.pt")
 
 
 if __name__ == "__main__":

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 
 from modern_llm.models.config import ModernLLMConfig
+from modern_llm.models.parameter_kinds import EMBEDDINGS, HEADS
 from modern_llm.processes import world
 from modern_llm.training.settings import Hardware, TrainerSettings
 
@@ -84,15 +85,22 @@ def plan_memory(
     parameters = kinds.total()
     rows = -(-trainer.batch_size // processes)
     micro = min(hardware.micro_batch_size or rows, rows)
-    sharded = processes if hardware.sharding == "optimizer" else 1
+    sharded = processes if hardware.sharding in ("optimizer", "full") else 1
+    cut = processes if hardware.sharding == "full" else 1
+    average = 4 if trainer.average is not None else 0
+    # Of cut weights, those around the blocks and two blocks are whole at a time, and the gradients of one.
+    outside = kinds[EMBEDDINGS] + kinds[HEADS]
+    a_block = (parameters - outside) / model.n_layers
+    gathered = 4 * (outside + 2 * a_block) if cut > 1 else 0
+    summed_late = cut == 1 or micro < rows  # gradients are whole until the last micro-batch
     block = activation_bytes_per_token(model, half) * micro * seq_len
     boundary = 4 * model.d_model * micro * seq_len
     blocks = block + model.n_layers * boundary if hardware.activation_checkpointing else model.n_layers * block
     head = (model.vocab_size or 0) * model.d_model
     on_gpu = hardware.device == "cuda"
     return MemoryPlan(
-        weights=parameters * ((6 if half else 4) + (4 if trainer.average is not None else 0)),
-        gradients=4 * parameters + 4 * head,
+        weights=parameters * ((4 + average) / cut + (2 if half else 0)) + gathered,
+        gradients=4 * (parameters if summed_late else parameters / cut + a_block) + 4 * head,
         optimizer=sum(trainer.optimizer.state_bytes(kind) * count for kind, count in kinds.items()) / sharded,
         activations=blocks + 4 * boundary,
         workspace=_CHUNK_BYTES + (_CONTEXT_BYTES if on_gpu else 0),

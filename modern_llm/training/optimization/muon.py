@@ -10,6 +10,7 @@ from torch.optim import Optimizer
 from torch.optim.adamw import adamw
 
 from modern_llm.processes import world
+from modern_llm.training.parallel.shards import cut, joined
 
 # x <- a x + b x^3 + c x^5 on the singular values, one row a step; the last row is used for all further steps.
 _POLYNOMIALS = {
@@ -65,6 +66,7 @@ class MuonWithAdamW(Optimizer):
 
     Attributes:
         divides: several processes make the same step, and each orthogonalises its share of the matrices.
+        lies_as: where parameters are pieces, which tensor each is a piece of.
     """
 
     divides = False
@@ -83,6 +85,7 @@ class MuonWithAdamW(Optimizer):
         variance_decay: float | None = None,
         cautious_decay: bool = False,
     ) -> None:
+        self.lies_as: dict[Tensor, Tensor] = {}
         self.newton_schulz_steps, self.polynomial = newton_schulz_steps, polynomial
         self.update_scale, self.variance_decay, self.cautious_decay = update_scale, variance_decay, cautious_decay
         defaults = {"lr": lr, "momentum": momentum, "betas": betas, "eps": eps, "weight_decay": 0.0, "use_muon": False}
@@ -106,30 +109,48 @@ class MuonWithAdamW(Optimizer):
             if not state:
                 state["momentum"] = torch.zeros_like(p)
                 if self.variance_decay is not None:
-                    state["variance"] = p.new_zeros(*p.shape[:-1], 1)
-        gradients, momenta = [p.grad for p, _ in trained], [self.state[p]["momentum"] for p, _ in trained]
+                    state["variance"] = p.new_zeros(*self.lies_as.get(p, p).shape[:-1], 1)
+        parameters = [p for p, _ in trained]
+        gradients, momenta = [p.grad for p in parameters], [self.state[p]["momentum"] for p in parameters]
         torch._foreach_lerp_(momenta, gradients, 1 - group["momentum"])
         updates = torch._foreach_lerp(gradients, momenta, group["momentum"])  # Nesterov
-        # Equal shapes are orthogonalised in one batch of products.
-        by_shape: dict[tuple[int, ...], list[tuple[Tensor, Tensor, Tensor | None]]] = {}
-        for (p, rows), update in zip(trained, updates, strict=True):
-            variance = self.state[p].get("variance")
-            variances = (None,) * len(rows) if variance is None else variance.split(rows, dim=-2)
-            for piece in zip(p.split(rows, dim=-2), update.split(rows, dim=-2), variances, strict=True):
-                by_shape.setdefault(tuple(piece[0].shape), []).append(piece)
-        for shape, pieces in by_shape.items():
-            weights = [weight for weight, _, _ in pieces]
-            steps = self._orthogonalised(torch.stack([update for _, update, _ in pieces]))
+        whole = [joined(update, self.lies_as.get(p, p)) for p, update in zip(parameters, updates, strict=True)]
+        steps = self._steps(whole, [rows for _, rows in trained], [self.state[p].get("variance") for p in parameters])
+        steps = [cut(step, self.lies_as.get(p, p)) for p, step in zip(parameters, steps, strict=True)]
+        torch._foreach_mul_(steps, group["lr"])
+        decay = group["lr"] * group["weight_decay"]
+        if decay and self.cautious_decay:
+            for p, step in zip(parameters, steps, strict=True):
+                step += p * (p * step > 0) * decay
+        elif decay:
+            torch._foreach_mul_(parameters, 1 - decay)
+        torch._foreach_sub_(parameters, steps)
+
+    def _steps(
+        self, updates: list[Tensor], rows: list[tuple[int, ...]], variances: list[Tensor | None]
+    ) -> list[Tensor]:
+        """What each parameter moves by at a rate of 1. Maps of one shape are orthogonalised in one batch of products,
+        those that a parameter stacks one by one.
+
+        Args:
+            updates: (..., m, n) of each.
+            rows: of the maps that each stacks.
+            variances: (..., m, 1) running mean square of the rows of each, which are brought forward; or None.
+        """
+        by_shape: dict[tuple[int, ...], list[tuple[int, Tensor, Tensor | None]]] = {}
+        for i, (update, heights, variance) in enumerate(zip(updates, rows, variances, strict=True)):
+            parts = (None,) * len(heights) if variance is None else variance.split(heights, dim=-2)
+            for map_, part in zip(update.split(heights, dim=-2), parts, strict=True):
+                by_shape.setdefault(tuple(map_.shape), []).append((i, map_, part))
+        found: list[list[Tensor]] = [[] for _ in updates]
+        for shape, maps in by_shape.items():
+            steps = self._orthogonalised(torch.stack([map_ for _, map_, _ in maps]))
             if self.variance_decay is not None:
-                steps = self._equal_rows(steps, [variance for _, _, variance in pieces if variance is not None])
-            steps *= group["lr"] * self._size(shape)
-            decay = group["lr"] * group["weight_decay"]
-            if decay and self.cautious_decay:
-                held = torch.stack(weights)
-                steps += held * (held * steps > 0) * decay
-            elif decay:
-                torch._foreach_mul_(weights, 1 - decay)
-            torch._foreach_sub_(weights, steps.unbind())
+                steps = self._equal_rows(steps, [part for _, _, part in maps if part is not None])
+            steps *= self._size(shape)
+            for (i, _, _), step in zip(maps, steps, strict=True):
+                found[i].append(step)
+        return [steps[0] if len(steps) == 1 else torch.cat(steps, dim=-2) for steps in found]
 
     def _orthogonalised(self, updates: Tensor) -> Tensor:
         """Updates (k, ..., m, n) orthogonalised, here or by all processes together."""

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from modern_llm.objectives.base import Batch
 from modern_llm.processes import require_same, summed, world
 from modern_llm.training.checkpoint import model_tensors
+from modern_llm.training.parallel.shards import whole
 
 _REMEDY = "Give every machine the same code, packages and files."
 
@@ -22,7 +23,7 @@ def require_same_model(model: nn.Module) -> None:
         ProcessesError: they do.
     """
     if world().count > 1:
-        sums = [tensor.double().sum().item() for tensor in model_tensors(model).values()]
+        sums = [whole(tensor).double().sum().item() for tensor in model_tensors(model).values()]
         require_same("the model", sums, _REMEDY)
 
 

@@ -56,6 +56,9 @@ class Replicated:
     def after_step(self) -> None:
         """The optimiser of this process has made its step."""
 
+    def rest(self) -> None:
+        """Forward passes without a backward pass are over: weights that they gathered may change from here on."""
+
     def optimizer_state(self) -> dict[int, dict[str, Any]]:
         """State by the number of the parameter in the groups, whole in the first process: what a checkpoint holds."""
         return self.optimizer.state_dict()["state"]
