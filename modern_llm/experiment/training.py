@@ -172,7 +172,7 @@ class TrainingTask(ABC):
         from modern_llm.training.checkpoint import load_model_tensors
         from modern_llm.training.trainer import Trainer
 
-        loaded, folder = at.loaded, at.folder
+        loaded, folder, known = at.loaded, at.folder, at.data
         require_same_base(folder.path, loaded)
 
         def save_extras(checkpoint: Path) -> None:
@@ -189,7 +189,13 @@ class TrainingTask(ABC):
         )
         result = trainer.fit(loaded.model, parts.objective, parts.stream, parts.evaluator, self.flops_per_token(at))
         at.checkpoint = result.best_checkpoint or result.last_checkpoint
-        if at.checkpoint is not None and at.checkpoint != result.last_checkpoint:
+        in_pieces = trainer.parallel.in_pieces
+        if in_pieces:  # what measures and writes takes whole weights, and needs nothing else of the training
+            del trainer
+            learned, at.data = at.data, known
+            loaded = at.loaded = self.load(at)
+            at.data = learned
+        if at.checkpoint is not None and (in_pieces or at.checkpoint != result.last_checkpoint):
             load_model_tensors(loaded.model, at.checkpoint)
         if world().is_first:
             loaded.save(folder.path / ("adapter" if loaded.adapter is not None else "model"))

@@ -99,6 +99,14 @@ def test_a_killed_run_goes_on_with_another_number_of_processes(tmp_path: Path, a
     assert_alike(folder, alone)
 
 
+def test_weights_in_pieces_are_whole_in_checkpoints_and_in_the_end(tmp_path: Path, alone: Path) -> None:
+    place, full = Workplace(tmp_path), [*WHOLE, "hardware.sharding=full", "hardware.activation_checkpointing=true"]
+    folder = stopped(place, 2, 16, signal.SIGKILL, (0, 1), *full)
+    assert stopped(place, 1, 33, signal.SIGKILL, (0,), *WHOLE, "resume=auto", "hardware.sharding=none") == folder
+    run(place, 4, *full, "resume=auto")
+    assert_alike(folder, alone)
+
+
 def test_a_killed_run_of_two_is_bitwise_that_of_two(tmp_path: Path) -> None:
     folders, muon = [], [*WHOLE, *ONE_OF_TWO, "trainer/optimizer=normuon"]
     muon.remove("trainer/optimizer=adamw")

@@ -22,6 +22,8 @@ class FullySharded(Replicated):
     al. 2020, arXiv 1910.02054, stage 3). The optimiser sees plain tensors, the pieces; matrices are gathered to be
     orthogonalised. Scalars, which cannot be cut, are in every process."""
 
+    in_pieces = True
+
     def __init__(self, model: nn.Module, settings: AdamW) -> None:
         from torch.distributed.device_mesh import init_device_mesh
         from torch.distributed.fsdp import FSDPModule, fully_shard, register_fsdp_forward_method

@@ -24,7 +24,10 @@ class Replicated:
 
     Attributes:
         optimizer: over what this process updates.
+        in_pieces: whether the weights of the model are cut.
     """
+
+    in_pieces = False
 
     def __init__(self, model: nn.Module, settings: AdamW) -> None:
         self.model = model
