@@ -10,7 +10,7 @@ from modern_llm.config.instantiate import describe
 from modern_llm.data.text.tokenizers import Tokenizer
 from modern_llm.models.config import ModernLLMConfig
 from modern_llm.models.transformer import ModernDecoderLM
-from modern_llm.training.checkpoint import Checkpoints
+from modern_llm.training.checkpoint import Checkpoints, model_tensors
 
 
 def trained_from_scratch(folder: Path, tokenizer: Tokenizer, seq_len: int = 160, always: int | None = None) -> Path:
@@ -31,5 +31,5 @@ def trained_from_scratch(folder: Path, tokenizer: Tokenizer, seq_len: int = 160,
             model.embedding.weight[:] = 1.0
             model.embedding.weight[always] = 2.0
     folder.mkdir(parents=True)
-    Checkpoints(folder / "checkpoints", 1).save(1, model, {"x": torch.zeros(1)}, extras)
+    Checkpoints(folder / "checkpoints", 1).save(1, model_tensors(model), {"x": torch.zeros(1)}, extras)
     return folder

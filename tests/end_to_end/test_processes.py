@@ -81,6 +81,13 @@ def alone(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return place.only_run()
 
 
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    from made_models import make_mirror
+
+    return make_mirror(tmp_path_factory.mktemp("mirror"))
+
+
 def test_one_writes_and_speaks_for_all(tmp_path: Path, alone: Path) -> None:
     place = Workplace(tmp_path)
     first, *others = run(place, 3, *WHOLE)
@@ -144,6 +151,47 @@ def test_a_signal_to_any_ends_all_with_one_checkpoint(tmp_path: Path, alone: Pat
     assert int(newest.removeprefix("step_")) == read_rows(folder)[-1]["step"]
     run(place, 2, *WHOLE, "resume=auto")
     assert_alike(folder, alone)
+
+
+TASKS = {
+    "LoRA on a whole architecture": ["task=sst2", "model=gpt2", "task.data.source.held_out=8"],
+    "every weight": ["task=sst2", "model=gpt2", "model/lora=off", "task.data.source.held_out=8"],
+    "encoder and decoder": [
+        "task=gsm8k",
+        "model=t5_small",
+        "task.data.source.held_out=4",
+        "task.data.max_new_tokens=4",
+    ],
+    "instructions": ["task=sft", "task/data=arithmetic_instructions", "model=pretrained", "model.name=made/llama"],
+    "preferences": ["task=dpo", "task/data=arithmetic_preferences", "model=pretrained", "model.name=made/llama"],
+    "verifier": [
+        "task=verifier",
+        "task/data=arithmetic_solutions",
+        "model=verifier",
+        "model.d_model=32",
+        "model.n_layers=2",
+    ],
+}
+
+
+@pytest.mark.parametrize("words", TASKS.values(), ids=TASKS)
+def test_every_task_that_trains_is_one_task_for_any_number(tmp_path: Path, made: Path, words: list[str]) -> None:
+    common = ["hardware=cpu", "hardware.precision=fp32", "hardware.num_threads=1", "trainer.batch_size=4",
+              "task.max_tokens=64", "trainer.max_steps=4", "trainer.eval_every=2", "trainer/optimizer=adamw",
+              "trainer.log_every=1", "trainer.optimizer.lr=1e-4", f"paths.cache={tmp_path / 'cache'}"]  # fmt: skip
+    folders = []
+    for count, sharding in ((1, "none"), (2, "optimizer"), (2, "full")):
+        folder = tmp_path / f"{count} {sharding}"
+        folder.mkdir()
+        own = [f"hydra.run.dir='{folder}'", f"hardware.sharding={sharding}"]
+        env = {"MODERN_LLM_MIRROR": str(made), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
+        places = [{"RANK": str(r), "LOCAL_RANK": str(r), "WORLD_SIZE": str(count)} for r in range(count)]
+        commands = [Command(*words, *common, *own, cwd=folder, env=env | place) for place in places]
+        for command in commands:
+            assert command.wait().returncode == 0, command.stderr[-3000:]
+        folders.append(folder)
+    for folder in folders[1:]:
+        assert_alike(folder, folders[0])
 
 
 def test_what_is_refused(tmp_path: Path) -> None:

@@ -16,6 +16,8 @@ from modern_llm.training.parallel.gradients import GradientSums
 from modern_llm.training.parallel.replicated import Replicated
 from modern_llm.training.parallel.shards import cut, is_cut, joined, piece_of
 
+_PASSES = ("hidden_states", "logits", "encode", "decoder_states")  # what objectives call besides forward
+
 
 class FullySharded(Replicated):
     """Torch's `fully_shard` around each block and around the rest (Zhao et al. 2023, arXiv 2304.11277; Rajbhandari et
@@ -32,8 +34,9 @@ class FullySharded(Replicated):
         mesh = init_device_mesh(next(model.parameters()).device.type, (world().count,))
         for part in (*getattr(model, "blocks", []), model):
             fully_shard(part, mesh=mesh, ignored_params=scalars)
-        if hasattr(model, "hidden_states"):
-            register_fsdp_forward_method(model, "hidden_states")
+        for name in _PASSES:
+            if hasattr(model, name):
+                register_fsdp_forward_method(model, name)
         self.model, self.wrapped = model, [m for m in model.modules() if isinstance(m, FSDPModule)]
         for module in self.wrapped:
             module.set_gradient_divide_factor(1.0)  # gradients are sums
