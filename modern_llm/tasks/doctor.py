@@ -134,9 +134,20 @@ class Doctor:
         memory = psutil.virtual_memory()
         few: Verdict = "warning" if memory.available < 2e9 else "ok"
         yield Finding("memory", few, f"{memory.available / 1e9:.1f} of {memory.total / 1e9:.1f} GB are free")
+        yield self._processes(torch.cuda.device_count() if on_gpu else (os.cpu_count() or 1), on_gpu)
         if on_gpu:
             free, total = torch.cuda.mem_get_info()
             yield Finding("device memory", "ok", f"{free / 1e9:.1f} of {total / 1e9:.1f} GB are free")
+
+    def _processes(self, most: int, on_gpu: bool) -> Finding:
+        """What torchrun can start here."""
+        import torch.distributed as dist
+
+        line = "NCCL" if on_gpu else "gloo"
+        there = dist.is_available() and (dist.is_nccl_available() if on_gpu else dist.is_gloo_available())
+        if not there:
+            return Finding("processes", "warning", f"one: this torch has no {line}")
+        return Finding("processes", "ok", f"up to {most} by torchrun --nproc-per-node, through {line}")
 
     def _places(self) -> Iterator[Finding]:
         """Disk, mirror and caches."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import warnings
 from typing import Any
 
 import torch
@@ -30,6 +31,8 @@ class FullySharded(Replicated):
         from torch.distributed.device_mesh import init_device_mesh
         from torch.distributed.fsdp import FSDPModule, fully_shard, register_fsdp_forward_method
 
+        # Blocks hand on views of what they read, and nobody writes into these.
+        warnings.filterwarnings("ignore", message=".*returned a view tensor.*")
         scalars = {p for p in model.parameters() if p.dim() == 0}
         mesh = init_device_mesh(next(model.parameters()).device.type, (world().count,))
         for part in (*getattr(model, "blocks", []), model):
