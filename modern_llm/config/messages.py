@@ -26,7 +26,7 @@ FULL_ERROR = "HYDRA_FULL_ERROR"
 WANTS_EVERYTHING = os.environ.get(FULL_ERROR, "0") not in ("", "0")
 _PACKAGE = Path(__file__).resolve().parents[1]
 # Packages that a person installs when they are wanted.
-_OPTIONAL = ("wandb", "mlflow", "tensorboard", "gguf", "lm_eval", "trl")
+_OPTIONAL = ("wandb", "mlflow", "tensorboard", "gguf", "lm_eval", "trl", "optuna")
 # What the system refuses a person, and the way out.
 _SYSTEM = {
     errno.EACCES: "Give a place that you may write to",

@@ -179,7 +179,7 @@ class TrainingTask(ABC):
             self.trainer,
             at.runtime,
             folder.path,
-            callbacks=[Progress(), *self.logger.callbacks(folder.path, folder.record)],
+            callbacks=[Progress(), *self.logger.callbacks(folder.path, folder.record), *folder.watchers],
             save_extras=save_extras,
         )
         result = trainer.fit(loaded.model, parts.objective, parts.stream, parts.evaluator, self.flops_per_token(at))

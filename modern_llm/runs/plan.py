@@ -25,8 +25,9 @@ from modern_llm.files import write_text
 from modern_llm.reporting.record import RunRecord, job_status
 from modern_llm.runs.checked import checked, settled_and_typed
 from modern_llm.runs.folder import hold_run
+from modern_llm.runs.processes import run_in_process
 from modern_llm.runs.resume import settled
-from modern_llm.runs.sweep import run_in_process, set_aside
+from modern_llm.runs.sweep import set_aside
 from modern_llm.training.logs.loggers import FilesOnly, Logger
 from modern_llm.training.settings import Hardware
 
