@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from copy import deepcopy
 from itertools import islice
@@ -19,9 +20,10 @@ from hydra.core.plugins import Plugins
 from hydra.core.utils import JobReturn, JobStatus
 from hydra.plugins.launcher import Launcher
 from hydra.types import HydraContext, TaskFunction
-from omegaconf import DictConfig, open_dict
+from omegaconf import DictConfig, OmegaConf, open_dict
 
 from modern_llm.config.choices import CONFIG_FOLDER, is_base
+from modern_llm.config.messages import in_words
 from modern_llm.config.overrides import quoted
 from modern_llm.reporting.record import is_complete
 from modern_llm.runs.devices import places, run_side_by_side, usable_cores, visible_gpus
@@ -121,7 +123,11 @@ class AblationSweeper(BasicSweeper):
                 folder = quoted(str(self.folder / str(number)))
                 place = [f"hydra.sweep.dir={quoted(str(self.folder))}", f"hydra.sweep.subdir='{number}'"]
                 told.append([*job, f"resume={folder}", *place])
-            returned = self.launcher.launch(told, initial_job_idx=batch[0][0])
+            try:
+                returned = self.launcher.launch(told, initial_job_idx=batch[0][0])
+            except Exception as cause:  # one worker that is killed may take the launcher's answer for all with it
+                print(f"the launcher failed: {type(cause).__name__}: {in_words(cause)}", file=sys.stderr)
+                returned = [JobReturn() for _ in batch]
             for (number, _), job in zip(batch, returned, strict=True):
                 if job.status == JobStatus.FAILED:
                     note_failure(self.folder / str(number), job._return_value)
@@ -212,5 +218,6 @@ class DeviceLauncher(ProcessLauncher):
         places(self.jobs, [], 1, {})  # what cannot be is told before a sweep begins
 
     def run(self, jobs: Iterator[tuple[int, list[str]]], ended: Callable[[int], None]) -> None:
-        gpus = [] if self.config.hardware.device == "cpu" else visible_gpus()
+        on_cpu = OmegaConf.select(self.config, "hardware.device") == "cpu"
+        gpus = [] if on_cpu else visible_gpus()
         run_side_by_side(jobs, places(self.jobs, gpus, usable_cores(), os.environ), self.sweep, ended)
