@@ -8,7 +8,6 @@ from omegaconf import DictConfig
 from modern_llm.config.choices import CONFIG_FOLDER
 from modern_llm.config.composing import is_single_run
 from modern_llm.config.messages import readable_errors
-from modern_llm.runs.folder import register_resolvers
 from modern_llm.runs.run import execute
 
 
@@ -20,6 +19,5 @@ def main(config: DictConfig) -> float | None:
 
 
 if __name__ == "__main__":
-    register_resolvers()
     with readable_errors():
         main()

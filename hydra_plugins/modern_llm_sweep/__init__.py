@@ -44,7 +44,7 @@ class FileConfigSource(file_config_source.FileConfigSource):
 
 # Hydra keeps the first source that is registered for files, which is its own.
 SourcesRegistry.instance().types[FileConfigSource.scheme()] = FileConfigSource
-# Workers of Hydra's other launchers know the command's task alone, and read this module.
+# Here, because the workers of Hydra's own launchers read this module and not launch.py.
 register_resolvers()
 
 

@@ -73,6 +73,8 @@ class SweepView:
         named = headline(run.result, run.metrics)[:2] if run.status == "finished" else []
         figures = "".join(f"  {name} {shown(run.metrics[name])}" for name in named)
         why = f": {run.why}" if run.why else ""
+        if run.status == "failed":
+            why += f" (all it said: {run.folder / 'output.txt'})"
         took = f"{time.monotonic() - start:.0f} s on {place}"
         self._print(f"job {number} {run.status}{why} ({took}): {choices}{figures}")
 
