@@ -40,9 +40,18 @@ def visible_gpus() -> list[str]:
     """The GPUs that torch can use here, each by the name that CUDA_VISIBLE_DEVICES has for it."""
     import torch
 
-    listed = os.environ.get(VISIBLE)
-    names = map(str, count()) if listed is None else (name.strip() for name in listed.split(","))
-    return list(islice(names, torch.cuda.device_count()))
+    return names_of_gpus(torch.cuda.device_count(), os.environ.get(VISIBLE))
+
+
+def names_of_gpus(number: int, visible: str | None) -> list[str]:
+    """What CUDA_VISIBLE_DEVICES may call each GPU.
+
+    Args:
+        number: of those that can be used.
+        visible: the variable as it stands; None: it is not set.
+    """
+    names = map(str, count()) if visible is None else (name.strip() for name in visible.split(","))
+    return list(islice(names, number))
 
 
 def usable_cores() -> int:

@@ -45,7 +45,7 @@ class Search:
         seed: of the sampler.
         pruner: what stops a trial during its training.
         pruner_startup_trials: that must be finished before `median` stops one.
-        pruner_warmup_steps: optimiser steps before which `median` stops none.
+        pruner_warmup: share of `trainer.max_steps` in which no trial is stopped.
 
     Raises:
         ValueError: an impossible value.
@@ -58,7 +58,7 @@ class Search:
     seed: int
     pruner: Literal["median", "halving", "none"]
     pruner_startup_trials: int
-    pruner_warmup_steps: int
+    pruner_warmup: float
 
     def __post_init__(self) -> None:
         choices = {"direction": (None, "minimize", "maximize"), "sampler": ("tpe", "random"),
@@ -67,11 +67,13 @@ class Search:
             named = ", ".join("null" if choice is None else choice for choice in known)
             require(getattr(self, key) in known, f"hydra.sweeper.{key}", getattr(self, key), "is not known",
                     f"Choose among {named}")  # fmt: skip
-        least = {"n_trials": 1, "startup_trials": 0, "seed": 0, "pruner_startup_trials": 0, "pruner_warmup_steps": 0}
+        least = {"n_trials": 1, "startup_trials": 0, "seed": 0, "pruner_startup_trials": 0}
         for key, low in least.items():
             value = getattr(self, key)
             require(isinstance(value, int) and value >= low, f"hydra.sweeper.{key}", value,
                     f"must be a whole number of at least {low}", "Change it")  # fmt: skip
+        require(0 <= self.pruner_warmup < 1, "hydra.sweeper.pruner_warmup", self.pruner_warmup,
+                "must be at least 0 and below 1", "Change it")  # fmt: skip
 
     def sampler_for(self, number: int) -> optuna.samplers.BaseSampler:
         """What draws a trial. Each is drawn with a seed of its own, so that a study that is taken up again draws what
@@ -90,7 +92,7 @@ class Search:
         import optuna
 
         if self.pruner == "median":
-            return optuna.pruners.MedianPruner(self.pruner_startup_trials, self.pruner_warmup_steps)
+            return optuna.pruners.MedianPruner(self.pruner_startup_trials)
         return optuna.pruners.SuccessiveHalvingPruner() if self.pruner == "halving" else optuna.pruners.NopPruner()
 
 
@@ -408,12 +410,12 @@ class _Pruning(Callback):
         known: steps that were told before the run was interrupted.
         monitor: the metric that is told.
         sign: -1 where it is better the other way than the objective.
-        pruner: its name.
+        search: of the study.
     """
 
-    def __init__(self, trial: optuna.Trial, known: set[int], monitor: str, sign: float, pruner: str) -> None:
+    def __init__(self, trial: optuna.Trial, known: set[int], monitor: str, sign: float, search: Search) -> None:
         self.trial, self.known = trial, known
-        self.monitor, self.sign, self.pruner = monitor, sign, pruner
+        self.monitor, self.sign, self.search = monitor, sign, search
 
     def on_start(self, step: int, max_steps: int | None) -> None:
         self.max_steps = max_steps
@@ -426,8 +428,10 @@ class _Pruning(Callback):
         if step not in self.known:
             self.trial.report(self.sign * value, step)
         # A run that has done all its steps is measured: that is cheap, and tells more.
-        if step != self.max_steps and self.trial.should_prune():
-            raise Pruned(f"{self.monitor} {value:.4g} at step {step} was behind the other trials ({self.pruner})")
+        is_early = step < self.search.pruner_warmup * (self.max_steps or 0)
+        if not is_early and step != self.max_steps and self.trial.should_prune():
+            told = f"{self.monitor} {value:.4g} at step {step}"
+            raise Pruned(f"{told} was behind the other trials ({self.search.pruner})")
 
 
 def pruning(folder: Path, record: Mapping[str, Any]) -> list[Callback]:
@@ -457,4 +461,4 @@ def pruning(folder: Path, record: Mapping[str, Any]) -> list[Callback]:
         monitor = str(trainer["monitor"])
         sign = 1.0 if _DIRECTIONS.get(str(way_of(monitor))) == direction else -1.0
         going = optuna.trial.Trial(study, trial._trial_id)
-        return [_Pruning(going, {*trial.intermediate_values}, monitor, sign, search.pruner)]
+        return [_Pruning(going, {*trial.intermediate_values}, monitor, sign, search)]

@@ -80,7 +80,13 @@ class SweepView:
 
     def _own(self, overrides: Sequence[str]) -> list[str]:
         """What tells a job from the others."""
-        jobs = read_json(self.sweep / "sweep.json")["jobs"]
+        try:
+            known = read_json(self.sweep / "sweep.json")
+        except FileNotFoundError:  # a sweep of Hydra's own sweeper
+            return list(overrides)
+        jobs, search = known["jobs"], known.get("search")
+        if search is not None:
+            return [text for text in overrides if text not in search["fixed"]]
         return [text for text in overrides if len(jobs) == 1 or not all(text in job for job in jobs)]
 
     def _print(self, text: str) -> None:

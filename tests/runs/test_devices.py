@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 from commands import ROOT, wait_for
 
-from modern_llm.runs.devices import places
+from modern_llm.runs.devices import names_of_gpus, places
 
 # Runs jobs, each of which is this program again: it notes what it sees, waits for `go` where it is told to, and ends.
 _PROGRAM = """
@@ -134,6 +134,13 @@ def test_a_terminal_shows_a_line_for_each_job_and_how_it_ended(tmp_path: Path) -
     assert "job 0  GPU 3  do=wait  a word of progress" in text
     assert "job 1 failed: a word of progress" in text
     assert "job 0 |" not in text
+
+
+def test_gpus_keep_the_names_that_were_made_visible() -> None:
+    assert names_of_gpus(3, None) == ["0", "1", "2"]
+    assert names_of_gpus(2, "5, GPU-8f") == ["5", "GPU-8f"]
+    assert names_of_gpus(1, "5,9") == ["5"]  # CUDA sees none behind one that is not there
+    assert names_of_gpus(0, "") == []
 
 
 def test_places() -> None:

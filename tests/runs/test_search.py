@@ -141,6 +141,7 @@ def test_a_space_without_sense_is_refused(typed: str, told: str) -> None:
     [
         ({"n_trials": 0}, "hydra.sweeper.n_trials=0: must be a whole number of at least 1"),
         ({"direction": "up"}, "hydra.sweeper.direction='up': is not known. Choose among null, minimize, maximize"),
+        ({"pruner_warmup": 1}, "hydra.sweeper.pruner_warmup=1: must be at least 0 and below 1"),
         ({"sampler": "grid"}, "Choose among tpe, random"),
         ({"pruner": None}, "Choose among median, halving, none"),
     ],
@@ -282,6 +283,7 @@ def test_a_trial_behind_the_others_is_pruned(tmp_path: Path) -> None:
     made.ended(number)  # interrupted: neither finished nor pruned
     assert [trial["state"] for trial in read_json_of(made)] == ["complete", "complete", "running"]
     number, job = next(jobs)
+    assert told(made, number, {5: 99.0}) is None  # a fifth of 30 steps goes by before any is stopped
     why = told(made, number, {10: 3.4, 20: 2.6})
     assert why == "validation_loss 2.6 at step 20 was behind the other trials (median)"
     write_run(folder / str(number), record(), training_rows(20))
