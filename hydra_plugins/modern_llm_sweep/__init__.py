@@ -23,6 +23,7 @@ from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig, OmegaConf, open_dict
 
 from modern_llm.config.choices import CONFIG_FOLDER, is_base
+from modern_llm.config.instantiate import ConfigError
 from modern_llm.config.messages import in_words
 from modern_llm.config.overrides import quoted
 from modern_llm.reporting.record import is_complete
@@ -67,6 +68,12 @@ class AblationSweeper(BasicSweeper):
 
     def sweep(self, arguments: list[str]) -> Any:
         own, resume = self._given(arguments)
+        endless = next((override.input_line for override in own if override.is_interval_sweep()), None)
+        if endless is not None:
+            raise ConfigError(
+                f"{endless}: is no list of values. Name them, as in key=1,2 or 'key=range(1,3)', or search in it: "
+                "hydra/sweeper=optuna"
+            )
         jobs = [job for batch in self.split_arguments(own, None) for job in batch]
         refused = refused_jobs(jobs, self._composed)
         sweep = self._open(jobs, resume)

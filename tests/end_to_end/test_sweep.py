@@ -133,3 +133,19 @@ def test_a_killed_search_ends_as_one_that_was_left_alone(tmp_path: Path) -> None
     assert (folder / "1" / "sittings.jsonl").read_text().count("\n") == sittings + 1
     assert table(folder) == rows
     assert [read_rows(folder / str(n)) for n in range(3)] == [read_rows(only_sweep(alone) / str(n)) for n in range(3)]
+
+
+@pytest.mark.parametrize(
+    ("typed", "told"),
+    [
+        (["trainer.optimizer.lr=interval(1e-4,1e-1)"], "interval(1e-4,1e-1): is no list of values. Name them"),
+        (["hydra/launcher=devices", "hydra.launcher.jobs=0", "seed=1,2"], "hydra.launcher.jobs=0: must be at least 1"),
+        (["hydra/sweeper=optuna", "seed=3"], "no override is a search space"),
+        (["hydra/sweeper=optuna", "hydra.sweeper.n_trials=0", "seed=range(1,4)"], "hydra.sweeper.n_trials=0: must be"),
+    ],
+)
+def test_a_sweep_that_cannot_be_is_refused_before_it_has_a_folder(typed: list[str], told: str, tmp_path: Path) -> None:
+    done = launch("-m", *typed, cwd=tmp_path)
+    assert done.returncode == 1
+    assert told in done.stderr
+    assert not list(tmp_path.iterdir())
