@@ -6,6 +6,7 @@ import os
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from copy import deepcopy
+from dataclasses import fields
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -57,10 +58,19 @@ class AblationSweeper(BasicSweeper):
     Args:
         max_batch_size: jobs handed at a time to a launcher that is not the project's own; None: all.
         params: swept values of an experiment file.
+        unknown: what an experiment file sets besides, which is refused.
+
+    Raises:
+        ConfigError: there is such a key.
     """
 
-    def __init__(self, max_batch_size: int | None, params: dict[str, str] | None = None) -> None:
+    def __init__(self, max_batch_size: int | None, params: dict[str, str] | None = None, **unknown: Any) -> None:
         super().__init__(max_batch_size, params)
+        for key, value in unknown.items():
+            raise ConfigError(
+                f"hydra.sweeper.{key}={value!r}: {type(self).__name__} has no such key. Leave it out; where a search "
+                "is meant, add hydra/sweeper=optuna to the command."
+            )
 
     def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
         super().setup(hydra_context=hydra_context, task_function=task_function, config=config)
@@ -121,8 +131,8 @@ class AblationSweeper(BasicSweeper):
             self.launcher.run(jobs, ended)
             return
         # Their workers are processes that find this plug-in by its place alone.
-        places = [str(CONFIG_FOLDER.parent), *filter(None, [os.environ.get("PYTHONPATH")])]
-        os.environ["PYTHONPATH"] = os.pathsep.join(dict.fromkeys(places))
+        searched = [str(CONFIG_FOLDER.parent), *filter(None, [os.environ.get("PYTHONPATH")])]
+        os.environ["PYTHONPATH"] = os.pathsep.join(dict.fromkeys(searched))
         while batch := list(islice(jobs, self.max_batch_size)):
             told = []
             for number, job in batch:
@@ -152,7 +162,8 @@ class OptunaSweeper(AblationSweeper):
     """
 
     def __init__(self, max_batch_size: int | None, params: dict[str, str] | None = None, **search: Any) -> None:
-        super().__init__(max_batch_size, params)
+        known = {field.name for field in fields(Search)}
+        super().__init__(max_batch_size, params, **{key: search[key] for key in search if key not in known})
         self.search = search
 
     def sweep(self, arguments: list[str]) -> Any:

@@ -149,3 +149,20 @@ def test_a_sweep_that_cannot_be_is_refused_before_it_has_a_folder(typed: list[st
     assert done.returncode == 1
     assert told in done.stderr
     assert not list(tmp_path.iterdir())
+
+
+def test_an_experiment_that_searches_is_told_of_its_sweeper(tmp_path: Path) -> None:
+    place = Workplace(tmp_path)
+    (tmp_path / "lab" / "experiment").mkdir(parents=True)
+    recipe = "# @package _global_\nhydra: {mode: MULTIRUN, sweeper: {n_trials: 2, params: {seed: 'range(1,9)'}}}\n"
+    (tmp_path / "lab" / "experiment" / "rate.yaml").write_text(recipe)
+    typed = ["--config-dir=lab", "experiment=rate"]
+    refused = launch(*typed, cwd=tmp_path)
+    assert refused.returncode == 1
+    assert "hydra.sweeper.n_trials=2: AblationSweeper has no such key" in refused.stderr
+    assert "add hydra/sweeper=optuna to the command" in refused.stderr
+    pytest.importorskip("optuna", reason="the extra `optuna` is not installed")
+    small = [word for word in place.words("debug=default") if not word.startswith("experiment=")]
+    done = launch(*typed, "hydra/sweeper=optuna", "trainer.max_steps=2", *small, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert [row["status"] for row in table(only_sweep(place))] == ["finished", "finished"]
