@@ -9,7 +9,6 @@ from modern_llm.config.choices import CONFIG_FOLDER
 from modern_llm.config.composing import is_single_run
 from modern_llm.config.messages import readable_errors
 from modern_llm.processes import quiet_unless_first
-from modern_llm.runs.folder import register_resolvers
 from modern_llm.runs.run import execute
 
 
@@ -21,7 +20,6 @@ def main(config: DictConfig) -> float | None:
 
 
 if __name__ == "__main__":
-    register_resolvers()
     with readable_errors():
         quiet_unless_first()
         main()

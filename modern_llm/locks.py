@@ -5,7 +5,8 @@ from __future__ import annotations
 import os
 import socket
 import time
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 try:
@@ -46,6 +47,55 @@ def hold(folder: Path) -> None:
     _held[place] = lock
     if is_open:
         _found_open.add(place)
+
+
+def release(folder: Path) -> None:
+    """Let go of a folder that this process holds and is done with; others may then write there."""
+    place = folder.resolve()
+    lock = _held.pop(place, None)
+    if lock is not None:
+        os.close(lock)
+    _found_open.discard(place)
+
+
+@contextmanager
+def alone(path: Path, waiting: Callable[[str], None] = lambda who: None) -> Iterator[None]:
+    """Be the only process that is inside for the same path; others wait for their turn.
+
+    Args:
+        path: a file of no other use, which is gone afterwards; its folder is there.
+        waiting: told once who is inside, such as `process 12 on host`.
+    """
+    if fcntl is None:
+        yield
+        return
+    lock = _entered(path, waiting)
+    try:
+        yield
+    finally:
+        path.unlink(missing_ok=True)  # before it is freed: whoever waits sees that this file is no longer the one
+        os.close(lock)
+
+
+def _entered(path: Path, waiting: Callable[[str], None]) -> int:
+    """A file that this process has locked, and that still stands at its path."""
+    told = False
+    while True:
+        lock = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o644)
+        try:
+            if not _taken(lock, fcntl.LOCK_EX):
+                if not told:
+                    waiting(os.pread(lock, 200, 0).decode(errors="replace").split("\n")[0] or "another process")
+                    told = True
+                fcntl.flock(lock, fcntl.LOCK_EX)
+            with suppress(FileNotFoundError):
+                if os.fstat(lock).st_ino == path.stat().st_ino:
+                    _write(lock, False)
+                    return lock
+        except BaseException:
+            os.close(lock)
+            raise
+        os.close(lock)
 
 
 def _write(lock: int, is_open: bool) -> None:

@@ -32,6 +32,7 @@ LAZY = {
     "wandb",
     "mlflow",
     "huggingface_hub",
+    "optuna",
 }
 # Their classes derive from those of a heavy package, so they load that one; they, and what is built upon them, count as
 # heavy themselves.

@@ -27,7 +27,14 @@ FULL_ERROR = "HYDRA_FULL_ERROR"
 WANTS_EVERYTHING = os.environ.get(FULL_ERROR, "0") not in ("", "0")
 _PACKAGE = Path(__file__).resolve().parents[1]
 # Packages that a person installs when they are wanted.
-_OPTIONAL = ("wandb", "mlflow", "tensorboard", "gguf", "lm_eval", "trl")
+_OPTIONAL = ("wandb", "mlflow", "tensorboard", "gguf", "lm_eval", "trl", "optuna")
+# Choices that come with a package, and the extra that installs it.
+_EXTRAS = {
+    "hydra/launcher/joblib": "joblib",
+    "hydra/launcher/submitit_local": "submitit",
+    "hydra/launcher/submitit_slurm": "submitit",
+    "hydra/launcher/ray": "ray",
+}
 # What the system refuses a person, and the way out.
 _SYSTEM = {
     errno.EACCES: "Give a place that you may write to",
@@ -198,6 +205,8 @@ def _unknown_choice(place: str, there: list[str]) -> str:
     from modern_llm.config.instantiate import nearest
 
     group, _, choice = place.rpartition("/")
+    if (extra := _EXTRAS.get(place)) is not None:
+        return f"{group}={choice}: its package is not installed. Run `pip install modern-llm[{extra}]`."
     if (now := CHOICES.get(place)) is not None:
         return f"{group}={choice}: is {now} now. Write {now}."
     if not group:

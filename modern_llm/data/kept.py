@@ -10,6 +10,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 from modern_llm import manifest
+from modern_llm.locks import alone
+from modern_llm.processes import world
 
 _SECONDS_A_PART_MAY_LIVE = 24 * 3600  # longer than anything takes to be made
 
@@ -22,15 +24,29 @@ def kept(folder: Path, make: Callable[[Path], None]) -> Path:
         make: writes its files into an empty folder.
 
     Returns:
-        `folder`, as it was found or made just now. Two processes that make it at once make the same.
+        `folder`, as it was found or made just now. Of several processes that want it at once, one makes it and the
+        others wait.
     """
-    fault = manifest.fault(folder) if folder.exists() else ""
-    if fault is None:
+    if folder.exists() and manifest.fault(folder) is None:
         return folder
-    if fault:
-        print(f"the cache {folder} is damaged ({fault}); it is made anew", file=sys.stderr, flush=True)
-        shutil.rmtree(folder, ignore_errors=True)
     folder.parent.mkdir(parents=True, exist_ok=True)
+
+    def wait_for(who: str) -> None:
+        if world().is_first:
+            print(f"waiting for {who}, which makes {folder}", file=sys.stderr, flush=True)
+
+    with alone(folder.with_name(f"{folder.name}.lock"), wait_for):
+        fault = manifest.fault(folder) if folder.exists() else ""
+        if fault is None:
+            return folder
+        if fault:
+            print(f"the cache {folder} is damaged ({fault}); it is made anew", file=sys.stderr, flush=True)
+            shutil.rmtree(folder, ignore_errors=True)
+        _make(folder, make)
+    return folder
+
+
+def _make(folder: Path, make: Callable[[Path], None]) -> None:
     _forget_parts(folder.parent)
     aside = Path(tempfile.mkdtemp(prefix=f"{folder.name}.", suffix=".part", dir=folder.parent))
     try:
@@ -39,12 +55,11 @@ def kept(folder: Path, make: Callable[[Path], None]) -> Path:
         try:
             aside.rename(folder)
         except OSError:
-            if manifest.fault(folder) is not None:  # not because another process was faster
+            if manifest.fault(folder) is not None:  # where files cannot be locked, another process may be faster
                 raise
         manifest.sync(folder.parent)
     finally:
         shutil.rmtree(aside, ignore_errors=True)
-    return folder
 
 
 def _forget_parts(where: Path) -> None:

@@ -15,6 +15,7 @@ from modern_llm.defaults import Defaults
 from modern_llm.files import json_text, write_json, write_text
 from modern_llm.models.config import ModernLLMConfig
 from modern_llm.processes import world
+from modern_llm.training.callbacks import Callback
 
 _DEFAULTS = Defaults("paths/default")
 
@@ -50,10 +51,12 @@ class RunFolder:
     Args:
         path: the folder.
         record: the composed configuration, as it stands in `config.yaml`.
+        watchers: who watches the training besides its own callbacks.
     """
 
     path: Path
     record: dict[str, Any]
+    watchers: Sequence[Callback] = ()
 
     def write_json(self, name: str, content: Any) -> Path:
         """Write a JSON file in one go; NaN and infinities, which JSON does not have, become null.

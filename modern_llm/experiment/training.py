@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from modern_llm.experiment.record import Measured
     from modern_llm.objectives.base import Objective
     from modern_llm.pretrained.loaded import LoadedModel
+    from modern_llm.training.callbacks import Callback
     from modern_llm.training.contract import DataStream, Evaluator
     from modern_llm.training.runtime import Runtime
 
@@ -164,11 +165,16 @@ class TrainingTask(ABC):
             return measured.metrics
         return conclude(folder, at.runtime, self.objective_metric, measured, at.checkpoint)
 
+    def _watchers(self, folder: RunFolder) -> list[Callback]:
+        """Who watches the training."""
+        from modern_llm.training.callbacks import Progress
+
+        return [Progress(), *self.logger.callbacks(folder.path, folder.record), *folder.watchers]
+
     def _fit(self, at: Session) -> dict[str, float]:
         """Train, leave the model at its best checkpoint, and save it in its own format. Returns the metrics that every
         training has."""
         from modern_llm.experiment.loading import describe_model, require_same_base
-        from modern_llm.training.callbacks import Progress
         from modern_llm.training.checkpoint import load_model_tensors
         from modern_llm.training.trainer import Trainer
 
@@ -184,7 +190,7 @@ class TrainingTask(ABC):
             self.trainer,
             at.runtime,
             folder.path,
-            callbacks=[Progress(), *self.logger.callbacks(folder.path, folder.record)] if world().is_first else [],
+            callbacks=self._watchers(folder) if world().is_first else [],
             save_extras=save_extras,
         )
         result = trainer.fit(loaded.model, parts.objective, parts.stream, parts.evaluator, self.flops_per_token(at))

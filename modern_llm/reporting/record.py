@@ -21,6 +21,10 @@ _NOT_MEASURED = ("modern_llm.tasks.report.Report", "modern_llm.tasks.doctor.Doct
                  "modern_llm.runs.plan.Plan", "modern_llm.orchestration.plan.Plan")  # fmt: skip
 # What went wrong behind the figures, which are kept: a page or a picture is missing.
 PAGE_FAILURE = "page_failure.txt"
+# Why a search stopped a run that was behind the others.
+PRUNED = "pruned.txt"
+# What a search is and what it found, in the folder of its sweep.
+STUDY = "study.json"
 
 
 # What is read of `result.json`; a task writes those that it has.
@@ -42,6 +46,7 @@ class RunRecord:
         result: of `result.json`; empty while the run is not finished.
         sittings: of `sittings.jsonl`: when, by which command, with which code and packages.
         failure: `failure.txt`: the reason in its first line; empty where the run did not fail.
+        pruned: `pruned.txt`: why a search stopped it; empty where none did.
         running: a process is writing to it, as far as this machine can tell.
         cut_off: its last process ended before it was done, as one that is killed does.
         job: overrides of the job that it is in a sweep; None outside one.
@@ -55,6 +60,7 @@ class RunRecord:
     result: dict[str, Any]
     sittings: list[dict[str, Any]]
     failure: str = ""
+    pruned: str = ""
     running: bool = False
     cut_off: bool = False
     job: list[str] | None = None
@@ -85,6 +91,7 @@ class RunRecord:
             result,
             _json_lines(text("sittings.jsonl"), "sittings.jsonl", notes),
             text("failure.txt") or ("no reason is recorded" if (folder / "failure.txt").is_file() else ""),
+            text(PRUNED),
             holder(folder) is not None,
             left_open(folder),
             _job_of_a_sweep(folder),
@@ -104,19 +111,21 @@ class RunRecord:
 
     @property
     def status(self) -> str:
-        """`running`, `finished`, `failed`, `interrupted` (killed, or stopped by a signal) or `not run`."""
+        """`running`, `finished`, `failed`, `pruned`, `interrupted` (killed, or stopped by a signal) or `not run`."""
         if self.running:
             return "running"
         if self.failure:
             return "failed"
+        if self.pruned:
+            return "pruned"
         if self.result and not self.cut_off:
             return "finished"
         return "interrupted" if self.config else "not run"
 
     @property
     def why(self) -> str:
-        """The first line of what made it fail."""
-        return next(iter(self.failure.splitlines()), "")
+        """The first line of what made it fail, or of why it was pruned."""
+        return next(iter((self.failure or self.pruned).splitlines()), "")
 
     @cached_property
     def last_step(self) -> int | None:
@@ -179,11 +188,13 @@ def is_number(value: Any) -> bool:
 
 
 def job_status(folder: Path) -> str:
-    """`running`, `finished`, `failed: <why>`, `interrupted` or `not run`."""
+    """`running`, `finished`, `failed: <why>`, `pruned: <why>`, `interrupted` or `not run`."""
     if holder(folder) is not None:
         return "running"
     if (folder / "failure.txt").is_file():
         return "failed: " + next(iter(_text(folder / "failure.txt").splitlines()), "")
+    if (folder / PRUNED).is_file():
+        return "pruned: " + next(iter(_text(folder / PRUNED).splitlines()), "")
     if (folder / "result.json").is_file() and not left_open(folder):
         return "finished"
     return "interrupted" if (folder / "config.yaml").is_file() else "not run"

@@ -10,11 +10,13 @@ from modern_llm.reporting.comparison.text import comparison_tables, write_compar
 from modern_llm.reporting.curves import draw_loss
 from modern_llm.reporting.pages.blocks import write_page
 from modern_llm.reporting.pages.comparison import comparison_page
+from modern_llm.reporting.pages.search import draw_search, search_section
 from modern_llm.reporting.record import RunRecord
 
 
 def write_sweep_report(folder: Path) -> dict[str, Path]:
-    """Write `sweep.md`, `sweep.csv`, `curves.png` and `report.html`, however far the sweep is.
+    """Write `sweep.md`, `sweep.csv`, `curves.png` and `report.html`, however far the sweep is; of a search also
+    `history.png`, `importances.png` and `slices.png`.
 
     Args:
         folder: of the sweep, which has ended or was stopped: no job is running.
@@ -38,6 +40,9 @@ def write_sweep_report(folder: Path) -> dict[str, Path]:
     curves = {label: run for label, run in zip(labels, runs, strict=True) if run.rows}
     if curves:
         written["curves"] = draw_loss(curves, folder / "curves.png")
-    page = comparison_page(compared, f"Sweep {folder.name}", counted(len(jobs), "job"))
+    pictures = draw_search(folder)
+    written |= pictures
+    first = [search_section(folder, pictures)]
+    page = comparison_page(compared, f"Sweep {folder.name}", counted(len(jobs), "job"), first)
     written["report"] = write_page(folder / "report.html", page)
     return written

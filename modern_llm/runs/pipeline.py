@@ -23,8 +23,9 @@ from modern_llm.models.config import ModernLLMConfig
 from modern_llm.pretrained.settings import ModelFromRun, PretrainedModel
 from modern_llm.reporting.record import RunRecord, job_status
 from modern_llm.runs.checked import checked
+from modern_llm.runs.commands import run_in_process
 from modern_llm.runs.policies import Measures, StageSettings, measure_policies
-from modern_llm.runs.sweep import run_in_process, set_aside
+from modern_llm.runs.sweep import set_aside
 from modern_llm.training.logs.loggers import FilesOnly, Logger
 from modern_llm.training.settings import Hardware
 

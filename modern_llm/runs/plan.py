@@ -24,9 +24,10 @@ from modern_llm.experiment.contract import Paths, RunFolder, say, tell_paths
 from modern_llm.files import write_text
 from modern_llm.reporting.record import RunRecord, job_status
 from modern_llm.runs.checked import checked, settled_and_typed
+from modern_llm.runs.commands import run_in_process
 from modern_llm.runs.folder import hold_run
 from modern_llm.runs.resume import settled
-from modern_llm.runs.sweep import run_in_process, set_aside
+from modern_llm.runs.sweep import set_aside
 from modern_llm.training.logs.loggers import FilesOnly, Logger
 from modern_llm.training.settings import Hardware
 

@@ -17,17 +17,23 @@ from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 
 from modern_llm import locks
+from modern_llm.config.composing import is_single_run
 from modern_llm.config.instantiate import ConfigError, build
 from modern_llm.config.messages import in_words, is_mistake
 from modern_llm.experiment.contract import RunFolder, Task, say
 from modern_llm.files import json_text, write_text
 from modern_llm.processes import FailedElsewhereError, agreed, is_lost, require_same, world
-from modern_llm.reporting.record import PAGE_FAILURE, RunRecord, is_complete, is_number
+from modern_llm.reporting.record import PAGE_FAILURE, PRUNED, RunRecord, is_complete, is_number
 from modern_llm.runs.checked import check_overrides, check_root, checked, task_of
 from modern_llm.runs.folder import hold_given
 from modern_llm.runs.resume import resumed_config
+from modern_llm.runs.search import pruning
+from modern_llm.runs.sweep import SWEEP, measured_once
+from modern_llm.training.interruption import Pruned
 
 _PACKAGES = ("torch", "numpy", "hydra-core", "omegaconf", "tokenizers", "safetensors", "transformers", "datasets")
+
+_BASIC_SWEEP = "multirun.yaml"  # what Hydra's basic sweeper leaves in a sweep's folder
 
 
 class RunFolderGoneError(RuntimeError):
@@ -38,7 +44,7 @@ def execute(config: DictConfig) -> float | None:
     """Run the composed configuration: check, resume or start, record, run the task.
 
     Returns:
-        The task's `objective_metric`, for a sweeper that optimises.
+        The task's `objective_metric`, for a sweeper that optimises; None where its search stopped the run.
 
     Raises:
         ConfigError: anything wrong with the configuration, before torch is imported.
@@ -50,12 +56,26 @@ def execute(config: DictConfig) -> float | None:
     require_same(
         "the command or the code", [overrides, sitting["packages"], sitting["code"]], "Start all of them alike."
     )
-    record = agreed(lambda: _started(config, path, overrides, sitting))
+    try:
+        record = agreed(lambda: _started(config, path, overrides, sitting))
+        return _run(record, path)
+    finally:
+        if not is_single_run():
+            locks.release(path)  # the process of a launcher's worker goes on with other jobs
+
+
+def _run(record: dict[str, Any], path: Path) -> float | None:
+    """The run in a folder that this process holds, or the first one of those that train together."""
     task = task_of(record)
     say(f"run folder: {path}")
     before = _written(path / "result.json")
     try:
-        metrics = task.run(RunFolder(path, record))
+        metrics = task.run(RunFolder(path, record, pruning(path, record)))
+    except Pruned as pruned:
+        write_text(path / PRUNED, f"{pruned}\n")
+        locks.end(path)
+        print(f"pruned: {pruned}", file=sys.stderr)
+        return None
     except Exception as failure:
         if not path.is_dir():
             raise RunFolderGoneError(
@@ -97,23 +117,28 @@ def _started(config: DictConfig, path: Path, overrides: list[str], sitting: dict
         if config.resume == "auto":
             print("resume=auto: no unfinished run like this one; starting a new one", file=sys.stderr)
     if getattr(task_of(record), "measures_precision", True):
-        _settle_precision(record)
+        _settle_precision(record, path)
     _begin(path, record, sitting | {"resumed": resuming})
     return record
 
 
-def _settle_precision(record: dict[str, Any]) -> None:
+def _settle_precision(record: dict[str, Any], path: Path) -> None:
     """Measure once what `hardware.precision=auto` comes to: the record says it, so that the run goes on with it
-    wherever it is resumed.
+    wherever it is resumed, and the jobs of a sweep compute alike.
 
     Raises:
         ValueError: the machine has not what `hardware` asks for.
     """
     hardware = record.get("hardware")
     if isinstance(hardware, dict) and hardware.get("precision") == "auto":
-        from modern_llm.training.runtime import Runtime
 
-        hardware["precision"] = Runtime(build(hardware, "hardware")).precision
+        def measure() -> str:
+            from modern_llm.training.runtime import Runtime
+
+            return Runtime(build(hardware, "hardware")).precision
+
+        in_a_sweep = any((path.parent / name).is_file() for name in (SWEEP, _BASIC_SWEEP))
+        hardware["precision"] = measured_once(path.parent, hardware, measure) if in_a_sweep else measure()
 
 
 def _written(path: Path) -> int | None:
@@ -174,7 +199,7 @@ def _begin(path: Path, record: dict[str, Any], sitting: dict[str, Any]) -> None:
         OSError: nothing can be written there.
     """
     locks.begin(path)
-    for left in (*path.glob("*.part"), path / "failure.txt", path / PAGE_FAILURE):
+    for left in (*path.glob("*.part"), path / "failure.txt", path / PAGE_FAILURE, path / PRUNED):
         with suppress(OSError):
             left.unlink()
     write_text(path / "config.yaml", OmegaConf.to_yaml(OmegaConf.create(record)))

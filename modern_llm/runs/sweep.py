@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import ctypes
-import os
 import signal
-import subprocess
 import sys
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import nullcontext, suppress
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from itertools import count
 from pathlib import Path
@@ -16,32 +13,19 @@ from typing import Any
 
 from omegaconf import DictConfig
 
-from modern_llm.config.composing import hydra_overrides
 from modern_llm.config.instantiate import ConfigError
-from modern_llm.config.messages import FULL_ERROR, WANTS_EVERYTHING, in_words, is_mistake
-from modern_llm.config.overrides import group_of, quoted
-from modern_llm.config.records import read_record
-from modern_llm.files import DamagedError, read_json, write_json, write_text
-from modern_llm.locks import FolderInUseError, hold, holder
-from modern_llm.reporting.record import RunRecord, config_flags, is_complete, job_status
+from modern_llm.config.messages import in_words, is_mistake
+from modern_llm.files import DamagedError, json_text, read_json, write_json, write_text
+from modern_llm.locks import FolderInUseError, alone, hold, holder
+from modern_llm.reporting.record import RunRecord, is_complete, job_status
 from modern_llm.runs.checked import checked
+from modern_llm.runs.commands import SweepInterrupted
 from modern_llm.runs.folder import hold_run
 
-# Ends that a person asked for: Ctrl-C and a scheduler's SIGTERM, as `launch.py` reports them.
-_INTERRUPTED = {128 + signal.SIGINT, 128 + signal.SIGTERM, -signal.SIGINT, -signal.SIGTERM}
-
-
-class SweepInterrupted(BaseException):
-    """A job was stopped by a signal, and the sweep or pipeline with it.
-
-    Args:
-        signal_number: the signal.
-        folder: of the sweep or pipeline.
-    """
-
-    def __init__(self, signal_number: int, folder: Path) -> None:
-        super().__init__(f"stopped by {signal.Signals(signal_number).name}")
-        self.signal_number, self.checkpoint = signal_number, folder
+SWEEP = "sweep.json"
+# What runs jobs: it takes number and overrides of the next one when it has room, and tells the number of each that has
+# ended before it takes another.
+Launch = Callable[[Iterator[tuple[int, list[str]]], Callable[[int], None]], None]
 
 
 class JobFailedError(RuntimeError):
@@ -82,6 +66,19 @@ def refuse_job(folder: Path, why: str) -> int:
     return 1
 
 
+def note_failure(folder: Path, cause: Any) -> None:
+    """Write down why a job failed where its own record does not say so.
+
+    Args:
+        folder: of the job.
+        cause: what its launcher was told.
+    """
+    if not (folder / "failure.txt").is_file() and job_status(folder) != "finished":
+        folder.mkdir(parents=True, exist_ok=True)
+        why = in_words(cause) if isinstance(cause, BaseException) else str(cause)
+        write_text(folder / "failure.txt", f"{why}\n")
+
+
 @dataclass(frozen=True)
 class Sweep:
     """A folder with one numbered folder per job.
@@ -89,61 +86,108 @@ class Sweep:
     Attributes:
         folder: of the sweep; `sweep.json` in it lists the jobs.
         jobs: overrides of each job; its number is its place.
+        search: what is searched for, where jobs are added as the search goes on; None: the jobs are all there.
     """
 
     folder: Path
     jobs: list[list[str]]
+    search: dict[str, Any] | None = None
 
     @classmethod
-    def open(cls, folder: Path, multirun: Path, jobs: list[list[str]], resume: str | None) -> Sweep:
+    def open(
+        cls,
+        folder: Path,
+        multirun: Path,
+        jobs: list[list[str]],
+        resume: str | None,
+        search: dict[str, Any] | None = None,
+    ) -> Sweep:
         """A new sweep, or the one that `resume` means.
 
         Args:
             folder: of a new sweep.
             multirun: where sweeps are kept.
-            jobs: overrides of each job.
-            resume: None; a sweep's folder; or `auto`: the newest one with the same jobs.
+            jobs: overrides of each job; of a new search, none.
+            resume: None; a sweep's folder; or `auto`: the newest one with the same jobs, or the same search.
+            search: what is searched for.
 
         Raises:
             ConfigError: `resume` names no sweep, one with other jobs, or one that is going; or a folder that is taken.
         """
+        wanted = cls(folder, jobs, search)
         if resume == "auto":
-            for record in sorted(multirun.glob("*/*/sweep.json"), key=lambda p: p.parent.as_posix(), reverse=True):
+            for record in sorted(multirun.glob(f"*/*/{SWEEP}"), key=lambda p: p.parent.as_posix(), reverse=True):
                 try:
-                    if jobs_of(record.parent) == jobs and holder(record.parent) is None:
-                        hold(record.parent)
-                        return cls(record.parent, jobs)
+                    found = cls.read(record.parent)
+                    if found.is_like(wanted) and holder(found.folder) is None:
+                        hold(found.folder)
+                        return found
                 except (DamagedError, FolderInUseError, OSError) as passed_over:
                     print(f"resume=auto passes over {record.parent}: {passed_over}", file=sys.stderr)
             print("resume=auto: no sweep with these jobs; starting a new one", file=sys.stderr)
         elif resume is not None:
-            found = Path(resume).expanduser()
-            if not (found / "sweep.json").is_file():
-                raise ConfigError(f"resume={resume}: is not the folder of a sweep (no sweep.json in it).")
+            place = Path(resume).expanduser()
+            if not (place / SWEEP).is_file():
+                raise ConfigError(f"resume={resume}: is not the folder of a sweep (no {SWEEP} in it).")
             try:
-                recorded = jobs_of(found)
+                found = cls.read(place)
             except DamagedError as cause:
-                raise ConfigError(f"resume={resume}: its sweep.json is damaged: {cause}. Start a new sweep.") from cause
-            if recorded != jobs:
+                raise ConfigError(f"resume={resume}: its {SWEEP} is damaged: {cause}. Start a new sweep.") from cause
+            if not found.is_like(wanted):
                 raise ConfigError(
-                    f"resume={resume}: that sweep has other jobs ({len(recorded)}, the first is "
-                    f"{' '.join(recorded[0])!r}). Give the overrides that it was started with."
+                    f"resume={resume}: that sweep has {found.told}. Give the overrides that it was started with."
                 )
-            hold_run(found)
-            return cls(found, jobs)
+            hold_run(place)
+            return found
         # Where a person named the folder, it is that one or none; else a sweep of the same second has it.
-        if (folder / "sweep.json").exists() and multirun not in folder.parents:
+        if (folder / SWEEP).exists() and multirun not in folder.parents:
             raise ConfigError(f"{folder} holds a sweep already. Take it up again with resume={folder}.")
         try:
             folder = _made_alone(folder)
             hold(folder)
-            write_json(folder / "sweep.json", {"jobs": jobs})
+            made = cls(folder, list(jobs), search)
+            made.write()
         except OSError as cause:
             raise ConfigError(
                 f"paths.outputs: the sweep's folder {folder} cannot be made ({cause.strerror}). "
                 "Give a folder that you may write to: paths.outputs=…"
             ) from cause
-        return cls(folder, jobs)
+        return made
+
+    @classmethod
+    def read(cls, folder: Path) -> Sweep:
+        """The sweep in a folder.
+
+        Raises:
+            DamagedError: `sweep.json` is not what a sweep writes.
+            FileNotFoundError: there is none.
+        """
+        content = read_json(folder / SWEEP)
+        jobs, search = (content.get("jobs"), content.get("search")) if isinstance(content, dict) else (None, None)
+        right = isinstance(jobs, list) and all(isinstance(job, list) for job in jobs)
+        if not right or not all(isinstance(text, str) for job in jobs for text in job):  # type: ignore[union-attr]
+            raise DamagedError("it lists no jobs")
+        if not isinstance(search, dict | None) or not (jobs or search):
+            raise DamagedError("it lists no jobs")
+        return cls(folder, jobs, search)  # type: ignore[arg-type]
+
+    def write(self) -> None:
+        """Note the jobs that there are."""
+        search = {} if self.search is None else {"search": self.search}
+        write_json(self.folder / SWEEP, search | {"jobs": self.jobs})
+
+    def is_like(self, other: Sweep) -> bool:
+        """Whether another sweep is for the same jobs, or searches for the same."""
+        if self.search is not None or other.search is not None:
+            return self.search == other.search
+        return self.jobs == other.jobs
+
+    @property
+    def told(self) -> str:
+        """Its jobs in words."""
+        if self.search is not None:
+            return f"another search ({', '.join(map(str, self.search.get('space', ())))})"
+        return f"other jobs ({len(self.jobs)}, the first is {' '.join(self.jobs[0])!r})"
 
     def refuse(self, reasons: Mapping[int, str]) -> None:
         """Keep jobs that cannot be built from being started; the table says why.
@@ -164,17 +208,11 @@ class Sweep:
             more = f" ({len(told) - 1} more kinds of mistakes are in the other jobs)" if len(told) > 1 else ""
             raise ConfigError(f"none of the {len(self.jobs)} jobs can run: {told[0]}{more}")
 
-    def run(
-        self,
-        launch: Callable[[Sequence[Sequence[str]], int], Any],
-        max_batch_size: int | None,
-        refused: Mapping[int, str] | None = None,
-    ) -> list[str]:
+    def run(self, launch: Launch, refused: Mapping[int, str] | None = None) -> list[str]:
         """Run what is not finished, keep job numbers, and write the table and the picture.
 
         Args:
-            launch: runs jobs with consecutive numbers from the given one.
-            max_batch_size: jobs launched at a time; None: all.
+            launch: runs jobs.
             refused: jobs that are not to be started.
 
         Returns:
@@ -184,25 +222,14 @@ class Sweep:
             SweepInterrupted: a signal came; the table tells how far the sweep is.
             SystemExit: status 1, at the end, when a job failed.
         """
-        from modern_llm.reporting.sweep_report import write_sweep_report
-
         unfinished = [n for n in range(len(self.jobs)) if not is_complete(self.folder / str(n))]
         pending = [n for n in unfinished if n not in (refused or {})]
         done = len(self.jobs) - len(unfinished)
         before = f", {done} finished before" if done else ""
         print(f"sweep: {len(self.jobs)} jobs in {self.folder}{before}", file=sys.stderr)
-        try:
-            for batch in _consecutive(pending, max_batch_size):
-                launch([self.jobs[n] for n in batch], batch[0])
-        finally:
-            try:
-                written = write_sweep_report(self.folder)
-                print(written["table"].read_text(encoding="utf-8"))
-                for what, path in written.items():
-                    print(f"{what + ':':<10}{path}")
-            except Exception as cause:  # the jobs' own records are what counts
-                print(f"The sweep's table or page could not be made: {in_words(cause)}", file=sys.stderr)
-        statuses = [job_status(self.folder / str(n)) for n in range(len(self.jobs))]
+        with self.reported():
+            launch(((n, self.jobs[n]) for n in pending), lambda number: None)
+        statuses = self.statuses()
         if any(status != "finished" for status in statuses):
             failed = sum(status != "finished" for status in statuses)
             print(f"{failed} of {len(statuses)} jobs did not finish; the table says why.", file=sys.stderr)
@@ -211,31 +238,31 @@ class Sweep:
             raise SystemExit(1)
         return statuses
 
+    def statuses(self) -> list[str]:
+        """How every job stands."""
+        return [job_status(self.folder / str(n)) for n in range(len(self.jobs))]
 
-def _consecutive(numbers: list[int], limit: int | None) -> list[list[int]]:
-    """Numbers in runs without gaps, each at most `limit` long."""
-    batches: list[list[int]] = []
-    for number in numbers:
-        if batches and number == batches[-1][-1] + 1 and (limit is None or len(batches[-1]) < limit):
-            batches[-1].append(number)
-        else:
-            batches.append([number])
-    return batches
+    @contextmanager
+    def reported(self) -> Iterator[None]:
+        """Write table, picture and page of what was run inside, however it ended.
 
+        Raises:
+            SweepInterrupted: Ctrl-C.
+        """
+        from modern_llm.reporting.sweep_report import write_sweep_report
 
-def jobs_of(folder: Path) -> list[list[str]]:
-    """Overrides of every job of a sweep.
-
-    Raises:
-        DamagedError: `sweep.json` is not what a sweep writes.
-        FileNotFoundError: there is none.
-    """
-    content = read_json(folder / "sweep.json")
-    jobs = content.get("jobs") if isinstance(content, dict) else None
-    right = isinstance(jobs, list) and bool(jobs) and all(isinstance(job, list) for job in jobs)
-    if not right or not all(isinstance(text, str) for job in jobs for text in job):  # type: ignore[union-attr]
-        raise DamagedError("it lists no jobs")
-    return jobs  # type: ignore[return-value]
+        try:
+            yield
+        except KeyboardInterrupt:
+            raise SweepInterrupted(signal.SIGINT, self.folder) from None
+        finally:
+            try:
+                written = write_sweep_report(self.folder)
+                print(written["table"].read_text(encoding="utf-8"))
+                for what, path in written.items():
+                    print(f"{what + ':':<13}{path}")
+            except Exception as cause:  # the jobs' own records are what counts
+                print(f"The sweep's table or page could not be made: {in_words(cause)}", file=sys.stderr)
 
 
 def _made_alone(folder: Path) -> Path:
@@ -251,26 +278,24 @@ def _made_alone(folder: Path) -> Path:
     raise AssertionError
 
 
-def same_precision(overrides: Sequence[str], folder: Path, jobs: Mapping[int, Sequence[str]]) -> list[str]:
-    """The override that gives a job the precision which `hardware.precision=auto` came to in a job before it on the
-    same machine settings; empty where there is none, or where it was set.
+def measured_once(folder: Path, hardware: Mapping[str, Any], measure: Callable[[], str]) -> str:
+    """The precision of the jobs of a sweep that have the same `hardware`: the first one measures it. Two that measured
+    could differ, and so would their results.
 
     Args:
-        overrides: of the job.
         folder: of the sweep.
-        jobs: number -> overrides of the jobs before it.
+        hardware: settings of the job that asks.
+        measure: gives the precision.
     """
-    own = [text for text in overrides if group_of(text) == "hardware"]
-    if any("precision" in text for text in own):
-        return []
-    for number, job in jobs.items():
-        if [text for text in job if group_of(text) == "hardware"] == own:
-            with suppress(ConfigError):
-                record = read_record(folder / str(number) / "config.yaml")
-                precision = (record.get("hardware") or {}).get("precision")
-                if precision in ("fp32", "bf16", "fp16"):
-                    return [f"hardware.precision={precision}"]
-    return []
+    path, key = folder / "precision.json", json_text(hardware)
+    with alone(path.with_suffix(".lock")):
+        known: dict[str, str] = {}
+        with suppress(FileNotFoundError, DamagedError):
+            known = found if isinstance(found := read_json(path), dict) else {}
+        if key not in known:
+            write_json(path, known | {key: measure()})
+            known = read_json(path)
+        return known[key]
 
 
 def objective_of(folder: Path) -> float | None:
@@ -284,64 +309,3 @@ def set_aside(folder: Path) -> Path:
     """Rename a run's folder to `<name>.before_<n>`, where what it made is kept. Returns the new name."""
     names = (folder.with_name(f"{folder.name}.before_{n}") for n in count(1))
     return folder.rename(next(name for name in names if not name.exists()))
-
-
-def _die_with_parent() -> None:
-    """Ask the kernel to kill this process when its parent dies: a job that outlived a killed command would write into
-    the folder in which the next one goes on."""
-    set_parent_death_signal = 1  # prctl.h
-    ctypes.CDLL(None).prctl(set_parent_death_signal, signal.SIGKILL)
-
-
-def run_in_process(overrides: list[str], folder: Path, output: Path | None = None) -> int:
-    """Run one job as a command of its own, resuming what its folder holds.
-
-    Args:
-        overrides: of the job.
-        folder: of the job.
-        output: file for what it prints; None: the terminal.
-
-    Returns:
-        Its exit status.
-
-    Raises:
-        SweepInterrupted: the job was stopped by a signal.
-        ConfigError: another process is running the job.
-    """
-    if (who := holder(folder)) is not None:
-        raise ConfigError(f"{folder}: is being run by {who}. Wait for its end, or stop it.")
-    if output is None:
-        print(f"\njob {folder.name}: {' '.join(overrides)}", file=sys.stderr, flush=True)
-    resume = [f"resume={quoted(str(folder))}"] if (folder / "config.yaml").is_file() else []
-    command = [sys.executable, sys.argv[0], *config_flags(sys.argv[1:]), *overrides, *hydra_overrides()]
-    command += [*resume, f"hydra.run.dir={quoted(str(folder))}", "hydra.mode=RUN"]
-    # This process has set the variable for itself; whether a child shows tracebacks is the person's wish.
-    environment = {key: value for key, value in os.environ.items() if key != FULL_ERROR or WANTS_EVERYTHING}
-    ended = _die_with_parent if sys.platform == "linux" else None
-    with output.open("ab") if output else nullcontext() as file:
-        child = subprocess.Popen(
-            command, stdout=file, stderr=subprocess.STDOUT if file else None, preexec_fn=ended, env=environment
-        )
-
-    def pass_on(number: int, frame: object) -> None:
-        child.send_signal(number)
-
-    before = signal.signal(signal.SIGTERM, pass_on)
-    try:
-        while True:
-            try:
-                status = child.wait()
-                break
-            except KeyboardInterrupt:
-                continue  # the job got the same Ctrl-C and is writing its checkpoint
-    finally:
-        signal.signal(signal.SIGTERM, before)
-    if status in _INTERRUPTED:
-        raise SweepInterrupted(abs(status) % 128, folder.parent)
-    if status != 0 and not (folder / "failure.txt").is_file() and holder(folder) is None:
-        folder.mkdir(parents=True, exist_ok=True)
-        why = f"ended with exit status {status}; see its output"
-        if output is not None:
-            why = next(reversed(output.read_text(encoding="utf-8", errors="replace").strip().splitlines()), why)
-        write_text(folder / "failure.txt", f"{why.removeprefix('Error: ')}\n")
-    return status

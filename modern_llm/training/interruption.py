@@ -1,4 +1,5 @@
-"""A clean stop: the first SIGINT or SIGTERM ends the run after the current step, a second one at once."""
+"""A clean stop: the first SIGINT or SIGTERM ends the run after the current step, a second one at once; a search stops
+a run behind an evaluation."""
 
 from __future__ import annotations
 
@@ -20,6 +21,11 @@ class Interrupted(BaseException):
         super().__init__(f"stopped by {signal.Signals(signal_number).name}")
         self.signal_number = signal_number
         self.checkpoint = checkpoint
+
+
+class Pruned(BaseException):
+    """Training was stopped because the run is behind others of the same search; the message says by what. As with
+    `Interrupted`, no `except Exception` may swallow it."""
 
 
 class StopRequest:

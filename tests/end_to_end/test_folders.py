@@ -110,12 +110,14 @@ def test_a_refused_sweep_leaves_its_reasons_and_no_traceback(runs: Path) -> None
     assert "task.rns: there is no such key. Did you mean 'task.runs'?" in typo.stderr
 
 
-@pytest.mark.parametrize("door", ["hydra/sweeper=basic", "hydra/launcher=basic"])
-def test_hydras_own_sweeper_and_launcher_run(door: str, runs: Path) -> None:
-    done = launch("-m", door, "task=report", "task.runs=[run]", "task.title=a,b", cwd=runs)
+@pytest.mark.parametrize(
+    "door", [["hydra/sweeper=basic"], ["hydra/launcher=basic"], ["hydra/sweeper=basic", "hydra/launcher=devices"]]
+)
+def test_hydras_own_sweeper_and_launcher_run(door: list[str], runs: Path) -> None:
+    done = launch("-m", *door, "task=report", "task.runs=[run]", "task.title=a,b", cwd=runs)
     assert done.returncode == 0, done.stderr
     assert len(list(runs.glob("outputs/multirun/*/*_report/[01]/result.json"))) == 2
-    refused = launch("-m", door, "task=report", "task.runs=[run],[nowhere]", cwd=runs)
+    refused = launch("-m", *door, "task=report", "task.runs=[run],[nowhere]", cwd=runs)
     assert refused.returncode == 1
     assert "no run is found" in refused.stderr
     assert len(list(runs.glob("outputs/multirun/*/*_report*/[01]/result.json"))) == 3

@@ -22,7 +22,7 @@ from modern_llm.runs.checked import checked, task_of
 from modern_llm.runs.folder import require_name
 from modern_llm.runs.plan import _filled
 from modern_llm.runs.resume import resumed_config
-from modern_llm.runs.sweep import objective_of, same_precision
+from modern_llm.runs.sweep import measured_once, objective_of
 from modern_llm.tasks.pretraining import Pretraining
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -136,7 +136,7 @@ def test_names_of_before_are_told_and_read(tmp_path: Path) -> None:
         assert told in in_words(refusal.value, [typed])
 
 
-def test_precision_is_kept_by_a_resumed_run_and_shared_by_the_jobs_of_a_sweep(tmp_path: Path) -> None:
+def test_precision_is_kept_by_a_resumed_run(tmp_path: Path) -> None:
     record = composed("hardware=cpu", "hardware.precision=bf16")
     folder = write_run(tmp_path / "0", record)
     for typed in (["hardware=cpu"], ["hardware.precision=auto"], ["seed=0"]):
@@ -145,10 +145,16 @@ def test_precision_is_kept_by_a_resumed_run_and_shared_by_the_jobs_of_a_sweep(tm
     typed = ["hardware.device=cuda", "hardware.precision=auto"]
     elsewhere = resumed_config(folder, config(*typed), typed)
     assert elsewhere["hardware"]["precision"] == "auto"
-    jobs = {0: ["hardware=cpu", "seed=1"]}
-    assert same_precision(["hardware=cpu", "seed=2"], tmp_path, jobs) == ["hardware.precision=bf16"]
-    assert same_precision(["hardware=auto", "seed=2"], tmp_path, jobs) == []
-    assert same_precision(["hardware=cpu", "hardware.precision=fp32"], tmp_path, jobs) == []
+
+
+def test_the_jobs_of_a_sweep_share_one_measurement_of_precision(tmp_path: Path) -> None:
+    found = iter(["bf16", "fp32", "fp16"])
+    cpu, gpu = ({"device": device, "precision": "auto"} for device in ("cpu", "cuda"))
+    assert [measured_once(tmp_path, cpu, lambda: next(found)) for _ in range(3)] == ["bf16"] * 3
+    assert measured_once(tmp_path, gpu, lambda: next(found)) == "fp32"
+    assert measured_once(tmp_path, cpu, lambda: next(found)) == "bf16"
+    (tmp_path / "precision.json").write_text("{torn")
+    assert measured_once(tmp_path, cpu, lambda: next(found)) == "fp16"
 
 
 def test_the_objective_of_a_job_reaches_a_sweeper(tmp_path: Path) -> None:

@@ -226,7 +226,7 @@ class Comparison:
         for i, run in enumerate(self.runs):
             row: dict[str, Any] = {self.kind: self.labels[i]}
             row |= {key: values[i] for key, values in self.settings.items() if i in values}
-            row["status"] = f"failed: {run.why}" if run.status == "failed" else self.status(i)
+            row["status"] = f"{run.status}: {run.why}" if run.status in ("failed", "pruned") else self.status(i)
             rows.append(row | (run.metrics if i in self.finished else {}))
         return rows
 

@@ -26,11 +26,14 @@ def notices(compared: Comparison) -> list[str]:
 def _states(compared: Comparison) -> list[str]:
     """Failed, unfinished and continued runs; many of a kind in one line."""
     failures: dict[str, list[str]] = {}
+    pruned: list[str] = []
     others: dict[str, dict[str, str]] = {}  # kind of state -> label -> what else is known
     for i, run in enumerate(compared.runs):
         label = compared.labels[i]
         if run.status == "failed":
             failures.setdefault(run.why, []).append(label)
+        elif run.status == "pruned":
+            pruned.append(label)
         elif run.status in ("running", "interrupted"):
             ago = f", wrote {_duration(time.time() - run.last_written)} ago" if run.last_written else ""
             others.setdefault(run.status, {})[label] = progress(run) + ago
@@ -41,6 +44,8 @@ def _states(compared: Comparison) -> list[str]:
         f"{_told(compared.kind, names)} failed: {why[:240]}{'…' if len(why) > 240 else ''}"
         for why, names in failures.items()
     ]
+    if pruned:
+        found.append(f"{counted(len(pruned), compared.kind)} pruned, without final metrics: {_listed(pruned, 8)}")
     for state, runs in others.items():
         names = [f"{label} ({known})" for label, known in runs.items()]
         found.append(f"{counted(len(names), compared.kind)} {state}: {_listed(names, 3)}")

@@ -25,18 +25,20 @@ _FILTER = (
 _ALL_COLUMNS = '<button type="button" id="columns" aria-pressed="false">all columns</button>'
 
 
-def comparison_page(compared: Comparison, title: str, note: str) -> str:
+def comparison_page(compared: Comparison, title: str, note: str, first: Sequence[str] = ()) -> str:
     """The whole page.
 
     Args:
         compared: the runs.
         title: of the page.
         note: below the title.
+        first: sections that stand before the runs.
     """
     several = len(compared.runs) > 1
     sections = [
         _cards(compared),
         blocks.notices(notices(compared)),
+        *first,
         blocks.section(
             counted(len(compared.runs), compared.kind),
             f'<p class="tools">{_FILTER if several else ""}{_ALL_COLUMNS}</p>',
@@ -88,7 +90,7 @@ def _runs_table(compared: Comparison) -> str:
     rows = []
     for i, run in enumerate(compared.runs):
         status = compared.status(i)
-        how = "" if status == "finished" else f"{status}: {run.why if run.failure else progress(run)}"
+        how = "" if status == "finished" else f"{status}: {run.why or progress(run)}"
         label = Cell(
             compared.labels[i], note=how[:80] + ("…" if len(how) > 80 else ""), title=str(run.folder), kind=status
         )

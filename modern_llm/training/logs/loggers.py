@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, ClassVar, Literal
 
 from modern_llm.defaults import Defaults
+from modern_llm.locks import alone
 from modern_llm.training.callbacks import Callback
 
 
@@ -115,7 +116,9 @@ class MLflow(Logger):
         from mlflow.entities import Metric, Param
         from mlflow.tracking import MlflowClient
 
-        client = MlflowClient(Path(self.folder).expanduser().resolve().as_uri())
+        store = Path(self.folder).expanduser().resolve()
+        store.mkdir(parents=True, exist_ok=True)
+        client = MlflowClient(store.as_uri())
         name, identity = self.experiment, folder / "mlflow_run"
 
         class Forward(Callback):
@@ -127,8 +130,9 @@ class MLflow(Logger):
                     for metric in client.get_run(self.run).data.metrics:
                         self.last[metric] = max(m.step for m in client.get_metric_history(self.run, metric))
                     return
-                found = client.get_experiment_by_name(name)
-                experiment = found.experiment_id if found else client.create_experiment(name)
+                with alone(store / "experiments.lock"):  # jobs that start together would each make it
+                    found = client.get_experiment_by_name(name)
+                    experiment = found.experiment_id if found else client.create_experiment(name)
                 self.run = client.create_run(experiment, run_name=folder.name).info.run_id
                 settings = [Param(key, str(value)[:500]) for key, value in _settings(record)]
                 client.log_batch(self.run, params=settings)
