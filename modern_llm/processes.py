@@ -25,6 +25,7 @@ T = TypeVar("T")
 _LONGEST_WAIT = timedelta(days=30)  # the first one may download, tokenise and measure meanwhile
 _SECONDS_TO_MEET = 40
 _SECONDS_BETWEEN_LOOKS = 0.02
+_FAILED = "failed"
 _store: Any = None
 _is_alone = False  # the others were not found
 _turns = 0
@@ -139,9 +140,15 @@ def _rendezvous() -> Any:
 
 
 def _told(key: str) -> str:
-    """What another process wrote, waited for in a way that lets signals through."""
+    """What another process wrote, waited for in a way that lets signals through.
+
+    Raises:
+        FailedElsewhereError: one has failed, which may be the one that is waited for.
+    """
     found = store()
     while not found.check([key]):
+        if found.check([_FAILED]) and not found.check([key]):
+            raise FailedElsewhereError("another process failed")
         time.sleep(_SECONDS_BETWEEN_LOOKS)
     return found.get(key).decode()
 
@@ -223,8 +230,9 @@ def may_speak_of(failure: str) -> bool:
     here = world()
     if here.count == 1 or _is_alone:
         return True
-    key = f"failed/{hashlib.sha256(failure.encode()).hexdigest()}"
+    key = f"{_FAILED}/{hashlib.sha256(failure.encode()).hexdigest()}"
     try:
+        store().set(_FAILED, "")
         if here.is_first:
             store().add(key, 1)
             return True
@@ -263,12 +271,12 @@ def join(device_type: str) -> None:
     Raises:
         ProcessesError: torch has not what it takes.
     """
+    if world().count == 1:
+        return
     import atexit
 
     import torch.distributed as dist
 
-    if world().count == 1:
-        return
     if device_type not in ("cpu", "cuda"):
         raise ProcessesError(f"hardware.device={device_type!r}: is for one process. Start it without torchrun.")
     if device_type == "cuda" and not dist.is_nccl_available():
