@@ -32,13 +32,7 @@ from modern_llm.training.logs.metrics import MetricsLog
 from modern_llm.training.logs.progress import Best, Progress
 from modern_llm.training.memory.exhausted import explain_out_of_memory
 from modern_llm.training.micro_batches import MicroBatches
-from modern_llm.training.parallel.agreement import (
-    mean_over_processes,
-    require_same_data,
-    require_same_model,
-    seconds_since,
-    summed_step,
-)
+from modern_llm.training.parallel import agreement
 from modern_llm.training.runtime import Runtime
 from modern_llm.training.settings import TrainerSettings
 
@@ -126,7 +120,7 @@ class Trainer:
             callback.on_start(self.progress.step, self.settings.max_steps)
         try:
             with StopRequest() as self.stop:
-                require_same_model(self.model)
+                agreement.require_same_model(self.model)
                 if self.last_checkpoint is not None and not evaluated:
                     self._evaluate_if_due()
                 while not self._budget_is_spent and not self._out_of_patience:
@@ -146,7 +140,7 @@ class Trainer:
         start = time.perf_counter()
         batch = self._next_batch()
         if self.progress.step == self.step_of_start:
-            require_same_data(batch)
+            agreement.require_same_data(batch)
         tokens = self.objective.tokens(batch)
         try:
             loss, metrics = self._step(batch, tokens, start)
@@ -154,7 +148,7 @@ class Trainer:
             hardware, where = self.runtime.hardware, f"step {self.progress.step + 1} on {self.runtime.device}"
             explain_out_of_memory(cause, where, self.micro_batch_size, hardware, self.objective.smaller_steps)
             raise
-        seconds = seconds_since(start, self.settings.max_minutes is not None)
+        seconds = agreement.seconds_since(start, self.settings.max_minutes is not None)
         self.progress.count(loss, metrics, tokens, seconds)
         step = self.progress.step
         for callback in self.callbacks:
@@ -209,7 +203,7 @@ class Trainer:
         if not cut.is_whole:
             with self.runtime.autocast():
                 known = self.objective.survey(self.model, (part for part, _ in cut))
-            known = mean_over_processes(known, (share.stop - share.start) / rows)
+            known = agreement.mean_over_processes(known, (share.stop - share.start) / rows)
         loss: Tensor | None = None
         metrics: dict[str, Tensor] = {}
         for micro_batch, is_last in cut:
@@ -226,8 +220,8 @@ class Trainer:
         self.parallel.complete_gradients()
         self.scaler.unscale_(self.optimizer)
         norm = self.parallel.clip(self.settings.grad_clip)
-        self._set_rates(tokens, seconds_since(start, self.settings.max_minutes is not None))
-        loss, asked, metrics = summed_step(loss, self.stop.asked, metrics)
+        self._set_rates(tokens, agreement.seconds_since(start, self.settings.max_minutes is not None))
+        loss, asked, metrics = agreement.summed_step(loss, self.stop.asked, metrics)
         mean, self.grad_norm, self.stop_is_asked = torch.stack([loss, norm.to(loss.dtype), asked]).tolist()
         if self.guard.accepts(mean, self.grad_norm, overflow_is_normal=self._scale_can_fall):
             self.scaler.step(self.optimizer)

@@ -63,7 +63,7 @@ def stopped(place: Workplace, count: int, step: int, how: signal.Signals, whom: 
 
 
 def assert_alike(ours: Path, theirs: Path) -> None:
-    """The same rows and figures; rounding grows over the steps, and tests/training/test_processes.py holds it down."""
+    """The same rows and figures, but for rounding, which tests/training/test_many_processes.py holds down."""
     for mine, other in zip(read_rows(ours), read_rows(theirs), strict=True):
         assert mine.keys() == other.keys()
         for name, value in mine.items():
@@ -201,6 +201,8 @@ def test_what_is_refused(tmp_path: Path) -> None:
         "fewer rows than there are processes": (3, ["trainer.batch_size=2"], []),
         "the command or the code of process 1 of 2": (2, [], ["trainer.optimizer.lr=0.5"]),
         "is not written as Hydra reads it": (2, ["trainer.optimizer.lr=(("], []),
+        "process 1 of 2: trainer.optimizer.lr=((": (2, [], ["trainer.optimizer.lr=(("]),
+        "a sweep is a command of one process": (2, ["-m", "seed=1,2"], []),
     }
     for message, (count, overrides, other) in cases.items():
         commands = [command.wait(60) for command in start(place, count, *overrides, other=other)]

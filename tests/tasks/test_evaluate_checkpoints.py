@@ -106,7 +106,7 @@ def test_what_failed_or_was_torn_is_tried_again_and_nothing_measured_is_a_failur
 
 def test_a_finetuned_hugging_face_model_is_measured(place: Workplace, tmp_path: Path) -> None:
     from modern_llm.experiment.loading import describe_model, require_same_base
-    from modern_llm.training.checkpoint import Checkpoints
+    from modern_llm.training.checkpoint import Checkpoints, model_tensors
 
     mirror = str(make_mirror(tmp_path / "mirror"))
     choice = PretrainedModel(NAMES["gpt2"], LoRA())
@@ -120,7 +120,9 @@ def test_a_finetuned_hugging_face_model_is_measured(place: Workplace, tmp_path: 
         checkpoint.joinpath("config.yaml").write_text(describe_model(choice, loaded))
         loaded.tokenizer.save(checkpoint / "tokenizer")
 
-    Checkpoints(tmp_path / "run" / "checkpoints", 1).save(3, loaded.model, {"progress": {"tokens": 7}}, extras)
+    Checkpoints(tmp_path / "run" / "checkpoints", 1).save(
+        3, model_tensors(loaded.model), {"progress": {"tokens": 7}}, extras
+    )
     require_same_base(tmp_path / "run", loaded)
     with pytest.raises(ValueError, match=r"resume=.*: was trained on another .*gpt2 than the one that is found now"):
         require_same_base(tmp_path / "run", replace(loaded, fingerprint="of other weights"))
