@@ -76,19 +76,24 @@ def test_muon_step_agrees_with_torch() -> None:
 
 
 def test_maps_that_are_stored_as_one_are_orthogonalised_apart() -> None:
+    """Wherever another parameter has the shape of one of them, too."""
     torch.manual_seed(0)
-    whole = nn.Parameter(torch.randn(20, 12))
-    parts = [nn.Parameter(part.clone()) for part in whole.detach().split([12, 4, 4])]
-    mine = MuonWithAdamW([{"params": [whole], "rows": [(12, 4, 4)], "use_muon": True}], variance_decay=0.9, **MUON)
-    apart = [{"params": [p], "rows": [(len(p),)], "use_muon": True} for p in parts]
-    reference = MuonWithAdamW(apart, variance_decay=0.9, **MUON)
+    other, whole = nn.Parameter(torch.randn(4, 8)), nn.Parameter(torch.randn(20, 8))
+    others = nn.Parameter(other.detach().clone())
+    parts = [nn.Parameter(part.clone()) for part in whole.detach().split((12, 4, 4))]
+    mine = MuonWithAdamW([{"params": [other, whole], "rows": [(4,), (12, 4, 4)], "use_muon": True}],
+                         variance_decay=0.9, **MUON)  # fmt: skip
+    apart = [{"params": [p], "rows": [(len(p),)], "use_muon": True} for p in (others, *parts)]
+    theirs = MuonWithAdamW(apart, variance_decay=0.9, **MUON)
     for _ in range(3):
-        whole.grad = torch.randn(20, 12)
-        for part, gradient in zip(parts, whole.grad.split([12, 4, 4]), strict=True):
+        whole.grad, other.grad = torch.randn(20, 8), torch.randn(4, 8)
+        others.grad = other.grad.clone()
+        for part, gradient in zip(parts, whole.grad.split((12, 4, 4)), strict=True):
             part.grad = gradient.clone()
         mine.step()
-        reference.step()
-    torch.testing.assert_close(whole, torch.cat(parts))
+        theirs.step()
+    torch.testing.assert_close(whole, torch.cat(parts), rtol=1e-4, atol=1e-6)
+    torch.testing.assert_close(other, others, rtol=1e-4, atol=1e-6)
 
 
 def test_our_decoder_says_which_maps_are_stored_as_one() -> None:

@@ -137,19 +137,19 @@ class MuonWithAdamW(Optimizer):
             rows: of the maps that each stacks.
             variances: (..., m, 1) running mean square of the rows of each, which are brought forward; or None.
         """
-        by_shape: dict[tuple[int, ...], list[tuple[int, Tensor, Tensor | None]]] = {}
-        for i, (update, heights, variance) in enumerate(zip(updates, rows, variances, strict=True)):
-            parts = (None,) * len(heights) if variance is None else variance.split(heights, dim=-2)
-            for map_, part in zip(update.split(heights, dim=-2), parts, strict=True):
-                by_shape.setdefault(tuple(map_.shape), []).append((i, map_, part))
-        found: list[list[Tensor]] = [[] for _ in updates]
-        for shape, maps in by_shape.items():
-            steps = self._orthogonalised(torch.stack([map_ for _, map_, _ in maps]))
+        maps = [update.split(heights, dim=-2) for update, heights in zip(updates, rows, strict=True)]
+        by_shape: dict[tuple[int, ...], list[tuple[int, int]]] = {}
+        for i, stacked in enumerate(maps):
+            for k, one in enumerate(stacked):
+                by_shape.setdefault(tuple(one.shape), []).append((i, k))
+        found = [list(stacked) for stacked in maps]
+        for shape, places in by_shape.items():
+            steps = self._orthogonalised(torch.stack([maps[i][k] for i, k in places]))
             if self.variance_decay is not None:
-                steps = self._equal_rows(steps, [part for _, _, part in maps if part is not None])
-            steps *= self._size(shape)
-            for (i, _, _), step in zip(maps, steps, strict=True):
-                found[i].append(step)
+                squares = [variances[i].split(rows[i], dim=-2)[k] for i, k in places]  # type: ignore[union-attr]
+                steps = self._equal_rows(steps, squares)
+            for (i, k), step in zip(places, steps * self._size(shape), strict=True):
+                found[i][k] = step
         return [steps[0] if len(steps) == 1 else torch.cat(steps, dim=-2) for steps in found]
 
     def _orthogonalised(self, updates: Tensor) -> Tensor:
