@@ -15,7 +15,7 @@ from modern_llm.checks import require
 from modern_llm.defaults import ROOT
 from modern_llm.evaluation.metrics.registry import directions
 from modern_llm.experiment.contract import Paths, RunFolder, say
-from modern_llm.processes import world
+from modern_llm.processes import join, world
 from modern_llm.training.logs.loggers import FilesOnly, Logger
 from modern_llm.training.settings import Hardware, TrainerSettings
 
@@ -145,6 +145,7 @@ class TrainingTask(ABC):
         from modern_llm.experiment.record import conclude
 
         at = Session(folder, self.machine())
+        join(at.runtime.device.type)  # not where a machine is only asked for its precision, as the first process does
         at.data = self.read(at)
         torch.manual_seed(self.seed)  # behind the reading, of which a resumed run may find a part done
         at.loaded = self.load(at)

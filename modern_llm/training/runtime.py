@@ -70,7 +70,6 @@ class Runtime:
             torch.set_float32_matmul_precision("high")  # TF32 for what stays in fp32
         elif self.device.type == "cpu":
             _return_freed_memory()
-        join(self.device.type)
         self.precision = self._choose_precision()
 
     def _choose_device(self) -> str:
@@ -176,6 +175,7 @@ class Runtime:
 
     def parallel(self, model: nn.Module, optimizer: AdamW) -> Replicated:
         """How a model that is trained lies on the processes."""
+        join(self.device.type)
         if world().count == 1 or self.hardware.sharding == "none":
             return Replicated(model, optimizer)
         if self.hardware.sharding == "optimizer":

@@ -235,7 +235,7 @@ def test_a_taken_port_is_told_in_time(tmp_path: Path) -> None:
 def test_torchrun_starts_them(tmp_path: Path) -> None:
     place = Workplace(tmp_path)
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2",
-               str(ROOT / "launch.py"), *place.words("trainer.max_steps=20")]  # fmt: skip
+               str(ROOT / "launch.py"), *place.words("trainer.max_steps=20", "hardware.precision=auto")]  # fmt: skip
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr[-2000:]
     assert result(place.only_run())["runtime"]["processes"] == 2
