@@ -104,19 +104,20 @@ class MuonWithAdamW(Optimizer):
         trained = [(p, rows) for p, rows in zip(group["params"], group["rows"], strict=True) if p.grad is not None]
         if not trained:
             return
-        for p, _ in trained:
+        parameters = [p for p, _ in trained]
+        layouts = [self.lies_as.get(p, p) for p in parameters]
+        for p, layout in zip(parameters, layouts, strict=True):
             state = self.state[p]
             if not state:
                 state["momentum"] = torch.zeros_like(p)
                 if self.variance_decay is not None:
-                    state["variance"] = p.new_zeros(*self.lies_as.get(p, p).shape[:-1], 1)
-        parameters = [p for p, _ in trained]
+                    state["variance"] = p.new_zeros(*layout.shape[:-1], 1)
         gradients, momenta = [p.grad for p in parameters], [self.state[p]["momentum"] for p in parameters]
         torch._foreach_lerp_(momenta, gradients, 1 - group["momentum"])
         updates = torch._foreach_lerp(gradients, momenta, group["momentum"])  # Nesterov
-        whole = [joined(update, self.lies_as.get(p, p)) for p, update in zip(parameters, updates, strict=True)]
+        whole = [joined(update, layout) for update, layout in zip(updates, layouts, strict=True)]
         steps = self._steps(whole, [rows for _, rows in trained], [self.state[p].get("variance") for p in parameters])
-        steps = [cut(step, self.lies_as.get(p, p)) for p, step in zip(parameters, steps, strict=True)]
+        steps = [cut(step, layout) for step, layout in zip(steps, layouts, strict=True)]
         torch._foreach_mul_(steps, group["lr"])
         decay = group["lr"] * group["weight_decay"]
         if decay and self.cautious_decay:

@@ -46,9 +46,9 @@ class FullySharded(Replicated):
             module.set_force_sum_reduction_for_comms(True)  # gloo knows no other
             module.set_requires_gradient_sync(False)
         self.sums: GradientSums | None = None
-        trained = [p for p in scalars if p.requires_grad]
+        trained = [p for p in model.parameters() if p in scalars and p.requires_grad]
         if trained:
-            self.sums = GradientSums([p for p in model.parameters() if p in set(trained)])
+            self.sums = GradientSums(trained)
         self.optimizer = self.build(settings)
 
     def build(self, settings: AdamW) -> Optimizer:
