@@ -2,12 +2,12 @@
 
 python benchmarks/recipe.py --nanochat FOLDER [--nanogpt FOLDER] [--steps 160 480] [--seeds 1 2 3 4 5]
 
-All train on the same batches in the same order and are measured on the same validation tokens, nothing compiled, in
-fp32 or with `--precision bf16` (each with bf16 products in its own way). A peer is read from a folder that holds a
-snapshot of its repository; it trains by its own rules at its own rates and at multiples of them, of which the best
-counts. Ours gets `--share` of the steps, with a schedule that ends there: where it is then no worse than the peer, it
-needed that share of the tokens. Each run is a line in outputs/benchmarks/recipe.jsonl and is not done again. Seconds
-are the median step of each, taken in turns.
+All train on the same batches in the same order and are measured on the same validation tokens, nothing compiled or
+with `--compile` all, in fp32 or with `--precision bf16` (each with bf16 products in its own way). A peer is read from
+a folder that holds a snapshot of its repository; it trains by its own rules at its own rates and at multiples of them,
+of which the best counts. Ours gets `--share` of the steps, with a schedule that ends there: where it is then no worse
+than the peer, it needed that share of the tokens. Each run is a line in outputs/benchmarks/recipe.jsonl and is not
+done again. Seconds are the median step of each, taken in turns.
 """
 
 from __future__ import annotations
@@ -22,7 +22,8 @@ from pathlib import Path
 from statistics import mean, stdev
 from typing import Any
 
-os.environ["TORCHDYNAMO_DISABLE"] = "1"  # nanochat decorates its optimiser: all are compiled, or none
+# nanochat decorates its optimiser: all are compiled, or none.
+os.environ["TORCHDYNAMO_DISABLE"] = "0" if "--compile" in sys.argv else "1"
 
 import torch
 from harness import Runs, interleave, print_table
@@ -39,6 +40,7 @@ from modern_llm.models import ModernDecoderLM
 from modern_llm.objectives.language_modeling import LanguageModeling
 from modern_llm.training.averaged import AveragedWeights
 
+COMPILED = "--compile" in sys.argv
 RECORD = Path("outputs/benchmarks/recipe.jsonl")
 NANOCHAT_DTYPES = {"fp32": "float32", "bf16": "bfloat16"}
 T_95 = {2: 12.71, 3: 4.30, 4: 3.18, 5: 2.78, 6: 2.57, 8: 2.36, 10: 2.26}  # two-sided, by the number of pairs
@@ -84,6 +86,8 @@ def ours(task: Any, vocab_size: int, steps: int, seed: int, precision: str) -> R
     settings, objective = task.trainer, LanguageModeling()
     optimizer = settings.optimizer.build(model)
     averaged = AveragedWeights(settings.average, model)
+    for block in model.blocks if COMPILED else []:
+        block.compile()  # as hardware.compile does
 
     def step(batch: dict[str, Tensor], number: int) -> None:
         with bf16_products(precision):
@@ -120,9 +124,10 @@ def nanochat(task: Any, vocab_size: int, steps: int, seed: int, rate: float, war
     optimizer = model.setup_optimizer(unembedding_lr=0.008 * rate, embedding_lr=0.3 * rate, matrix_lr=0.02 * rate,
                                       scalar_lr=0.5 * rate, weight_decay=decay)  # fmt: skip
     warmdown = round(0.65 * steps)
+    trained = torch.compile(model) if COMPILED else model
 
     def step(batch: dict[str, Tensor], number: int) -> None:
-        model(batch["input_ids"], batch["labels"]).backward()
+        trained(batch["input_ids"], batch["labels"]).backward()
         left = (steps - number) / warmdown
         factor = (number + 1) / warmup if number < warmup else 1.0 if left >= 1 else left + (1 - left) * 0.05
         momentum = 0.85 + 0.12 * min(number / 400, 1)
@@ -148,10 +153,11 @@ def nanogpt(task: Any, vocab_size: int, steps: int, seed: int, rate: float, prec
     model = GPT(GPTConfig(shape.max_seq_len, vocab_size, shape.n_layers, shape.n_heads, shape.d_model, 0.0, False))
     optimizer = model.configure_optimizers(0.1, 1e-3 * rate, (0.9, 0.99), "cpu")
     warmup = max(round(0.05 * steps), 1)
+    trained = torch.compile(model) if COMPILED else model
 
     def step(batch: dict[str, Tensor], number: int) -> None:
         with bf16_products(precision):
-            loss = model(batch["input_ids"], batch["labels"])[1]
+            loss = trained(batch["input_ids"], batch["labels"])[1]
         loss.backward()
         nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         done = (number - warmup) / max(steps - warmup, 1)
@@ -224,6 +230,7 @@ def main() -> None:
     parser.add_argument("--rates", type=float, nargs="+", default=[0.5, 1.0, 2.0], help="multiples of the peers' rates")
     parser.add_argument("--warmup", type=int, default=40, help="steps that nanochat's rates rise for, its own default")
     parser.add_argument("--precision", choices=NANOCHAT_DTYPES, default="fp32")
+    parser.add_argument("--compile", action="store_true", help="torch.compile ours block by block, peers whole")
     parser.add_argument("--ours", nargs="*", default=[], help="overrides of the default, such as model.d_model=256")
     parser.add_argument("--only", nargs="*", default=[], help="names of rivals, to divide the work")
     parser.add_argument("--rounds", type=int, default=20, help="steps of each that are timed in turns; 0: none")
@@ -254,7 +261,7 @@ def main() -> None:
 
     def loss_of(name: str, steps: int, seed: int) -> float | None:
         """Final validation loss of a run; None where it is left to another process."""
-        key = {"rival": name, "steps": steps, "seed": seed, "precision": precision}
+        key = {"rival": name, "steps": steps, "seed": seed, "precision": precision, "compiled": COMPILED or None}
         mine = setting if name == "ours" else {"ours": options.ours, "warmup": options.warmup}
         known = record.find(key | mine)
         if known is not None:

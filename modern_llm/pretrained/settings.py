@@ -113,7 +113,7 @@ class ModelFromRun:
         from modern_llm.files import DamagedError, read_json
 
         folder = Path(self.path).expanduser().resolve()
-        if (folder / "model.safetensors").is_file() and (folder / "config.yaml").is_file():
+        if (folder / "manifest.json").is_file() and (folder / "config.yaml").is_file():
             return folder
         checkpoints = folder / "checkpoints"
         try:

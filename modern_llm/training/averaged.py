@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from modern_llm.training.optimization.averages import Average
-from modern_llm.training.parallel.shards import cut, joined, piece_of
+from modern_llm.training.parallel.shards import cut, laid, piece_of, whole
 
 
 class AveragedWeights:
@@ -61,14 +60,22 @@ class AveragedWeights:
             self._weights[name].copy_(mean)
             mean.copy_(weight)
 
-    def state_dict(self) -> dict[str, Any]:
-        """What a checkpoint needs besides the model, inside `in_place`: the weights that training goes on from."""
-        return {"taken": self.taken, "weights": {n: joined(m, self._trained[n]) for n, m in self._means.items()}}
+    def weights(self) -> dict[str, Tensor]:
+        """What a checkpoint needs besides the model and `taken`, inside `in_place`: what training goes on from."""
+        return {name: whole(weight) for name, weight in self.share().items()}
+
+    def share(self) -> dict[str, Tensor]:
+        """What this process has of these weights, pieces as `DTensor`."""
+        return {name: laid(mean, self._trained[name]) for name, mean in self._means.items()}
+
+    def room_for(self, listed: Iterable[str]) -> dict[str, Tensor]:
+        """Empty tensors for what this process needs of the weights of these names."""
+        return {name: laid(torch.empty_like(self._weights[name]), self._trained[name]) for name in listed}
 
     @torch.no_grad()
-    def load_state_dict(self, state: dict[str, Any]) -> None:
+    def restore(self, taken: int, weights: dict[str, Tensor]) -> None:
         """Go on from a checkpoint whose model has been loaded: it holds the average, unless none was taken."""
-        self.taken, weights = state["taken"], state["weights"]
+        self.taken = taken
         if self.average is None or not weights:
             for name, weight in weights.items():  # averaging was switched off: the weights themselves go on
                 self._weights[name].copy_(cut(weight, self._trained[name]))

@@ -1,31 +1,33 @@
 """Checkpoints: folders written beside and renamed into place, with a manifest of sizes and hashes.
 
-Weights and optimiser state are safetensors, the rest is JSON; nothing is unpickled. A torn checkpoint is found out
-by its manifest, and the one before is used.
+Weights and optimiser state are safetensors, the rest is JSON; nothing is unpickled. Where they are too large for one
+process, folders stand for them, into which every process writes what it has (parallel/shares.py). A torn checkpoint is
+found out by its manifest, and the one before is used.
 """
 
 from __future__ import annotations
 
 import errno
 import json
-import random
 import shutil
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from modern_llm import manifest
 from modern_llm.files import write_json
-from modern_llm.processes import world
+from modern_llm.processes import agreed, world
+from modern_llm.training.parallel import shard_files
 from modern_llm.training.parallel.shards import cut, piece_of, whole
 
 MODEL_FILE = "model.safetensors"
+MODEL_FOLDER = "model"  # instead of it, where it is too large for one process
 STATE_TENSORS = "trainer.safetensors"
 STATE_JSON = "trainer.json"
 
@@ -59,10 +61,9 @@ def model_tensors(model: nn.Module) -> dict[str, Tensor]:
     trained alone: the others are as they were loaded. Of weights that lie in pieces, what this process has."""
     trained = {name: p.detach() for name, p in model.named_parameters() if p.requires_grad}
     if any(not p.requires_grad for p in model.parameters()):
-        return {name: t.contiguous() for name, t in trained.items()}
-    tensors, persistent = trained, model.state_dict(keep_vars=True)
-    tensors |= {name: b.detach() for name, b in model.named_buffers() if name in persistent}
-    return {name: t.contiguous() for name, t in tensors.items()}
+        return trained
+    persistent = model.state_dict(keep_vars=True)
+    return trained | {name: b.detach() for name, b in model.named_buffers() if name in persistent}
 
 
 def whole_tensors(model: nn.Module) -> dict[str, Tensor]:
@@ -71,7 +72,7 @@ def whole_tensors(model: nn.Module) -> dict[str, Tensor]:
     for name, tensor in model_tensors(model).items():
         full = whole(tensor)
         if world().is_first:
-            found[name] = full.cpu() if full is not tensor else tensor
+            found[name] = (full.cpu() if full is not tensor else tensor).contiguous()
     return found
 
 
@@ -81,7 +82,8 @@ def load_model_tensors(model: nn.Module, folder: Path) -> None:
     Raises:
         CheckpointError: names or shapes differ.
     """
-    saved, there = load_file(folder / MODEL_FILE), model_tensors(model)
+    there, in_shares = model_tensors(model), (folder / MODEL_FOLDER).is_dir()
+    saved = shard_files.listed(folder / MODEL_FOLDER) if in_shares else load_file(folder / MODEL_FILE)
     different = sorted(saved.keys() ^ there.keys())
     different += sorted(n for n in saved.keys() & there.keys() if saved[n].shape != there[n].shape)
     if different:
@@ -89,37 +91,12 @@ def load_model_tensors(model: nn.Module, folder: Path) -> None:
             f"{folder}: the weights are of another model; {len(different)} tensors differ, the first is "
             f"{different[0]!r}. Resume with the configuration of the run."
         )
+    if in_shares:
+        shard_files.read_into(folder / MODEL_FOLDER, there)
+        return
     with torch.no_grad():
         for name, tensor in there.items():
             piece_of(tensor).copy_(cut(saved[name], tensor))
-
-
-def random_states() -> dict[str, Any]:
-    """State of every global random generator."""
-    numpy_state = np.random.get_state(legacy=False)
-    state: dict[str, Any] = {
-        "python": json.dumps(random.getstate()),
-        "numpy": json.dumps(numpy_state, default=lambda array: array.tolist()),
-        "torch": torch.get_rng_state(),
-    }
-    if torch.cuda.is_available():
-        state |= {f"cuda{i}": torch.cuda.get_rng_state(i) for i in range(torch.cuda.device_count())}
-    return state
-
-
-def restore_random_states(state: dict[str, Any]) -> None:
-    """Set every global random generator as `random_states` found it; those of devices that are not here are left
-    out."""
-    version, internal, gauss = json.loads(state["python"])
-    random.setstate((version, tuple(internal), gauss))
-    numpy_state = json.loads(state["numpy"])
-    numpy_state["state"]["key"] = np.array(numpy_state["state"]["key"], dtype=np.uint32)
-    np.random.set_state(numpy_state)
-    torch.set_rng_state(state["torch"])
-    if torch.cuda.is_available():
-        for i in range(torch.cuda.device_count()):
-            if f"cuda{i}" in state:
-                torch.cuda.set_rng_state(state[f"cuda{i}"], i)
 
 
 def torn(folder: Path) -> str | None:
@@ -143,6 +120,13 @@ class _Anything(dict[str, Tensor]):
 
 def _evaluation_file(folder: Path) -> Path:
     return folder.with_name(f"evaluation_of_{folder.name}.json")
+
+
+def _begin(aside: Path, *folders: str) -> None:
+    shutil.rmtree(aside, ignore_errors=True)
+    aside.mkdir()
+    for name in folders:
+        (aside / name).mkdir()
 
 
 class Checkpoints:
@@ -244,23 +228,36 @@ class Checkpoints:
         Raises:
             CheckpointError: it could not be written (a full disk, say); the last good one is untouched and named.
         """
-        target = self.folder / f"step_{step:08d}"
-        aside = target.with_name(target.name + ".part")
-        try:
-            shutil.rmtree(aside, ignore_errors=True)
-            aside.mkdir()
+        with self._written(step) as aside:
+            _begin(aside)
             save_file(weights, aside / MODEL_FILE)
-            plain, tensors = split_tensors(state)
-            save_file(tensors, aside / STATE_TENSORS)
-            (aside / STATE_JSON).write_text(json.dumps(plain))
-            extras(aside)
-            manifest.write(aside, step=step)
-            if target.exists():  # a torn one of the same step
-                shutil.rmtree(target)
-            _evaluation_file(target).unlink(missing_ok=True)
-            aside.rename(target)
-            manifest.sync(self.folder)
+            target = self._finish(step, aside, state, extras)
+        self._forget_old()
+        return target
+
+    def save_shares(
+        self, step: int, shares: dict[str, dict[str, Tensor]], state: dict[str, Any], extras: Callable[[Path], None]
+    ) -> Path:
+        """The same of tensors that no process has all of. Every process calls it, with what it has for each folder of
+        the checkpoint (parallel/shard_files.py)."""
+        with self._written(step) as aside:
+            agreed(lambda: _begin(aside, *shares))
+            for name, tensors in shares.items():
+                shard_files.write(aside / name, tensors)
+            target = self.folder / agreed(lambda: self._finish(step, aside, state, extras).name)
+        if world().is_first:
+            self._forget_old()
+        return target
+
+    @contextmanager
+    def _written(self, step: int) -> Iterator[Path]:
+        """The folder that a checkpoint is written into; what goes wrong leaves nothing of it."""
+        aside = self.folder / f"step_{step:08d}.part"
+        try:
+            yield aside
         except Exception as cause:
+            if not world().is_first:
+                raise
             shutil.rmtree(aside, ignore_errors=True)
             last = self.all()
             if not self.folder.is_dir():
@@ -272,7 +269,20 @@ class Checkpoints:
             raise CheckpointError(
                 f"the checkpoint of step {step} could not be written to {self.folder} ({cause}). {remedy}"
             ) from cause
-        self._forget_old()
+
+    def _finish(self, step: int, aside: Path, state: dict[str, Any], extras: Callable[[Path], None]) -> Path:
+        """The rest of a checkpoint, which is one from here on."""
+        plain, tensors = split_tensors(state)
+        save_file(tensors, aside / STATE_TENSORS)
+        (aside / STATE_JSON).write_text(json.dumps(plain))
+        extras(aside)
+        manifest.write(aside, step=step)
+        target = aside.with_suffix("")
+        if target.exists():  # a torn one of the same step
+            shutil.rmtree(target)
+        _evaluation_file(target).unlink(missing_ok=True)
+        aside.rename(target)
+        manifest.sync(self.folder)
         return target
 
     def _forget_old(self) -> None:

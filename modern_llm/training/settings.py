@@ -111,6 +111,8 @@ class Hardware:
         sharding: what several processes divide among them besides the batch: none; optimizer, the state of the
             optimiser and its work (Rajbhandari et al. 2020, arXiv 1910.02054, stage 1); or full, weights and gradients
             as well (stage 3).
+        whole_checkpoint_gb: size in GB (10^9 bytes) up to which the first of several processes writes a whole
+            checkpoint; of a larger one each writes and reads its share.
         memory_limit_gb: device memory in GB (10^9 bytes) that the plan must fit in; null: not planned against.
         num_threads: CPU threads; null: torch's choice.
         peak_tflops: peak rate of dense products in the chosen precision, for model FLOP utilisation; null:
@@ -124,6 +126,7 @@ class Hardware:
     activation_checkpointing: bool = _HARDWARE("activation_checkpointing")
     compile: bool = _HARDWARE("compile")
     sharding: Literal["none", "optimizer", "full"] = _HARDWARE("sharding")
+    whole_checkpoint_gb: float = _HARDWARE("whole_checkpoint_gb")
     memory_limit_gb: float | None = _HARDWARE("memory_limit_gb")
     num_threads: int | None = _HARDWARE("num_threads")
     peak_tflops: float | None = _HARDWARE("peak_tflops")
@@ -134,6 +137,8 @@ class Hardware:
             require(
                 value is None or value >= 1, f"hardware.{key}", value, "must be at least 1", "Raise it, or use null"
             )
+        require(self.whole_checkpoint_gb >= 0, "hardware.whole_checkpoint_gb", self.whole_checkpoint_gb,
+                "must not be below 0", "Use 0 for shares in any case")  # fmt: skip
         for key in ("memory_limit_gb", "peak_tflops"):
             value = getattr(self, key)
             require(value is None or value > 0, f"hardware.{key}", value, "must be above 0", "Raise it, or use null")

@@ -15,15 +15,10 @@ from torch import Tensor, nn
 
 from modern_llm.objectives.base import Batch, Objective
 from modern_llm.processes import agreed, world
+from modern_llm.training import random_states
 from modern_llm.training.averaged import AveragedWeights
 from modern_llm.training.callbacks import Callback
-from modern_llm.training.checkpoint import (
-    Checkpoints,
-    load_model_tensors,
-    random_states,
-    restore_random_states,
-    whole_tensors,
-)
+from modern_llm.training.checkpoint import Checkpoints, load_model_tensors, whole_tensors
 from modern_llm.training.contract import DataStream, Evaluator, RampedStream, TrainResult
 from modern_llm.training.dropout import mixed
 from modern_llm.training.guard import Guard
@@ -32,7 +27,7 @@ from modern_llm.training.logs.metrics import MetricsLog
 from modern_llm.training.logs.progress import Best, Progress
 from modern_llm.training.memory.exhausted import explain_out_of_memory
 from modern_llm.training.micro_batches import MicroBatches
-from modern_llm.training.parallel import agreement
+from modern_llm.training.parallel import agreement, shares
 from modern_llm.training.runtime import Runtime
 from modern_llm.training.settings import TrainerSettings
 
@@ -332,23 +327,29 @@ class Trainer:
     # -- checkpoints ------------------------------------------------------------------------------------------------
 
     def _save(self) -> None:
+        step, save, extras = self.progress.step, self.checkpoints.save, self.save_extras
         with self.averaged.in_place():
-            weights, state = whole_tensors(self.model), self._state()
-            made = agreed(lambda: self.checkpoints.save(self.progress.step, weights, state, self.save_extras).name)
-        self.last_checkpoint = self.checkpoints.folder / made
-        self.last_step_saved = self.progress.step
+            state = self._state()
+            if shares.is_large(self.model, self.runtime.hardware.whole_checkpoint_gb):
+                held = shares.held(self.model, self.parallel, self.averaged)
+                self.last_checkpoint = self.checkpoints.save_shares(step, held, state, extras)
+            else:
+                weights = whole_tensors(self.model)
+                state["optimizer"] = self.parallel.optimizer_state()
+                state["averaged"]["weights"] = self.averaged.weights()
+                self.last_checkpoint = self.checkpoints.folder / agreed(lambda: save(step, weights, state, extras).name)
+        self.last_step_saved = step
 
     def _state(self) -> dict[str, Any]:
-        """All that a checkpoint holds besides the model."""
+        """What a checkpoint holds besides the model, the state of the optimiser and the weights behind an average."""
         return {
             "progress": vars(self.progress),
             "best": vars(self.best),
-            "optimizer": self.parallel.optimizer_state(),
             "scaler": self.scaler.state_dict(),
             "guard": self.guard.state_dict(),
             "data": self.data.state_dict(),
-            "random": random_states(),
-            "averaged": self.averaged.state_dict(),
+            "random": random_states.read(),
+            "averaged": {"taken": self.averaged.taken},
             "metrics_bytes": self.metrics_log.position(),
         }
 
@@ -362,9 +363,11 @@ class Trainer:
             self.checkpoints.mark_best(None, None)
             return False
         state = self.checkpoints.load_state(folder)
+        if (folder / shares.FOLDER).is_dir():
+            state["optimizer"], state["averaged"]["weights"] = shares.read(folder, self.parallel, self.averaged)
         load_model_tensors(self.model, folder)
         if "averaged" in state:  # not in checkpoints of before
-            self.averaged.load_state_dict(state["averaged"])
+            self.averaged.restore(**state["averaged"])
         self.parallel.load_optimizer_state(state["optimizer"])
         self.scaler.load_state_dict(state["scaler"])
         self.guard.load_state_dict(state["guard"])
@@ -379,7 +382,7 @@ class Trainer:
         # The best as it was at that step: a later one belongs to steps that are done again.
         best = self.best.checkpoint
         self.checkpoints.mark_best(self.checkpoints.folder / best if best else None, self.best.value)
-        restore_random_states(state["random"])
+        random_states.restore(state["random"])
         return evaluated is not None
 
     def _result(self) -> TrainResult:

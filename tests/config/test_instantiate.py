@@ -51,7 +51,7 @@ def with_a_pretrained_model(group: str, choice: str, folder: Path | None = None)
     if group == "model" and "_target_: modern_llm.models" not in (CONF / "model" / f"{choice}.yaml").read_text():
         named = {"pretrained": ["model.name=x"], "from_run": [f"model.path={folder}"]}.get(choice)
         if choice == "from_run" and folder is not None:
-            (folder / "model.safetensors").touch()
+            (folder / "manifest.json").touch()
             (folder / "config.yaml").touch()
         scratch = re.search(r"\[(decoder|recipe)\b|- decoder$", (CONF / "model" / f"{choice}.yaml").read_text(), re.M)
         return [] if scratch else ["task=prompting", *(named or [])]

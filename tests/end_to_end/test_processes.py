@@ -114,6 +114,32 @@ def test_weights_in_pieces_are_whole_in_checkpoints_and_in_the_end(tmp_path: Pat
     assert_alike(folder, alone)
 
 
+@pytest.mark.parametrize("sharding", ["optimizer", "full"])
+def test_large_checkpoints_are_written_and_read_in_shares(tmp_path: Path, sharding: str) -> None:
+    """By two processes, then by four, at last by one; and measured by one."""
+    ours = [*WHOLE, "trainer/average=ema", "trainer.average.decay=0.8"]
+    shares = [*ours, f"hardware.sharding={sharding}", "hardware.whole_checkpoint_gb=0"]
+    (tmp_path / "whole").mkdir()
+    (tmp_path / "shares").mkdir()
+    whole, place = Workplace(tmp_path / "whole"), Workplace(tmp_path / "shares")
+    whole.run(*ours)
+    folder = stopped(place, 2, 23, signal.SIGKILL, (0, 1), *shares)
+    assert stopped(place, 4, 43, signal.SIGKILL, (0, 1, 2, 3), *shares, "resume=auto") == folder
+    saved = folder / "checkpoints" / "step_00000040"
+    assert [path.is_dir() for path in (saved / "model", saved / "trainer")] == [True, True]
+    assert len(list((saved / "model").iterdir())) == 4
+    words = ["task=text", f"task.data.train=[{place.folder}/text.txt]", "task.train=false", "model=from_run",
+             f"model.path={saved}", f"paths.outputs={tmp_path / 'measured'}", "hardware=cpu"]  # fmt: skip
+    done = Command(*words, cwd=tmp_path).wait()
+    assert done.returncode == 0, done.stderr[-2000:]
+    (measured,) = (tmp_path / "measured").glob("*/*/result.json")
+    at_40 = next(row for row in read_rows(folder) if row["step"] == 40 and "validation_loss" in row)
+    assert result(measured.parent)["metrics"]["validation_loss"] == pytest.approx(at_40["validation_loss"], rel=1e-4)
+
+    place.run(*ours, "resume=auto", "hardware.sharding=none")
+    assert_alike(folder, whole.only_run())
+
+
 def test_a_killed_run_of_two_is_bitwise_that_of_two(tmp_path: Path) -> None:
     folders, muon = [], [*WHOLE, *ONE_OF_TWO, "trainer/optimizer=normuon"]
     muon.remove("trainer/optimizer=adamw")

@@ -15,13 +15,12 @@ import pytest
 import torch
 from torch import nn
 
+from modern_llm.training import random_states
 from modern_llm.training.checkpoint import (
     Checkpoints,
     join_tensors,
     load_model_tensors,
     model_tensors,
-    random_states,
-    restore_random_states,
     split_tensors,
     torn,
 )
@@ -106,9 +105,9 @@ def test_state_survives_the_disk(tmp_path: Path) -> None:
 
 
 def test_random_generators_continue_where_they_were() -> None:
-    state = random_states()
+    state = random_states.read()
     expected = random.random(), np.random.rand(), torch.rand(3)
-    restore_random_states(state)
+    random_states.restore(state)
     again = random.random(), np.random.rand(), torch.rand(3)
     assert expected[:2] == again[:2]
     assert torch.equal(expected[2], again[2])
@@ -135,14 +134,14 @@ def test_a_failed_write_leaves_the_last_good_one_and_names_it(tmp_path: Path) ->
 
 def test_generators_of_devices_that_are_gone_are_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
     """A run of twelve GPUs goes on with one. The machine of the test has none: what torch is told is recorded."""
-    state = random_states() | {f"cuda{i}": torch.full((16,), i, dtype=torch.uint8) for i in range(12)}
+    state = random_states.read() | {f"cuda{i}": torch.full((16,), i, dtype=torch.uint8) for i in range(12)}
     told: list[tuple[int, int]] = []
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "set_rng_state", lambda s, device: told.append((int(s[0]), device)))
     for count, expected in ((1, [(0, 0)]), (12, [(i, i) for i in range(12)]), (13, [(i, i) for i in range(12)])):
         told.clear()
         monkeypatch.setattr(torch.cuda, "device_count", lambda count=count: count)
-        restore_random_states(state)
+        random_states.restore(state)
         assert told == expected
 
 

@@ -15,7 +15,7 @@ from modern_llm.training.optimization.muon import MuonWithAdamW
 from modern_llm.training.optimization.optimizers import AdamW
 from modern_llm.training.parallel.gradients import GradientSums
 from modern_llm.training.parallel.replicated import Replicated
-from modern_llm.training.parallel.shards import cut, is_cut, joined, piece_of
+from modern_llm.training.parallel.shards import cut, is_cut, laid, piece_of, whole
 
 _PASSES = ("hidden_states", "logits", "encode", "decoder_states")  # what objectives call besides forward
 
@@ -99,13 +99,28 @@ class FullySharded(Replicated):
 
     def optimizer_state(self) -> dict[int, dict[str, Any]]:
         state: dict[int, dict[str, Any]] = {}
-        for i, p in enumerate(self.order):
-            piece = self.piece[p]
-            for name, value in self.optimizer.state.get(piece, {}).items():
-                full = joined(value, p) if value.shape == piece.shape else value
+        for i, named in self.optimizer_share().items():
+            for name, value in named.items():
+                full = whole(value)
                 if world().is_first:
                     state.setdefault(i, {})[name] = full.cpu() if full is not value else value
         return state
+
+    def optimizer_share(self) -> dict[int, dict[str, Any]]:
+        held = ((i, p, self.piece[p]) for i, p in enumerate(self.order))
+        return {
+            i: {name: laid(value, p) if value.shape == piece.shape else value
+                for name, value in self.optimizer.state.get(piece, {}).items()}
+            for i, p, piece in held
+        }  # fmt: skip
+
+    def room_for(self, listed: dict[int, dict[str, Tensor]]) -> dict[int, dict[str, Tensor]]:
+        room = super().room_for(listed)
+        for i, named in listed.items():
+            p = self.order[i]
+            room[i] |= {name: laid(torch.empty_like(piece_of(p), dtype=tensor.dtype), p)
+                        for name, tensor in named.items() if tensor.shape == p.shape}  # fmt: skip
+        return room
 
     def load_optimizer_state(self, state: dict[int, dict[str, Any]]) -> None:
         mine = {

@@ -66,6 +66,14 @@ class Replicated:
         """State by the number of the parameter in the groups, whole in the first process: what a checkpoint holds."""
         return self.optimizer.state_dict()["state"]
 
+    def optimizer_share(self) -> dict[int, dict[str, Any]]:
+        """What this process has of it, pieces as `DTensor`."""
+        return self.optimizer_state()
+
+    def room_for(self, listed: dict[int, dict[str, Tensor]]) -> dict[int, dict[str, Tensor]]:
+        """Empty tensors for what this process needs of a state that is told by tensors without content."""
+        return {i: {name: torch.empty_like(t, device="cpu") for name, t in of.items()} for i, of in listed.items()}
+
     def load_optimizer_state(self, state: dict[int, dict[str, Any]]) -> None:
         """Go on from what `optimizer_state` gave, whichever processes gave it.
 
@@ -111,7 +119,7 @@ class ShardedOptimizer(Replicated):
 
         state: dict[int, dict[str, Any]] = {}
         shapes: list[Any] = [None] * world().count
-        mine = {i: self.optimizer.state[p] for i, p in enumerate(self.order) if self.optimizer.state.get(p)}
+        mine = self.optimizer_share()
         told = {i: {name: (tuple(t.shape), t.dtype) for name, t in of.items()} for i, of in mine.items()}
         dist.all_gather_object(shapes, told)
         for rank, found in enumerate(shapes):
@@ -126,6 +134,12 @@ class ShardedOptimizer(Replicated):
                         dist.recv(held, rank)
                         state.setdefault(i, {})[name] = held.cpu()
         return state
+
+    def optimizer_share(self) -> dict[int, dict[str, Any]]:
+        return {i: self.optimizer.state[p] for i, p in enumerate(self.order) if self.optimizer.state.get(p)}
+
+    def room_for(self, listed: dict[int, dict[str, Tensor]]) -> dict[int, dict[str, Tensor]]:
+        return super().room_for({i: of for i, of in listed.items() if self.owner[self.order[i]] == world().rank})
 
     def load_optimizer_state(self, state: dict[int, dict[str, Any]]) -> None:
         mine = [i for i, p in enumerate(self.order) if self.owner[p] == world().rank]

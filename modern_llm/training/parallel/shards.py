@@ -27,18 +27,25 @@ def whole(tensor: Any) -> Tensor:
     return tensor.full_tensor() if is_cut(tensor) else tensor
 
 
-def joined(piece: Tensor, like: Any) -> Tensor:
-    """All of what lies on the processes as a tensor does, from the piece in each."""
+def laid(piece: Tensor, like: Any) -> Tensor:
+    """What lies on the processes as a tensor does, of the piece in each: no data are moved."""
     if not is_cut(like):
         return piece
     from torch.distributed.tensor import DTensor
 
     place, shape, stride = like.device_mesh, like.shape, like.stride()
-    return DTensor.from_local(piece, place, like.placements, shape=shape, stride=stride).full_tensor()
+    return DTensor.from_local(piece, place, like.placements, shape=shape, stride=stride)
+
+
+def joined(piece: Tensor, like: Any) -> Tensor:
+    """All of what lies on the processes as a tensor does, from the piece in each."""
+    return whole(laid(piece, like))
 
 
 def cut(full: Tensor, like: Tensor) -> Tensor:
     """The piece of a tensor that this process has where another one is cut."""
+    if is_cut(full):
+        return piece_of(full)
     if not is_cut(like):
         return full
     pieces = torch.chunk(full, world().count, dim=0)
