@@ -12,17 +12,39 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+import loops
 import pytest
+import sending
 import torch
 from torch import nn
 
 from modern_llm.processes import ProcessesError, World, world
+from modern_llm.training.optimization.optimizers import AdamW, Muon
 from modern_llm.training.parallel.gradients import _buckets
 from modern_llm.training.parallel.replicated import _owners
+from modern_llm.training.parallel.traffic import Traffic, traffic
+from modern_llm.training.settings import Hardware, TrainerSettings
 
 TESTS = Path(__file__).resolve().parents[1]
 CASES = ("all parts", "AdamW", "experts", "adapters", "preferences")
 CLOCKS = {"seconds", "tokens_per_second", "peak_memory_gb", "mfu"}
+
+
+def start_together(script: str, count: int, argument: Path) -> None:
+    """So many processes of a script of this folder, until they are done."""
+    with socket.socket() as place:
+        place.bind(("127.0.0.1", 0))
+        port = str(place.getsockname()[1])
+    paths = os.pathsep.join([str(TESTS.parent), str(TESTS), str(TESTS / "training")])
+    env = {**os.environ, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "WORLD_SIZE": str(count),
+           "PYTHONPATH": paths, "OMP_NUM_THREADS": "1"}  # fmt: skip
+    command = [sys.executable, str(TESTS / "training" / script), str(argument)]
+    started = [subprocess.Popen(command, env=env | {"RANK": str(rank), "LOCAL_RANK": str(rank)},
+                                stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+               for rank in range(count)]  # fmt: skip
+    for process in started:
+        said, _ = process.communicate(timeout=400)
+        assert process.returncode == 0, said[-3000:]
 
 
 @pytest.fixture(scope="module")
@@ -32,19 +54,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., tuple[lis
 
     @cache
     def all_of(count: int) -> Path:
-        with socket.socket() as place:
-            place.bind(("127.0.0.1", 0))
-            port = str(place.getsockname()[1])
-        paths = os.pathsep.join([str(TESTS.parent), str(TESTS), str(TESTS / "training")])
-        env = {**os.environ, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "WORLD_SIZE": str(count),
-               "PYTHONPATH": paths, "OMP_NUM_THREADS": "1"}  # fmt: skip
-        command = [sys.executable, str(TESTS / "training" / "together.py"), str(top / str(count))]
-        started = [subprocess.Popen(command, env=env | {"RANK": str(rank), "LOCAL_RANK": str(rank)},
-                                    stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
-                   for rank in range(count)]  # fmt: skip
-        for process in started:
-            said, _ = process.communicate(timeout=400)
-            assert process.returncode == 0, said[-3000:]
+        start_together("together.py", count, top / str(count))
         return top / str(count)
 
     def of(count: int, case: str, sharding: str, dtype: str) -> tuple[list[dict[str, Any]], dict[str, Any]]:
@@ -85,6 +95,35 @@ def test_in_fp32_rounding_alone_differs(trained, sharding, case):
         assert all(abs(difference) < 1e-2 for difference in norms.values())
     differences = torch.cat([(weight - expected[name]).flatten() for name, weight in weights.items()])
     assert differences.square().mean().sqrt() < (1e-4 if case == "all parts" else 1e-5)
+
+
+@pytest.mark.parametrize("count", [2, 4])
+def test_messages_are_as_long_as_foretold(tmp_path, count):
+    """Against what torch hands to its network library in a step."""
+    start_together("sending.py", count, tmp_path / "sent.json")
+    sent = json.loads((tmp_path / "sent.json").read_text())
+    for sharding in ("none", "optimizer", "full"):
+        for name, optimizer in {"AdamW": AdamW(), "Muon": Muon()}.items():
+            settings = TrainerSettings(max_steps=1, batch_size=12, optimizer=optimizer)
+            hardware = Hardware(device="cpu", precision="fp32", micro_batch_size=2, sharding=sharding)
+            foretold = traffic(loops.model(**sending.SHAPE).config, settings, hardware, count)
+            found = sent[f"{sharding} {name}"]
+            for kind in ("summed", "scattered", "updated"):
+                assert found.get(kind, 0) == pytest.approx(getattr(foretold, kind), rel=0.01, abs=100), (sharding, kind)
+            whole = found.get("gathered", 0)
+            assert whole == pytest.approx(foretold.micro_batches * foretold.gathered, rel=0.01), sharding
+
+
+def test_a_batch_hides_its_messages_where_they_take_as_long_as_the_passes():
+    """By hand: of 4 processes that send 3 units in a second and compute 6 in one, at 6 a token."""
+    own = Traffic(4, summed=4.0)
+    assert own.sent == 2 * 4 * 3 / 4
+    assert own.tokens_to_hide(6.0, 6.0, 3.0) == pytest.approx(2 * 3 / 2)  # 2 s of messages, 2/3 s a token backwards
+    cut = Traffic(4, micro_batches=3, scattered=4.0, gathered=8.0, updated=1.0)
+    assert cut.sent == pytest.approx((4 + 3 * 8 + 1) * 3 / 4)
+    assert cut.exposed == 0.75
+    # 1 s of sums, 2 s of weights: of these one half in each pass; 1 s a token, of which the backward pass takes 2/3.
+    assert cut.tokens_to_hide(6.0, 6.0, 3.0) == pytest.approx(3.0)
 
 
 def test_shares_are_all_rows_once():
