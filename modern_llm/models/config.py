@@ -345,6 +345,11 @@ class ModernLLMConfig:
         found[EMBEDDINGS] = 0 if self.tie_embeddings else self.vocab_size * d
         return found + total_counts(self.parts, self.sizes)
 
+    @property
+    def outside_blocks(self) -> int:
+        """Learned numbers of the embedding and the head."""
+        return (self.vocab_size or 0) * self.d_model * (1 if self.tie_embeddings else 2)
+
     def parameter_count(self, active_only: bool = False) -> int:
         """The sum of `parameters`."""
         return self.parameters(active_only).total()

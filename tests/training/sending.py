@@ -16,6 +16,7 @@ from loops import model, stream
 from together import NORMUON
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from modern_llm.models.values.value_embedding import ValueTable
 from modern_llm.objectives.language_modeling import LanguageModeling
 from modern_llm.processes import world
 from modern_llm.training.callbacks import Callback
@@ -24,7 +25,8 @@ from modern_llm.training.runtime import Runtime
 from modern_llm.training.settings import Hardware, TrainerSettings
 from modern_llm.training.trainer import Trainer
 
-SHAPE = {"vocab_size": 64, "d_model": 64, "n_layers": 4}
+SHAPE = {"vocab_size": 64, "d_model": 64, "n_layers": 4, "values": {"value_table": ValueTable()},
+         "tie_embeddings": False}  # fmt: skip
 BATCH, MICRO, FROM, TO = 12, 2, 2, 6
 
 

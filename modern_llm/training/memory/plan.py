@@ -5,7 +5,6 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 
 from modern_llm.models.config import ModernLLMConfig
-from modern_llm.models.parameter_kinds import EMBEDDINGS, HEADS
 from modern_llm.processes import world
 from modern_llm.training.settings import Hardware, TrainerSettings
 
@@ -89,9 +88,8 @@ def plan_memory(
     cut = processes if hardware.sharding == "full" else 1
     average = 4 if trainer.average is not None else 0
     # Of cut weights, those around the blocks and two blocks are whole at a time, and the gradients of one.
-    outside = kinds[EMBEDDINGS] + kinds[HEADS]
-    a_block = (parameters - outside) / model.n_layers
-    gathered = 4 * (outside + 2 * a_block) if cut > 1 else 0
+    a_block = (parameters - model.outside_blocks) / model.n_layers
+    gathered = 4 * (model.outside_blocks + 2 * a_block) if cut > 1 else 0
     summed_late = cut == 1 or micro < rows  # gradients are whole until the last micro-batch
     block = activation_bytes_per_token(model, half) * micro * seq_len
     boundary = 4 * model.d_model * micro * seq_len

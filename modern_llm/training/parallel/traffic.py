@@ -75,8 +75,7 @@ def traffic(model: ModernLLMConfig, trainer: TrainerSettings, hardware: Hardware
     matrices = 4.0 * kinds[MATRICES] if isinstance(trainer.optimizer, Muon) else 0.0
     if hardware.sharding == "full":
         # What is not in a block stays whole from the forward to the backward pass.
-        outside = 4.0 * (model.vocab_size or 0) * model.d_model * (1 if model.tie_embeddings else 2)
-        gathered = 2 * weights - outside
+        gathered = 2 * weights - 4.0 * model.outside_blocks
         return Traffic(processes, micro_batches, scattered=weights, gathered=gathered, updated=2 * matrices)
     updated = weights if hardware.sharding == "optimizer" else matrices
     return Traffic(processes, micro_batches, summed=weights, updated=updated)
