@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Hashable
 from typing import Any
 
 import torch
@@ -33,7 +34,7 @@ class _ShortConvolution(torch.autograd.Function):
         return grad_x, grad_kernel
 
 
-def short_convolution(x: Tensor, kernel: Tensor, before: Predecessors, name: str) -> Tensor:
+def short_convolution(x: Tensor, kernel: Tensor, before: Predecessors, name: Hashable) -> Tensor:
     """x_t + sum_k kernel_k * x_{t-k}, of the tokens of each text alone.
 
     Args:

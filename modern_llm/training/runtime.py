@@ -169,7 +169,10 @@ class Runtime:
             setattr(model, "activation_checkpointing", True)  # noqa: B010 - a Module types its attributes narrowly
         if self.hardware.compile:
             # Block by block: equal blocks compile once. Models call them uncompiled where they read a cache.
-            for part in getattr(model, "blocks", [model]):
+            parts = getattr(model, "blocks", [model])
+            # Some parts make every block unlike the others: torch would leave what comes behind eight uncompiled.
+            torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, 4 * len(parts))
+            for part in parts:
                 part.compile()
         return model
 

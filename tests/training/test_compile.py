@@ -8,7 +8,9 @@ from typing import Any
 
 import pytest
 import torch
+from loops import model
 from made_models import byte_tokenizer
+from parts import PARTS
 from torch import nn
 
 from modern_llm.evaluation.answering import write_answers
@@ -30,35 +32,50 @@ def opt() -> nn.Module:
     return HuggingFaceCausalLM(OPTForCausalLM(OPTConfig(**sizes, max_position_embeddings=64, word_embed_proj_dim=32)))
 
 
-@pytest.mark.parametrize("kind", ["opt", "gpt2", "llama", "t5", "own"])
-def test_compiled_training_is_the_same_and_decoding_compiles_nothing(
-    load: Callable[..., Any], kind: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """The graphs are run by torch's eager operators: what is tested is the tracing, not the code generator."""
-    graphs = []
+@pytest.fixture
+def graphs(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
+    """What is compiled, run by torch's eager operators: what is tested is the tracing, not the code generator."""
+    found: list[Any] = []
 
     def backend(graph: torch.fx.GraphModule, inputs: list[Any]) -> Any:
-        graphs.append(graph)
+        found.append(graph)
         return graph.forward
 
     torch.compiler.reset()
     monkeypatch.setattr(nn.Module, "compile", partialmethod(nn.Module.compile, backend=backend))
-    model: Any = opt() if kind == "opt" else load(kind).model
-    model.train()
-    switch_off_dropout(model)
+    return found
+
+
+@pytest.mark.parametrize("name", PARTS)
+def test_a_deep_model_compiles_a_few_blocks_and_leaves_none_uncompiled(graphs: list[Any], name: str) -> None:
+    """Blocks are unlike each other where a part hands something on from one block to another alone."""
+    deep = model(n_layers=14, **PARTS[name]).train()
+    Runtime(HARDWARE).prepare(deep)
+    ids = torch.randint(1, 50, (2, 16), generator=torch.Generator().manual_seed(0))
+    LanguageModeling()(deep, {"input_ids": ids, "labels": ids.roll(-1, 1)}).loss_sum.backward()
+    assert len(graphs) == (14 if name in ("unet", "backout") else 3 if name == "value_table" else 2)
+
+
+@pytest.mark.parametrize("kind", ["opt", "gpt2", "llama", "t5", "own"])
+def test_compiled_training_is_the_same_and_decoding_compiles_nothing(
+    load: Callable[..., Any], kind: str, graphs: list[Any]
+) -> None:
+    net: Any = opt() if kind == "opt" else load(kind).model
+    net.train()
+    switch_off_dropout(net)
     ids = torch.randint(1, 257, (4, 24), generator=torch.Generator().manual_seed(0))
     batch = {"input_ids": ids, "labels": ids.roll(-1, 1)}
     objective: Any = LanguageModeling()
     if kind == "t5":
         objective = Seq2Seq()
         batch |= {"attention_mask": torch.ones_like(ids), "decoder_input_ids": ids.roll(1, 1)}
-    before = objective(model, batch).loss_sum
-    Runtime(HARDWARE).prepare(model)
-    after = objective(model, batch).loss_sum
+    before = objective(net, batch).loss_sum
+    Runtime(HARDWARE).prepare(net)
+    after = objective(net, batch).loss_sum
     after.backward()
     torch.testing.assert_close(after, before)
     compiled = len(graphs)
     assert 1 <= compiled <= 6  # an encoder's and a decoder's first block have position biases that the others lack
-    write_answers(model.eval(), byte_tokenizer(), [[5, 6, 7]], max_new_tokens=20, batch_size=1)
+    write_answers(net.eval(), byte_tokenizer(), [[5, 6, 7]], max_new_tokens=20, batch_size=1)
     # T5's two encoder blocks read the prompt once, without gradients.
     assert len(graphs) == compiled + (2 if kind == "t5" else 0)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Hashable
+
 import torch
 from torch import Tensor
 
@@ -238,7 +240,7 @@ class DecoderCache:
         self.parts = [
             KVCache(config, view, members, batch_size, max_tokens, dtype, device) for view, members in layers.items()
         ]
-        self.last: dict[str, Tensor] = {}
+        self.last: dict[Hashable, Tensor] = {}
         self._index()
 
     def _index(self) -> None:

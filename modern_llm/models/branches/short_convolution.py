@@ -46,5 +46,4 @@ class ShortConvolution(BranchPart):
 
         if branch not in weights.declared:
             return normed
-        name = f"convolution_{branch}_{layer}"
-        return short_convolution(normed, getattr(weights, branch), carried["before"], name)
+        return short_convolution(normed, getattr(weights, branch), carried["before"], (branch, layer))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Hashable
+
 import torch
 from torch import Tensor
 from torch.nn import functional as F
@@ -37,11 +39,11 @@ class Predecessors:
         """Whether the predecessor of each token is the one on its left, and that of the first is none."""
         return self.cache is None and self.index is None
 
-    def of(self, name: str, x: Tensor, steps: int = 1) -> list[Tensor]:
+    def of(self, name: Hashable, x: Tensor, steps: int = 1) -> list[Tensor]:
         """What x has 1, 2, … `steps` tokens before each token, 0 where there is none: (B, T, d) each.
 
         Args:
-            name: under which a cache keeps the last of x.
+            name: under which a cache keeps the last of x; looked at only there, lest equal blocks compile one by one.
             x: (B, T, d).
             steps: how far back.
         """

@@ -41,4 +41,4 @@ class ProjectionConvolution(ProjectionPart):
     def change(self, weights: Any, projected: Tensor, carried: Carried, layer: int) -> Tensor:
         from modern_llm.models.short_convolution import short_convolution
 
-        return short_convolution(projected, weights.kernel, carried["before"], f"projection_{layer}")
+        return short_convolution(projected, weights.kernel, carried["before"], ("projections", layer))

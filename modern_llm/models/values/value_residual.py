@@ -33,7 +33,7 @@ class ValueResidual(ValuePart):
         return sizes.n_kv_heads * sizes.head_size if layer else 0  # the values in front of the mixture
 
     def mix(self, weights: Any, values: Tensor, x: Tensor, carried: Carried, layer: int) -> Tensor:
-        if layer == 0:
+        if not weights.declared:
             carried["values_0"] = values
             return values
         return values.lerp(carried["values_0"].to(values.dtype), weights.weight.to(values.dtype))
