@@ -32,7 +32,9 @@ from modern_llm.reporting.record import is_complete
 from modern_llm.runs.commands import run_in_process
 from modern_llm.runs.devices import places, run_side_by_side, usable_cores, visible_gpus
 from modern_llm.runs.folder import register_resolvers, require_name
-from modern_llm.runs.search import Search, Space, Study, objective_and_direction
+from modern_llm.runs.search.settings import Search
+from modern_llm.runs.search.space import Space
+from modern_llm.runs.search.study import Study, objective_and_direction
 from modern_llm.runs.sweep import JobFailedError, Sweep, note_failure, objective_of, refuse_job, refused_jobs
 
 
@@ -161,7 +163,7 @@ class OptunaSweeper(AblationSweeper):
     Args:
         max_batch_size: trials handed at a time to a launcher that is not the project's own.
         params: search space of an experiment file.
-        search: of `modern_llm.runs.search.Search`.
+        search: of `modern_llm.runs.search.settings.Search`.
     """
 
     def __init__(self, max_batch_size: int | None, params: dict[str, str] | None = None, **search: Any) -> None:

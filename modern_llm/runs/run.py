@@ -27,7 +27,7 @@ from modern_llm.reporting.record import PAGE_FAILURE, PRUNED, RunRecord, is_comp
 from modern_llm.runs.checked import check_overrides, check_root, checked, task_of
 from modern_llm.runs.folder import hold_given
 from modern_llm.runs.resume import resumed_config
-from modern_llm.runs.search import pruning
+from modern_llm.runs.search.pruning import pruning
 from modern_llm.runs.sweep import SWEEP, measured_once
 from modern_llm.training.interruption import Pruned
 

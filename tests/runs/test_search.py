@@ -19,7 +19,10 @@ from modern_llm import locks
 from modern_llm.files import read_json
 from modern_llm.reporting.record import job_status
 from modern_llm.runs.commands import SweepInterrupted
-from modern_llm.runs.search import Search, Space, Study, objective_and_direction, pruning
+from modern_llm.runs.search.pruning import pruning
+from modern_llm.runs.search.settings import Search
+from modern_llm.runs.search.space import Space
+from modern_llm.runs.search.study import Study, objective_and_direction
 from modern_llm.runs.sweep import Sweep
 from modern_llm.training.interruption import Pruned
 
