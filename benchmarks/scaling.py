@@ -46,6 +46,7 @@ WAYS = {  # name: kind, processes, threads of each
     "two processes, sharding=optimizer": ("ours optimizer", 2, 1),
     "two processes, sharding=full": ("ours full", 2, 1),
     "two processes, DDP": ("ddp", 2, 1),
+    "one process, a bare loop": ("ddp", 1, 1),
 }
 
 
@@ -93,7 +94,7 @@ def work(kind: str, steps: int, threads: int, overrides: list[str]) -> dict[str,
     objective, clock, sent = LanguageModeling(), Clock(), Sent()
     waited: list[float] = []
     if kind == "ddp":
-        torch.set_num_threads(threads)
+        Runtime(task.hardware)  # the same threads and the same use of memory
         join("cpu")
         net = _Loss(model)
         wrapped = nn.parallel.DistributedDataParallel(net) if world().count > 1 else net
@@ -167,15 +168,18 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=1, help=argparse.SUPPRESS)
     parser.add_argument("--work", help=argparse.SUPPRESS)
     parser.add_argument("--overrides", nargs="*", default=[])
+    parser.add_argument("--only", nargs="*", default=list(WAYS), choices=list(WAYS))
     options = parser.parse_args()
     if options.work:
         print(json.dumps(work(options.work, options.steps, options.threads, options.overrides)))
         return
-    found: dict[str, list[dict[str, float]]] = {name: [] for name in WAYS}
+    found: dict[str, list[dict[str, float]]] = {name: [] for name in WAYS if name in options.only}
     for _ in range(options.rounds):
-        for name, (kind, count, threads) in WAYS.items():
+        for name in found:
+            kind, count, threads = WAYS[name]
             found[name].append(together(kind, count, threads, options.steps, options.overrides))
-    one = median(run["seconds"] for run in found["one process"])
+    first_way = next(iter(found))
+    one = median(run["seconds"] for run in found[first_way])
     rows = []
     for name, runs in found.items():
         seconds, first = median(run["seconds"] for run in runs), runs[0]
@@ -184,8 +188,8 @@ def main() -> None:
         rows.append([name, f"{first['tokens'] / seconds:,.0f}", f"{seconds:.3f} ({spread})", f"{one / seconds:.2f}",
                      f"{first['bytes'] / first['least']:.2f}" if several else "",
                      f"{median(run['waited'] for run in runs):.3f}" if several else ""])  # fmt: skip
-    print_table(f"{found['one process'][0]['parameters']:,.0f} parameters, {options.rounds} rounds",
-                ["", "tokens/s", "seconds a step", "speed over one", "bytes / least", "seconds waited"],
+    print_table(f"{found[first_way][0]['parameters']:,.0f} parameters, {options.rounds} rounds",
+                ["", "tokens/s", "seconds a step", f"speed over {first_way}", "bytes / least", "seconds waited"],
                 rows)  # fmt: skip
 
 

@@ -146,10 +146,12 @@ def test_a_wrong_environment_is_told(monkeypatch):
 
 
 def test_buckets_hold_every_parameter_once_and_the_last_first():
-    parameters = [nn.Parameter(torch.empty(3_000_000)) for _ in range(5)] + [nn.Parameter(torch.empty(2).double())]
+    parameters = [nn.Parameter(torch.empty(3_000_000)) for _ in range(17)] + [nn.Parameter(torch.empty(2).double())]
     buckets = _buckets(parameters)
     assert [p for bucket in buckets for p in bucket.parameters] == parameters[::-1]
-    assert [len(bucket.parameters) for bucket in buckets] == [1, 3, 2]
+    assert [len(bucket.parameters) for bucket in buckets] == [1, 3, 3, 3, 3, 3, 2]  # up to 25 MB
+    assert len(_buckets([nn.Parameter(torch.empty(100_000)) for _ in range(40)])) == 8  # of a smaller model an eighth
+    assert len(_buckets([nn.Parameter(torch.empty(1000)) for _ in range(40)])) == 1
 
 
 def test_owners_have_equal_work():

@@ -8,7 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-_BUCKET_BYTES = 25 * 10**6  # few enough messages to fill the line, enough of them to begin early (Li et al. 2020)
+# Few enough messages to fill the line, enough of them to begin early (Li et al. 2020): of a small model smaller ones.
+_LARGEST_BUCKET, _SMALLEST_BUCKET, _BUCKETS = 25 * 10**6, 10**6, 8
 
 
 class _Bucket:
@@ -90,10 +91,11 @@ class GradientSums:
 def _buckets(parameters: list[nn.Parameter]) -> list[_Bucket]:
     """Of one dtype and device each, the last parameters first: their gradients are there first."""
     groups: list[list[nn.Parameter]] = []
-    size = 0
+    size, total = 0, sum(p.numel() * p.element_size() for p in parameters)
+    most = min(max(total // _BUCKETS, _SMALLEST_BUCKET), _LARGEST_BUCKET)
     for p in reversed(parameters):
         alike = groups and (groups[-1][0].dtype, groups[-1][0].device) == (p.dtype, p.device)
-        if not alike or size >= _BUCKET_BYTES:
+        if not alike or size >= most:
             groups.append([])
             size = 0
         groups[-1].append(p)
