@@ -1,12 +1,15 @@
-"""Each part of the recipe by itself: taken out of the default, and put into the plain decoder.
+"""Each part of the recipe by itself: taken out of the default, put into it, and put into the plain decoder; for one
+pass over the text, and for many.
 
-python benchmarks/ablation.py [--steps 160] [--seeds 1 2] [--only canon …] [--base task=wikitext2 …]
+python benchmarks/ablation.py [--steps 160] [--seeds 1 2] [--only unet …] [--base model.d_model=256 …]
+python benchmarks/ablation.py --regime many_epochs --steps 426
 
-Each arm is a set of overrides; all arms of a seed see the same batches. The table has the difference to the baseline
-in nats per token with its 95 % interval, and what that is worth in steps: by how much the baseline's run would have to
-be shorter or longer for the same loss, from its own loss at 0.8 x the steps. The noise is taken to be the same in all
-arms of a table: it is what remains of the losses without the means of arms and of seeds, so that few seeds of many
-arms tell it well. Each run is a line in outputs/benchmarks/ablation.jsonl and is not done again.
+Many epochs are those of WikiText-2 (in a mirror that has a tenth of it, 74 steps an epoch), with what holds such a run
+back. Each arm is a set of overrides; all arms of a seed see the same batches. The table has the difference to the
+baseline in nats per token with its 95 % interval, and what that is worth in steps: by how much the baseline's run would
+have to be shorter or longer for the same loss, from its own loss at 0.8 x the steps. The noise is taken to be the same
+in all arms of a table: it is what remains of the losses without the means of arms and of seeds, so that few seeds of
+many arms tell it well. Each run is a line in outputs/benchmarks/ablation.jsonl and is not done again.
 """
 
 from __future__ import annotations
@@ -22,12 +25,15 @@ import torch
 from harness import Runs, print_table
 from recipe import trained_default
 
-PLAIN = ["model/ffn=swiglu", "model/embedding=plain", "model/branches=plain", "model/values=plain", "model/init=gpt2",
-         "model.qk_gain=true", "model.attention_scale=1.0", "model.tie_embeddings=true", "trainer/optimizer=muon",
-         "trainer/schedule=cosine"]  # fmt: skip
+PLAIN = ["model/ffn=swiglu", "model/embedding=plain", "model/branches=plain", "model/projections=plain",
+         "model/values=plain", "model/init=gpt2", "model.qk_gain=true", "model.attention_scale=1.0",
+         "model.tie_embeddings=true", "trainer/optimizer=muon", "trainer/schedule=cosine"]  # fmt: skip
+CANON = ["model/branches=plain", "model/projections=plain"]
 # Taken out of the default.
 WITHOUT = {
-    "canon": ["model/branches=plain"],
+    "canon": CANON,
+    "canon of branches": ["model/branches=plain"],
+    "canon of projections": ["model/projections=plain"],
     "value_table": ["model/values=plain"],
     "value_projection for value_table": ["model/values=value_projection"],
     "normed": ["model/embedding=plain"],
@@ -59,7 +65,8 @@ WITH = {
 }
 # Put into the plain decoder.
 ALONE = {
-    "canon": ["model/branches=canon"],
+    "canon of branches": ["model/branches=canon"],
+    "canon of projections": ["model/projections=canon"],
     "value_table": ["model/values=value_table"],
     "value_residual": ["model/values=value_residual"],
     "scaled": ["model/residual=scaled"],
@@ -72,7 +79,43 @@ ALONE = {
     "normuon": ["trainer/optimizer=normuon"],
     "trapezoid": ["trainer/schedule=trapezoid"],
 }
-GROUPS = {"out of the default": ([], WITHOUT), "into the default": ([], WITH), "into the plain decoder": (PLAIN, ALONE)}
+# What holds a run of many epochs back; its regularisation is that of experiment=wikitext2_best, for fewer steps.
+HELD = ["task=wikitext2", "task/tokenizer=bpe_4k", "task.shuffle_documents=true", "model.dropout=0.2",
+        "model.output_dropout=0.1", "trainer.optimizer.weight_decay=0.5", "trainer/average=ema"]  # fmt: skip
+MANY = [*HELD, "model/values=value_projection", "model.tie_embeddings=true"]
+MANY_WITHOUT = {
+    "canon": CANON,
+    "value_projection": ["model/values=plain"],
+    "value_table for value_projection": ["model/values=value_table"],
+    "relu2 (swiglu)": ["model/ffn=swiglu"],
+    "tied head": ["model.tie_embeddings=false"],
+    "zero (gpt2)": ["model/init=gpt2"],
+    "ema": ["trainer/average=none"],
+    "dropout": ["model.dropout=0", "model.output_dropout=0"],
+    "decay of 0.5 (0.025)": ["trainer.optimizer.weight_decay=0.025"],
+    "documents in a new order": ["task.shuffle_documents=false"],
+}
+MANY_ALONE = {
+    "canon": ["model/branches=canon", "model/projections=canon"],
+    "value_projection": ["model/values=value_projection"],
+    "relu2": ["model/ffn=relu2"],
+    "unet": ["model/residual=unet"],
+    "gated": ["model/heads=gated"],
+    "normuon": ["trainer/optimizer=normuon", "trainer.optimizer.weight_decay=0.5"],
+}
+MANY_WITH = {name: WITH[name] for name in ("scaled", "unet", "smear", "value_residual", "gated", "softcap 15")}
+REGIMES = {
+    "one_pass": {
+        "out of the default": ([], WITHOUT),
+        "into the default": ([], WITH),
+        "into the plain decoder": (PLAIN, ALONE),
+    },
+    "many_epochs": {
+        "out of the recipe for many epochs": (MANY, MANY_WITHOUT),
+        "into the recipe for many epochs": (MANY, MANY_WITH),
+        "into the plain decoder, many epochs": ([*PLAIN, *HELD], MANY_ALONE),
+    },
+}
 
 
 def half_width(losses: np.ndarray) -> float:
@@ -96,7 +139,8 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=160)
     parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2])
     parser.add_argument("--only", nargs="*", default=[], help="names of arms")
-    parser.add_argument("--groups", nargs="*", default=list(GROUPS), choices=list(GROUPS))
+    parser.add_argument("--regime", default="one_pass", choices=list(REGIMES))
+    parser.add_argument("--groups", nargs="*", default=[], help="titles of tables, or their beginnings")
     parser.add_argument("--precision", choices=["fp32", "bf16"], default="fp32")
     parser.add_argument("--base", nargs="*", default=[], help="overrides of all arms, such as model.d_model=256")
     options = parser.parse_args()
@@ -112,8 +156,9 @@ def main() -> None:
             print(f"{' '.join(overrides)}, {steps} steps, seed {seed}: {known['loss']:.4f}", file=sys.stderr)
         return float(known["loss"])
 
-    for title in options.groups:
-        base, arms = GROUPS[title]
+    for title, (base, arms) in REGIMES[options.regime].items():
+        if options.groups and not title.startswith(tuple(options.groups)):
+            continue
         arms = {name: changes for name, changes in arms.items() if not options.only or name in options.only}
         if not arms:
             continue
