@@ -85,6 +85,7 @@ def ours(task: Any, vocab_size: int, steps: int, seed: int, precision: str) -> R
     model = ModernDecoderLM(task.model.with_vocab_size(vocab_size)).train()
     settings, objective = task.trainer, LanguageModeling()
     optimizer = settings.optimizer.build(model)
+    optimizer.half = precision == "bf16"
     averaged = AveragedWeights(settings.average, model)
     for block in model.blocks if COMPILED else []:
         block.compile()  # as hardware.compile does

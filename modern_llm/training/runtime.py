@@ -15,6 +15,7 @@ import torch
 from torch import nn
 
 from modern_llm.processes import ProcessesError, join, world
+from modern_llm.training.optimization.muon import MuonWithAdamW
 from modern_llm.training.optimization.optimizers import AdamW
 from modern_llm.training.parallel.replicated import Replicated, ShardedOptimizer
 from modern_llm.training.settings import Hardware
@@ -180,13 +181,17 @@ class Runtime:
     def parallel(self, model: nn.Module, optimizer: AdamW) -> Replicated:
         """How a model that is trained lies on the processes."""
         join(self.device.type)
-        if world().count == 1 or self.hardware.sharding == "none":
-            return Replicated(model, optimizer)
-        if self.hardware.sharding == "optimizer":
-            return ShardedOptimizer(model, optimizer)
-        from modern_llm.training.parallel.fully_sharded import FullySharded
+        kind: type[Replicated] = Replicated
+        if world().count > 1 and self.hardware.sharding == "optimizer":
+            kind = ShardedOptimizer
+        elif world().count > 1 and self.hardware.sharding == "full":
+            from modern_llm.training.parallel.fully_sharded import FullySharded
 
-        return FullySharded(model, optimizer)
+            kind = FullySharded
+        parallel = kind(model, optimizer)
+        if isinstance(parallel.optimizer, MuonWithAdamW):
+            parallel.optimizer.half = self.precision == "bf16"
+        return parallel
 
     def peak_memory_gb(self) -> float:
         """Most memory used so far, in GB (10^9 bytes): of the device on a GPU, of the process on a CPU."""

@@ -208,11 +208,13 @@ def test_momentum_and_decay_go_over_the_run_as_they_are_told() -> None:
         assert decays["vectors"] == 0
 
 
-def test_orthogonalise_keeps_directions_and_levels_singular_values() -> None:
+@pytest.mark.parametrize("half", [False, True])
+def test_orthogonalise_keeps_directions_and_levels_singular_values(half: bool) -> None:
     torch.manual_seed(0)
     matrix = torch.randn(3, 12, 30)
     u, _, v = torch.linalg.svd(matrix, full_matrices=False)
-    result = orthogonalise(matrix, steps=8)
+    result = orthogonalise(matrix, steps=8, half=half)
+    assert result.dtype == torch.float32
     values = torch.linalg.svdvals(result)
     assert values.min() > 0.5
     assert values.max() < 1.3

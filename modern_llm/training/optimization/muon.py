@@ -32,17 +32,17 @@ _POLYNOMIALS = {
 _ROOM = {"quintic": 1.0, "polar_express": 1.01}  # the largest singular value, in rounding too, must stay below 1 / this
 
 
-def orthogonalise(matrices: Tensor, steps: int, polynomial: str = "quintic") -> Tensor:
+def orthogonalise(matrices: Tensor, steps: int, polynomial: str = "quintic", half: bool = False) -> Tensor:
     """About U V^T of each matrix U S V^T.
 
     Args:
         matrices: (..., m, n).
         steps: iterations.
         polynomial: quintic, or polar_express.
+        half: products of fp32 matrices are 16-bit, which the iteration tolerates; on a GPU they always are.
     """
-    # 16-bit products are the fast ones on a GPU and often the slow ones on a CPU; the iteration tolerates both.
     exact = torch.promote_types(matrices.dtype, torch.float32)
-    half = matrices.is_cuda and exact == torch.float32
+    half = (half or matrices.is_cuda) and exact == torch.float32
     x = matrices.reshape(-1, *matrices.shape[-2:]).to(torch.bfloat16 if half else exact)
     tall = x.shape[-2] > x.shape[-1]
     x = x.mT if tall else x
@@ -67,9 +67,10 @@ class MuonWithAdamW(Optimizer):
     Attributes:
         divides: several processes make the same step, and each orthogonalises its share of the matrices.
         lies_as: where parameters are pieces, which tensor each is a piece of.
+        half: products are 16-bit, as those of the model.
     """
 
-    divides = False
+    divides = half = False
 
     def __init__(
         self,
@@ -156,14 +157,14 @@ class MuonWithAdamW(Optimizer):
     def _orthogonalised(self, updates: Tensor) -> Tensor:
         """Updates (k, ..., m, n) orthogonalised, here or by all processes together."""
         if not self.divides:
-            return orthogonalise(updates, self.newton_schulz_steps, self.polynomial)
+            return orthogonalise(updates, self.newton_schulz_steps, self.polynomial, self.half)
         import torch.distributed as dist
 
         most = -(-len(updates) // world().count)
         share = updates[world().rank * most : (world().rank + 1) * most]
         mine = updates.new_zeros(most, *updates.shape[1:])
         if len(share):
-            mine[: len(share)] = orthogonalise(share, self.newton_schulz_steps, self.polynomial)
+            mine[: len(share)] = orthogonalise(share, self.newton_schulz_steps, self.polynomial, self.half)
         found = [torch.empty_like(mine) for _ in range(world().count)]
         dist.all_gather(found, mine)
         return torch.cat(found)[: len(updates)]
