@@ -73,19 +73,22 @@ def was_stopped(status: int) -> bool:
     return status in _INTERRUPTED
 
 
-def note_end(status: int, folder: Path, output: Path | None = None) -> None:
+def note_end(status: int, folder: Path, output: Path | None = None, said: str | None = None) -> None:
     """Write down why a run failed where it did not do so itself.
 
     Args:
         status: its exit status.
         folder: of the run.
         output: file with what it printed; None: the terminal.
+        said: the last that it said of its progress, where that is known apart from its results.
     """
     if status == 0 or was_stopped(status) or (folder / "failure.txt").is_file() or holder(folder) is not None:
         return
     folder.mkdir(parents=True, exist_ok=True)
     why = f"ended with exit status {status}; see its output"
-    if output is not None:
+    if said:
+        why = said
+    elif output is not None:
         why = next(reversed(output.read_text(encoding="utf-8", errors="replace").strip().splitlines()), why)
     write_text(folder / "failure.txt", f"{why.removeprefix('Error: ')}\n")
 

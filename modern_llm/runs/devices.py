@@ -87,6 +87,7 @@ class _Job:
         self.number, self.folder, self.place = number, folder, place
         self.output = folder / "output.txt"
         self.told: int | None = None
+        self.said = ""
         folder.mkdir(parents=True, exist_ok=True)
         # In a group of its own, a job gets each Ctrl-C once, from the sweep; a second one would cost the checkpoint.
         with self.output.open("ab") as file:
@@ -102,7 +103,9 @@ class _Job:
         with self.output.open("ab", buffering=0) as file:
             for line in self.process.stderr:
                 file.write(line)
-                view.said(self.number, line.decode(errors="replace").rstrip())
+                text = line.decode(errors="replace").rstrip()
+                self.said = text or self.said
+                view.said(self.number, text)
 
     def tell(self, number: int) -> None:
         """Pass a signal on: Ctrl-C as a terminal does, to all processes of the job; SIGTERM as a scheduler does."""
@@ -116,7 +119,7 @@ class _Job:
         """Note how it ended."""
         # What a job leaves running, such as a logger's service, may hold the pipe open.
         self.reader.join(timeout=2)
-        note_end(self.process.wait(), self.folder, self.output)
+        note_end(self.process.wait(), self.folder, self.output, self.said)
 
 
 def run_side_by_side(

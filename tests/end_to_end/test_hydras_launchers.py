@@ -26,6 +26,13 @@ def afresh(place: Workplace, *words: str) -> subprocess.CompletedProcess[str]:
     return launch_afresh(*place.words(*words), cwd=place.folder, timeout=300, env=environment)
 
 
+def is_installed(name: str) -> bool:
+    try:
+        return find_spec(f"hydra_plugins.hydra_{name}_launcher") is not None
+    except ModuleNotFoundError:  # no plug-in at all is
+        return False
+
+
 @pytest.fixture(scope="module")
 def alone(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, str]]:
     """The table of the sweep, one job after the other."""
@@ -36,7 +43,7 @@ def alone(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, str]]:
 
 @pytest.mark.parametrize("name", LAUNCHERS)
 def test_the_same_table_and_only_what_failed_again(name: str, tmp_path: Path, alone: list[dict[str, str]]) -> None:
-    if find_spec(f"hydra_plugins.hydra_{name}_launcher") is None:
+    if not is_installed(name):
         pytest.skip(f"the extra `{name}` is not installed")
     place = Workplace(tmp_path)
     done = afresh(place, *SWEPT, *LAUNCHERS[name])
@@ -58,7 +65,7 @@ def test_the_same_table_and_only_what_failed_again(name: str, tmp_path: Path, al
 
 
 def test_a_launcher_that_is_not_installed_is_named_with_its_extra(tmp_path: Path) -> None:
-    missing = next((name for name in LAUNCHERS if find_spec(f"hydra_plugins.hydra_{name}_launcher") is None), None)
+    missing = next((name for name in LAUNCHERS if not is_installed(name)), None)
     if missing is None:
         pytest.skip("every launcher is installed here")
     done = launch("-m", LAUNCHERS[missing][0], "seed=1,2", cwd=tmp_path)

@@ -13,9 +13,14 @@ from modern_llm.data.text.packing import PackedStream
 from modern_llm.data.text.tokens import TokenCorpus
 from modern_llm.evaluation.metrics.registry import Direction
 from modern_llm.models import ModernDecoderLM, ModernLLMConfig
+from modern_llm.models.values.value_embedding import ValueTable
 from modern_llm.training.runtime import Runtime
 from modern_llm.training.settings import Hardware, TrainerSettings
 from modern_llm.training.trainer import Trainer
+
+# The model whose messages are counted.
+SENDING: dict[str, Any] = {"vocab_size": 64, "d_model": 64, "n_layers": 4, "values": {"value_table": ValueTable()},
+                           "tie_embeddings": False}  # fmt: skip
 
 
 def model(seed: int = 0, **changes: Any) -> ModernDecoderLM:

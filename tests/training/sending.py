@@ -12,11 +12,10 @@ from typing import Any
 
 import torch
 from conftest import random_corpus
-from loops import model, stream
+from loops import SENDING, model, stream
 from together import NORMUON
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from modern_llm.models.values.value_embedding import ValueTable
 from modern_llm.objectives.language_modeling import LanguageModeling
 from modern_llm.processes import world
 from modern_llm.training.callbacks import Callback
@@ -25,8 +24,6 @@ from modern_llm.training.runtime import Runtime
 from modern_llm.training.settings import Hardware, TrainerSettings
 from modern_llm.training.trainer import Trainer
 
-SHAPE = {"vocab_size": 64, "d_model": 64, "n_layers": 4, "values": {"value_table": ValueTable()},
-         "tie_embeddings": False}  # fmt: skip
 BATCH, MICRO, FROM, TO = 12, 2, 2, 6
 
 
@@ -82,7 +79,7 @@ def main(file: Path) -> None:
             with tempfile.TemporaryDirectory() as folder, sent:
                 loop = Trainer(settings, Runtime(hardware), Path(folder), [watch])
                 loop.checkpoints.save = lambda *given: Path("none")  # type: ignore[method-assign]
-                loop.fit(model(**SHAPE), LanguageModeling(), stream(random_corpus(3000, 64, seed=0), BATCH))
+                loop.fit(model(**SENDING), LanguageModeling(), stream(random_corpus(3000, 64, seed=0), BATCH))
             found[f"{sharding} {kind}"] = {n: (watch.at[TO][n] - watch.at[FROM][n]) / (TO - FROM) for n in sent.bytes}
     if world().is_first:
         file.write_text(json.dumps(found))

@@ -14,7 +14,6 @@ from typing import Any
 
 import loops
 import pytest
-import sending
 import torch
 from torch import nn
 
@@ -106,7 +105,7 @@ def test_messages_are_as_long_as_foretold(tmp_path, count):
         for name, optimizer in {"AdamW": AdamW(), "Muon": Muon()}.items():
             settings = TrainerSettings(max_steps=1, batch_size=12, optimizer=optimizer)
             hardware = Hardware(device="cpu", precision="fp32", micro_batch_size=2, sharding=sharding)
-            foretold = traffic(loops.model(**sending.SHAPE).config, settings, hardware, count)
+            foretold = traffic(loops.model(**loops.SENDING).config, settings, hardware, count)
             found = sent[f"{sharding} {name}"]
             for kind in ("summed", "scattered", "updated"):
                 assert found.get(kind, 0) == pytest.approx(getattr(foretold, kind), rel=0.01, abs=100), (sharding, kind)

@@ -90,7 +90,7 @@ EXPERTS = {"moe": MoEConfig(4, 2, balance_loss_weight=0.1, z_loss_weight=0.01)}
 CASES: dict[str, Callable[..., Any]] = {
     "all parts": partial(language, optimizer=NORMUON, use_attention_sinks=True, sinks=LearnableSinks(num_sinks=2),
                          ffn=ReLU2(), **ALL),
-    "AdamW": partial(language, optimizer=AdamW(lr=0.01)),
+    "AdamW": partial(language, optimizer=AdamW(lr=0.003)),
     "experts": partial(language, optimizer=Muon(lr=0.01), **EXPERTS),
     "adapters": adapters,
     "preferences": preferences,
