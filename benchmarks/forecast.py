@@ -38,6 +38,12 @@ def main() -> None:
     parser.add_argument("--between", type=float, default=50)
     parser.add_argument("overrides", nargs="*")
     options = parser.parse_args()
+    with initialize_config_dir(str(CONFIG_FOLDER), version_base="1.3"):
+        forecast(options)
+
+
+def forecast(options: argparse.Namespace) -> None:
+    """Print the table."""
     rows = []
     for size, shape in SIZES.items():
         for count in options.processes:
@@ -46,8 +52,7 @@ def main() -> None:
                          "hardware.memory_limit_gb=null", f"trainer.batch_size={ROWS * count}", "name=forecast",
                          "hardware.activation_checkpointing=true",
                          f"hardware.sharding={sharding}", *shape, *options.overrides]  # fmt: skip
-                with initialize_config_dir(str(CONFIG_FOLDER), version_base="1.3"):
-                    task = build(compose("config", overrides=words).task)
+                task = build(compose("config", overrides=words).task)
                 model, length = task.model.with_vocab_size(VOCABULARY), task.model.max_seq_len
                 plan = plan_memory(model, length, task.trainer, task.hardware, count)
                 sent = traffic(model, task.trainer, task.hardware, count)

@@ -175,9 +175,8 @@ def main() -> None:
         return
     found: dict[str, list[dict[str, float]]] = {name: [] for name in WAYS if name in options.only}
     for _ in range(options.rounds):
-        for name in found:
-            kind, count, threads = WAYS[name]
-            found[name].append(together(kind, count, threads, options.steps, options.overrides))
+        for name, runs in found.items():
+            runs.append(together(*WAYS[name], options.steps, options.overrides))
     first_way = next(iter(found))
     one = median(run["seconds"] for run in found[first_way])
     rows = []
