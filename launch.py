@@ -1,25 +1,6 @@
 """Run an experiment: `python launch.py [group=choice] [key=value] …`; `python launch.py --help` tells more."""
 
-from contextlib import nullcontext
-
-import hydra
-from omegaconf import DictConfig
-
-from modern_llm.config.choices import CONFIG_FOLDER
-from modern_llm.config.composing import is_single_run
-from modern_llm.config.messages import readable_errors
-from modern_llm.processes import quiet_unless_first
-from modern_llm.runs.run import execute
-
-
-@hydra.main(version_base="1.3", config_path=str(CONFIG_FOLDER), config_name="config")
-def main(config: DictConfig) -> float | None:
-    """Compose, check, run; the returned metric is what a sweeper optimises."""
-    with readable_errors() if is_single_run() else nullcontext():
-        return execute(config)
-
+from modern_llm.command import main
 
 if __name__ == "__main__":
-    with readable_errors():
-        quiet_unless_first()
-        main()
+    main()

@@ -10,7 +10,7 @@ from typing import Any
 
 from modern_llm.files import read_yaml
 
-CONFIG_FOLDER = Path(__file__).resolve().parents[1] / "conf"
+CONFIG_FOLDER = Path(__file__).resolve().parent / "conf"
 
 
 class Defaults:

@@ -19,8 +19,10 @@ LAYERS = [
     {"experiment"},
     {"tasks"},
     {"runs"},
+    {"command"},
+    {"__main__"},
 ]
-HYDRA_IS_KNOWN_TO = {"config", "experiment", "tasks", "runs"}
+HYDRA_IS_KNOWN_TO = {"config", "experiment", "tasks", "runs", "command"}
 LAZY = {
     "transformers",
     "datasets",

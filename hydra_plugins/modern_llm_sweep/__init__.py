@@ -23,7 +23,7 @@ from hydra.plugins.launcher import Launcher
 from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig, OmegaConf, open_dict
 
-from modern_llm.config.choices import CONFIG_FOLDER, is_base
+from modern_llm.config.choices import is_base
 from modern_llm.config.instantiate import ConfigError
 from modern_llm.config.messages import in_words
 from modern_llm.config.overrides import quoted
@@ -135,9 +135,6 @@ class AblationSweeper(BasicSweeper):
         if isinstance(self.launcher, ProcessLauncher):
             self.launcher.run(jobs, ended)
             return
-        # Their workers are processes that find this plug-in by its place alone.
-        searched = [str(CONFIG_FOLDER.parent), *filter(None, [os.environ.get("PYTHONPATH")])]
-        os.environ["PYTHONPATH"] = os.pathsep.join(dict.fromkeys(searched))
         while batch := list(islice(jobs, self.max_batch_size)):
             told = []
             for number, job in batch:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import difflib
 import inspect
 import re
+import sys
 import types
 from collections.abc import Mapping
 from dataclasses import fields, is_dataclass
@@ -20,10 +21,9 @@ from omegaconf import DictConfig, OmegaConf
 
 from modern_llm.config.choices import choices_of, target_of
 from modern_llm.config.names_of_the_field import key_for
+from modern_llm.config.plugins import OWN, owner_of
 from modern_llm.config.renamed import target_now
 
-# Nothing outside the project is ever called by a configuration, whoever wrote it.
-_ALLOWED_PACKAGE = "modern_llm."
 # Of Hydra's own `instantiate`; here a node is a settings class and its values.
 _HYDRAS_KEYS = ("_partial_", "_convert_", "_recursive_", "_args_")
 # Groups that a task links to: a person names them without the task, and records keep them as links.
@@ -50,11 +50,12 @@ def find_target(path: str, key: str) -> Any:
     """The class behind a `_target_`.
 
     Raises:
-        ConfigError: outside the project, not there, or no class of settings.
+        ConfigError: of a package that nobody has allowed, not there, or no class of settings.
     """
     told = f"{key}._target_={path!r}"
-    if not isinstance(path, str) or not re.fullmatch(r"modern_llm(\.[A-Za-z]\w*)+", path):
-        raise ConfigError(f"{told}: only parts of {_ALLOWED_PACKAGE[:-1]} may be instantiated.")
+    # Nothing else is ever called by a configuration, whoever wrote it.
+    if not isinstance(path, str) or not re.fullmatch(r"[A-Za-z]\w*(\.[A-Za-z]\w*)+", path) or not owner_of(path):
+        raise ConfigError(f"{told}: only parts of {OWN} may be instantiated, and those of plug-ins.{_allowing(path)}")
     module, _, name = path.rpartition(".")
     try:
         target = getattr(import_module(module), name)
@@ -64,14 +65,22 @@ def find_target(path: str, key: str) -> Any:
         raise ConfigError(f"{told}: there is no such class ({cause}).{remedy}") from cause
     if not inspect.isclass(target):
         raise ConfigError(f"{told}: is no class.")
-    if not target.__module__.startswith(_ALLOWED_PACKAGE):
+    if not owner_of(f"{target.__module__}."):
         raise ConfigError(
-            f"{told}: only parts of {_ALLOWED_PACKAGE[:-1]} may be instantiated, and this is {target.__module__}'s."
+            f"{told}: only parts of {OWN} may be instantiated, and those of plug-ins; this is {target.__module__}'s."
         )
     # Settings hold values and check them; other classes do things when they are made.
     if not is_dataclass(target):
         raise ConfigError(f"{told}: only settings may be instantiated, and {name} is no dataclass.")
     return target
+
+
+def _allowing(path: Any) -> str:
+    """What lets a configuration name a class of another package, where there could be one."""
+    package = str(path).split(".")[0]
+    if not package.isidentifier() or package in sys.stdlib_module_names or package == OWN:
+        return ""
+    return f" If {package} is yours, or you trust it, add plugins=[{package}] to the command."
 
 
 def check(node: Any, key: str = "task") -> None:
@@ -168,8 +177,21 @@ def _fits(value: Any, hint: Any) -> bool:
             target = find_target(value["_target_"], "")
         except ConfigError:
             return True  # its own check says it better
-        return getattr(hint, "_is_protocol", False) or issubclass(target, hint)
+        return _meets(target, hint) if getattr(hint, "_is_protocol", False) else issubclass(target, hint)
     return False
+
+
+def _meets(target: type, protocol: type) -> bool:
+    """Whether a class of settings has what a protocol asks for."""
+    asked = {
+        name
+        for base in protocol.__mro__
+        if getattr(base, "_is_protocol", False) and base.__name__ != "Protocol"
+        for name in (*vars(base), *vars(base).get("__annotations__", {}))
+        if not name.startswith("_") or name == "__call__"
+    }
+    own = {f.name for f in fields(target)}
+    return all(name in own or hasattr(target, name) for name in asked)
 
 
 def _in_words(hint: Any) -> str:
@@ -182,7 +204,7 @@ def _in_words(hint: Any) -> str:
         return f"names, each with {_in_words(arguments[1])}"
     if origin in (list, tuple):
         return "a list of " + " and ".join(dict.fromkeys(_in_words(a) for a in arguments))
-    if inspect.isclass(hint) and hint.__module__.startswith(_ALLOWED_PACKAGE):
+    if inspect.isclass(hint) and hint.__module__.startswith(f"{OWN}."):
         return f"{'an' if hint.__name__[0] in 'AEIO' else 'a'} {hint.__name__}"
     names = {bool: "true or false", int: "a whole number", float: "a number", str: "a text", type(None): "null"}
     return names.get(hint, f"a {getattr(hint, '__name__', hint)}")

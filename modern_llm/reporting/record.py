@@ -161,7 +161,7 @@ class RunRecord:
         hydra = [word for word in words if word.lstrip("+~").startswith(("hydra.", "hydra/"))]
         once = ("hydra.run", "hydra.sweep", "hydra/sweep", "hydra.launcher", "hydra/launcher", "hydra.mode=MULTIRUN")
         own = [word for word in hydra if not word.lstrip("+~").startswith(once)]
-        return " ".join(["python", "launch.py", *map(shell_quoted, [*flags, *self.overrides, *own])])
+        return " ".join([_program(words), *map(shell_quoted, [*flags, *self.overrides, *own])])
 
     def series(self, name: str) -> tuple[list[int], list[float]]:
         """Steps and values of one metric over the run."""
@@ -346,6 +346,12 @@ def _job_of_a_sweep(folder: Path) -> list[str] | None:
     number = int(folder.name) if folder.name.isdecimal() else -1
     job = jobs[number] if isinstance(jobs, list) and 0 <= number < len(jobs) else None
     return [str(override) for override in job] if isinstance(job, list) else None
+
+
+def _program(words: list[str]) -> str:
+    """How the program of a command is called by hand."""
+    name = Path(words[0]).name if words else ""
+    return {"modern-llm": "modern-llm", "__main__.py": "python -m modern_llm"}.get(name, "python launch.py")
 
 
 def config_flags(words: list[str]) -> list[str]:

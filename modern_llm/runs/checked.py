@@ -11,12 +11,13 @@ from omegaconf import DictConfig, OmegaConf
 
 from modern_llm.config.instantiate import LINKS, ConfigError, build, check, nearest
 from modern_llm.config.overrides import group_of, key_of
+from modern_llm.config.plugins import use_plugins
 from modern_llm.config.records import link, linked
 from modern_llm.experiment.contract import Task
 from modern_llm.processes import world
 from modern_llm.runs.resume import settled
 
-_ROOT_KEYS = ("name", "seed", "resume", "tags", "vars", *LINKS, "task")
+_ROOT_KEYS = ("name", "seed", "resume", "tags", "vars", "plugins", *LINKS, "task")
 
 
 def checked(config: DictConfig, overrides: Sequence[str]) -> dict[str, Any]:
@@ -106,7 +107,7 @@ def _require_processes(task: Any, record: dict[str, Any], count: int) -> None:
 
 
 def check_root(config: DictConfig) -> None:
-    """Refuse keys at the top that nothing reads.
+    """Refuse keys at the top that nothing reads, and import the plug-ins that they name.
 
     Raises:
         ConfigError: with the key that is meant.
@@ -120,6 +121,10 @@ def check_root(config: DictConfig) -> None:
     tags = config.get("tags")
     if tags is not None and not (OmegaConf.is_list(tags) and all(isinstance(tag, str | int | float) for tag in tags)):
         raise ConfigError(f"tags={tags!r}: must be a list of texts, as tags=[baseline,paper]. Change the value.")
+    plugins = config.get("plugins")
+    if plugins is not None and not OmegaConf.is_list(plugins):
+        raise ConfigError(f"plugins={plugins!r}: must be a list of packages, as plugins=[my_lab]. Change the value.")
+    use_plugins(plugins or [])
     if not OmegaConf.is_dict(config.get("task")):
         raise ConfigError(f"task={config.get('task')!r}: is no task. Choose one: task=python_docs")
 

@@ -14,7 +14,8 @@ from typing import Any
 from modern_llm.config.composing import hydra_overrides
 from modern_llm.config.instantiate import ConfigError
 from modern_llm.config.messages import FULL_ERROR, WANTS_EVERYTHING
-from modern_llm.config.overrides import quoted
+from modern_llm.config.overrides import key_of, quoted
+from modern_llm.config.plugins import named_plugins
 from modern_llm.files import write_text
 from modern_llm.locks import holder
 from modern_llm.reporting.record import config_flags
@@ -60,7 +61,10 @@ def start(
     if (who := holder(folder)) is not None:
         raise ConfigError(f"{folder}: is being run by {who}. Wait for its end, or stop it.")
     resume = [f"resume={quoted(str(folder))}"] if (folder / "config.yaml").is_file() else []
-    command = [sys.executable, sys.argv[0], *config_flags(sys.argv[1:]), *overrides, *hydra_overrides()]
+    program = ["-m", "modern_llm"] if Path(sys.argv[0]).name == "__main__.py" else [sys.argv[0]]
+    plugins = named_plugins() if not any(key_of(override) == "plugins" for override in overrides) else []
+    allowed = [f"plugins=[{','.join(plugins)}]"] if plugins else []
+    command = [sys.executable, *program, *config_flags(sys.argv[1:]), *overrides, *allowed, *hydra_overrides()]
     command += [*resume, f"hydra.run.dir={quoted(str(folder))}", "hydra.mode=RUN"]
     # This process has set the variable for itself; whether a child shows tracebacks is the person's wish.
     own = {key: value for key, value in os.environ.items() if key != FULL_ERROR or WANTS_EVERYTHING}

@@ -48,18 +48,18 @@ CHANGEABLE = (
     "paths.*",
 )
 # What variables stand for is compared where they are used.
-_NOT_PART_OF_THE_RUN = ("resume", "name", "hydra", "tags", "tags.*", "vars", "vars.*")
+_NOT_PART_OF_THE_RUN = ("resume", "plugins", "name", "hydra", "tags", "tags.*", "vars", "vars.*")
 
 
 def settled(config: DictConfig) -> dict[str, Any]:
-    """The composed configuration without Hydra's part and without groups that the task does not link to: everything
-    resolved, the task's links kept.
+    """The composed configuration without Hydra's part, without plug-ins, which a record may not allow, and without
+    groups that the task does not link to: everything resolved, the task's links kept.
 
     Raises:
         ConfigError: a value that looks like an interpolation is left, which no record may hold.
     """
     linked = config.task if isinstance(config.get("task"), DictConfig) else {}
-    unused = {"hydra", "resume", *(name for name in LINKS if name not in linked)}
+    unused = {"hydra", "resume", "plugins", *(name for name in LINKS if name not in linked)}
     own = [str(key) for key in config if key != "hydra"]
     resolved = OmegaConf.to_container(OmegaConf.masked_copy(config, own), resolve=True)
     assert isinstance(resolved, dict)
