@@ -139,6 +139,11 @@ def launch_afresh(
     return subprocess.run(command, capture_output=True, text=True, timeout=timeout, **{"cwd": ROOT, **more})
 
 
+def with_path(*folders: Path) -> dict[str, str]:
+    """The environment of a command that finds the package wherever it is started."""
+    return os.environ | {"PYTHONPATH": os.pathsep.join(map(str, [*folders, ROOT]))}
+
+
 class Workplace:
     """A folder with text, outputs and cache of its own.
 

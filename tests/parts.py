@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sys
+from pathlib import Path
 from typing import Any
 
 from modern_llm.models.branches.short_convolution import ShortConvolution
@@ -14,6 +16,9 @@ from modern_llm.models.residual.scaled import ScaledResidual
 from modern_llm.models.residual.unet import UNetSkips
 from modern_llm.models.values.value_embedding import ValueProjection, ValueTable
 from modern_llm.models.values.value_residual import ValueResidual
+
+sys.path.append(str(Path(__file__).resolve().parents[1] / "examples" / "lab"))
+from my_lab.attention import LinearAttention
 
 PARTS: dict[str, dict[str, Any]] = {
     "normed": {"embedding": {"normed": NormedEmbedding()}},
@@ -29,6 +34,8 @@ PARTS: dict[str, dict[str, Any]] = {
     "value_table without a gate": {"values": {"value_table": ValueTable(layers="all", gate_channels=None)}},
     "value_projection": {"values": {"value_projection": ValueProjection()}},
     "gated": {"heads": {"gated": GatedHeads()}},
+    "linear attention": {"attention": LinearAttention()},
+    "linear attention in every second block": {"attention": LinearAttention(every=2)},
     "no gain": {"qk_norm": True, "qk_gain": False, "attention_scale": 1.44},
     "softcap": {"logit_softcap": 5.0},
 }

@@ -170,7 +170,9 @@ class TrainingTask(ABC):
         """Who watches the training."""
         from modern_llm.training.callbacks import Progress
 
-        return [Progress(), *self.logger.callbacks(folder.path, folder.record), *folder.watchers]
+        watchers = [self.logger, *self.trainer.callbacks.values()]
+        asked = [callback for watcher in watchers for callback in watcher.callbacks(folder.path, folder.record)]
+        return [Progress(), *asked, *folder.watchers]
 
     def _fit(self, at: Session) -> dict[str, float]:
         """Train, leave the model at its best checkpoint, and save it in its own format. Returns the metrics that every

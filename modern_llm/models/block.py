@@ -6,7 +6,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from modern_llm.models.attention.kv_cache import DecoderCache
-from modern_llm.models.attention.layer import Attention
+from modern_llm.models.attention.other import attention_of
 from modern_llm.models.attention.plan import AttentionPlan
 from modern_llm.models.config import ModernLLMConfig
 from modern_llm.models.feed_forward.dense import FeedForward
@@ -31,7 +31,7 @@ class DecoderBlock(nn.Module):
         self.residual = Parts(config.residual, config.sizes, layer)
         self.branches = Parts(config.branches, config.sizes, layer)
         self.attention_norm = RMSNorm(config.d_model, config.norm_eps)
-        self.attention = Attention(config, layer)
+        self.attention = attention_of(config, layer)
         self.ffn_norm = RMSNorm(config.d_model, config.norm_eps)
         self.ffn: FeedForward | MoE
         if config.moe is None:

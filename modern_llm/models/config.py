@@ -16,6 +16,7 @@ from modern_llm.models.initialisation.gpt2 import GPT2Init
 from modern_llm.models.initialisation.scheme import InitScheme
 from modern_llm.models.parameter_kinds import EMBEDDINGS, HEADS, MATRICES, VECTORS
 from modern_llm.models.parts.part import (
+    AttentionPart,
     BranchPart,
     EmbeddingPart,
     HeadPart,
@@ -122,6 +123,7 @@ class ModernLLMConfig:
         gqa: how query heads share key/value heads.
         sinks: the kind of attention sink that `use_attention_sinks` turns on, one of `models/attention/sinks.py`.
         use_attention_sinks: whether the sinks are there.
+        attention: what stands in the place of softmax attention; null: nothing does.
         layers: how attention differs from layer to layer.
         moe: mixture-of-experts feed-forward; null is the dense layer.
         sliding_window: last tokens that a position attends to, itself included (Mistral); null: all.
@@ -161,6 +163,7 @@ class ModernLLMConfig:
     gqa: GQAConfig = field(default_factory=GQAConfig)
     sinks: Sinks = field(default_factory=LearnableSinks)
     use_attention_sinks: bool = _DECODER("use_attention_sinks")
+    attention: AttentionPart | None = None
     layers: LayerPattern = field(default_factory=LayerPattern)
     moe: MoEConfig | None = None
     sliding_window: int | None = _DECODER("sliding_window")
@@ -253,7 +256,17 @@ class ModernLLMConfig:
     def parts(self) -> list[Part]:
         """All that declare their own weights."""
         groups = (self.embedding, self.residual, self.branches, self.projections, self.values, self.heads)
-        return [part for group in groups for part in group.values()]
+        found: list[Part] = [part for group in groups for part in group.values()]
+        return found if self.attention is None else [*found, self.attention]
+
+    def has_softmax(self, layer: int) -> bool:
+        """Whether a block has softmax attention, and not what stands in its place."""
+        return self.attention is None or not self.attention.stands_in(layer, self.n_layers)
+
+    @property
+    def softmax_layers(self) -> int:
+        """Blocks that have it."""
+        return sum(map(self.has_softmax, range(self.n_layers)))
 
     @property
     def sizes(self) -> Sizes:
@@ -290,8 +303,8 @@ class ModernLLMConfig:
     @property
     def attention_window(self) -> int | None:
         """Last tokens that a position attends to in the layers that see most, itself included; None: all of them."""
-        windows = [view.window for view in self.views]
-        return None if None in windows else max(window for window in windows if window is not None)
+        windows = [view.window for view in self.views if view.keeps_keys]
+        return None if None in windows else max((window for window in windows if window is not None), default=None)
 
     @property
     def kept_tokens(self) -> int:
@@ -307,7 +320,9 @@ class ModernLLMConfig:
             sinks = self.sinks
             window = sinks.window if sinks.window is not None else self.max_seq_len - sinks.kept_tokens
             whole = AttentionView(window, sinks.kept_tokens, sinks.learned_rows, sinks.rotated, rotary)
-        return [self.layers.of(layer, whole, self.max_seq_len) for layer in range(self.n_layers)]
+        other = AttentionView(None, rotary=rotary, keeps_keys=False)
+        every = range(self.n_layers)
+        return [self.layers.of(i, whole, self.max_seq_len) if self.has_softmax(i) else other for i in every]
 
     def with_vocab_size(self, vocab_size: int) -> ModernLLMConfig:
         """This configuration for a tokenizer of `vocab_size` ids.
@@ -331,16 +346,17 @@ class ModernLLMConfig:
         if self.vocab_size is None:
             raise ValueError("model.vocab_size=None: the parameter count needs it. Use with_vocab_size first.")
         qkv = (q_heads + 2 * kv_heads) * head
-        matrices = d * qkv + q_heads * head * d
-        vectors = (qkv if self.qkv_bias else 0) + (2 * head if self.qk_norm and self.qk_gain else 0) + 2 * d
+        attention = d * qkv + q_heads * head * d
+        beside = (qkv if self.qkv_bias else 0) + (2 * head if self.qk_norm and self.qk_gain else 0)
         if self.active_sinks is not None:
-            vectors += self.active_sinks.parameter_count(q_heads, kv_heads, head)
+            beside += self.active_sinks.parameter_count(q_heads, kv_heads, head)
         if self.moe is None:
-            matrices += (self.ffn.parts + 1) * d * self.ffn_size
+            matrices = (self.ffn.parts + 1) * d * self.ffn_size
         else:
             experts = self.moe.top_k if active_only else self.moe.n_experts
-            matrices += experts * (self.ffn.parts + 1) * d * self.expert_size + self.moe.n_experts * d
-        found = Counter({MATRICES: self.n_layers * matrices, VECTORS: self.n_layers * vectors + d})
+            matrices = experts * (self.ffn.parts + 1) * d * self.expert_size + self.moe.n_experts * d
+        found = Counter({MATRICES: self.softmax_layers * attention + self.n_layers * matrices,
+                         VECTORS: self.softmax_layers * beside + self.n_layers * 2 * d + d})  # fmt: skip
         found[HEADS] = self.vocab_size * d
         found[EMBEDDINGS] = 0 if self.tie_embeddings else self.vocab_size * d
         return found + total_counts(self.parts, self.sizes)
@@ -360,5 +376,7 @@ class ModernLLMConfig:
         output head counted once, look-ups not) and T the tokens attended to."""
         found = self.parameters(active_only=True)
         multiplied = found.total() - found[EMBEDDINGS]
-        attended = sum(min(seq_len, view.reach(seq_len)) for view in self.views)
-        return 6 * multiplied + 12 * self.n_heads * self.head_size * attended
+        attended = sum(min(seq_len, view.reach(seq_len)) for view in self.views if view.keeps_keys)
+        others = self.n_layers - self.softmax_layers
+        along = others * self.attention.flops_per_token(self.sizes, seq_len) if self.attention is not None else 0.0
+        return 6 * multiplied + 12 * self.n_heads * self.head_size * attended + along

@@ -102,6 +102,11 @@ def _require_processes(task: Any, record: dict[str, Any], count: int) -> None:
             f"trainer.batch_size={task.trainer.batch_size}: must be a multiple of the {count} processes, which gather "
             "the weights together (hardware.sharding=full). Change it, or use hardware.sharding=optimizer."
         )
+    optimizer = task.trainer.optimizer
+    if sharding != "none" and not optimizer.shards:
+        raise ConfigError(
+            f"hardware.sharding={sharding}: the state of {type(optimizer).__name__} cannot be divided. Use none."
+        )
     if sharding != "none" and task.hardware.precision == "fp16":
         raise ConfigError(f"hardware.sharding={sharding}: goes with fp32 and bf16, not with fp16. Use none.")
 

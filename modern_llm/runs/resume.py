@@ -34,6 +34,8 @@ CHANGEABLE = (
     "trainer.max_bad_steps",
     "trainer.spike_factor",
     "trainer.grad_clip",
+    "trainer.callbacks",
+    "trainer.callbacks.*",
     "trainer.optimizer.lr",
     "trainer.optimizer.weight_decay",
     "trainer.schedule.*",

@@ -16,7 +16,7 @@ from torch import nn
 
 from modern_llm.processes import ProcessesError, join, world
 from modern_llm.training.optimization.muon import MuonWithAdamW
-from modern_llm.training.optimization.optimizers import AdamW
+from modern_llm.training.optimization.optimizers import OptimizerSettings
 from modern_llm.training.parallel.replicated import Replicated, ShardedOptimizer
 from modern_llm.training.settings import Hardware
 
@@ -178,7 +178,7 @@ class Runtime:
                 part.compile()
         return model
 
-    def parallel(self, model: nn.Module, optimizer: AdamW) -> Replicated:
+    def parallel(self, model: nn.Module, optimizer: OptimizerSettings) -> Replicated:
         """How a model that is trained lies on the processes."""
         join(self.device.type)
         kind: type[Replicated] = Replicated

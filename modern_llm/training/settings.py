@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Literal
 
 from modern_llm.checks import require
 from modern_llm.defaults import Defaults
 from modern_llm.training.budget import Budget
+from modern_llm.training.logs.loggers import Watcher
 from modern_llm.training.optimization.averages import Average
-from modern_llm.training.optimization.optimizers import AdamW
+from modern_llm.training.optimization.optimizers import AdamW, OptimizerSettings
 from modern_llm.training.optimization.schedules import Cosine, Schedule
 
 _TRAINER_SETTINGS = Defaults("trainer/default")
@@ -39,13 +41,14 @@ class TrainerSettings:
         max_bad_steps: consecutive steps without a finite loss and gradient after which the run stops; each is
             skipped.
         spike_factor: skip a step whose gradient norm exceeds this many times its running mean; null: never.
+        callbacks: who watches besides the logger, by a name of your own. They see numbers, and change nothing.
     """
 
     max_steps: int | None = 1000
     max_tokens: int | None = _TRAINER_SETTINGS("max_tokens")
     max_minutes: float | None = _TRAINER_SETTINGS("max_minutes")
     batch_size: int = _TRAINER_SETTINGS("batch_size")
-    optimizer: AdamW = field(default_factory=AdamW)
+    optimizer: OptimizerSettings = field(default_factory=AdamW)
     schedule: Schedule = field(default_factory=Cosine)
     average: Average | None = None
     grad_clip: float | None = _TRAINER_SETTINGS("grad_clip")
@@ -57,6 +60,7 @@ class TrainerSettings:
     early_stopping_patience: int | None = _TRAINER_SETTINGS("early_stopping_patience")
     max_bad_steps: int = _TRAINER_SETTINGS("max_bad_steps")
     spike_factor: float | None = _TRAINER_SETTINGS("spike_factor")
+    callbacks: Mapping[str, Watcher] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         for key in ("batch_size", "log_every", "keep_checkpoints", "max_bad_steps"):

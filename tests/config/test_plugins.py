@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from commands import SMALL, Command, Workplace, launch, launch_afresh
+from commands import SMALL, Command, Workplace, launch, launch_afresh, with_path
 
 PART = """
 from dataclasses import dataclass
@@ -111,7 +111,7 @@ def test_an_installed_package_with_an_entry_point_is_allowed_by_being_there(plac
     (info / "METADATA").write_text("Metadata-Version: 2.1\nName: own-parts\nVersion: 1.0\n")
     (info / "entry_points.txt").write_text("[modern_llm.plugins]\nlab = own_parts\n")
     words = place.words(*CUBED[:2], "trainer.max_steps=1")
-    done = launch_afresh(*words, cwd=place.folder, env=_with_path(installed))
+    done = launch_afresh(*words, cwd=place.folder, env=with_path(installed))
     assert done.returncode == 0, done.stderr
 
 
@@ -124,14 +124,7 @@ def test_the_command_works_in_any_folder(tmp_path: Path, program: list[str]) -> 
     words = [*(w for w in SMALL if w != "experiment=quick"), "experiment=mine", "trainer.max_steps=1"]
     place = ["task.data.train=[a.txt]", "paths.cache=cache"]
     command = [sys.executable, *program, "--config-dir", "lab", *words, *place]
-    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, env=_with_path(), timeout=120)
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, env=with_path(), timeout=120)
     assert done.returncode == 0, done.stderr
     (record,) = (tmp_path / "outputs").glob("*/*/config.yaml")
     assert "seed: 7" in record.read_text()
-
-
-def _with_path(*folders: Path) -> dict[str, str]:
-    import os
-
-    root = Path(__file__).resolve().parents[2]
-    return os.environ | {"PYTHONPATH": os.pathsep.join(map(str, [*folders, root]))}

@@ -10,6 +10,7 @@ import re
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from decimal import Decimal
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -304,7 +305,13 @@ def measure(
 def scorers(names: Sequence[str], labels: Sequence[str] = ()) -> list[ExampleMetric]:
     """What scores these metrics of the registry, each once however many figures it gives; the first one's first."""
     classes = dict.fromkeys(METRICS[name].scorer for name in names)
-    return [globals()[name].over(labels) for name in classes]
+    return [_scorer(path).over(labels) for path in classes]
+
+
+def _scorer(path: str) -> type[ExampleMetric]:
+    """A class of this module, or one of a plug-in by its dotted path."""
+    module, _, name = path.rpartition(".")
+    return getattr(import_module(module or __name__), name)
 
 
 _NO_EXAMPLES = "there are no examples to score. Give at least one prediction and its reference, or use a larger split."

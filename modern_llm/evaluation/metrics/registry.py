@@ -24,7 +24,8 @@ class Metric:
         better: which way.
         answers: what it scores, where `task.data.metrics` may choose it: `labels` or `texts`; None: a task measures it
             by itself.
-        scorer: the class of `library.py` that scores the answers and gives its interval.
+        scorer: the class of `library.py` that scores the answers and gives its interval; of a plug-in's, the dotted
+            path.
         per_token: an average over tokens: comparable between runs with the same tokenizer only.
     """
 
@@ -72,6 +73,17 @@ _ALL = (
 METRICS: dict[str, Metric] = {metric.name: metric for metric in _ALL}
 
 
+def register(*metrics: Metric) -> None:
+    """Make metrics of a plug-in known, where it is imported.
+
+    Raises:
+        ValueError: another one has the name.
+    """
+    for metric in metrics:
+        if METRICS.setdefault(metric.name, metric) != metric:
+            raise ValueError(f"{metric.name}: there is a metric of this name already. Choose another one.")
+
+
 def find(name: str) -> Metric | None:
     """The entry behind a name in a result: `loss` of `validation_loss`, `pass_at_k` of `pass_at_8`. None for counts,
     times, and everything about the training itself, which is no result."""
@@ -110,4 +122,4 @@ def directions(names: Sequence[str]) -> dict[str, Direction]:
 
 def choosable(answers: Answers) -> list[str]:
     """Names that `task.data.metrics` may hold for answers of a kind."""
-    return [metric.name for metric in _ALL if metric.answers == answers]
+    return [metric.name for metric in METRICS.values() if metric.answers == answers]

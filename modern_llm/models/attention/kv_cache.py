@@ -47,7 +47,7 @@ class KVCache:
         device: torch.device,
     ) -> None:
         self.config, self.view, self.layers = config, view, layers
-        window, self.kept = view.window, view.kept_tokens
+        window, self.kept = view.window if view.keeps_keys else 1, view.kept_tokens
         if window is not None and (max_tokens is None or max_tokens > window + self.kept):
             self.ring, self.capacity = True, window + self.kept
         elif max_tokens is not None:

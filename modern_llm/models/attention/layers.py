@@ -17,6 +17,7 @@ class AttentionView(NamedTuple):
     learned_rows: int = 0  # learned sinks that all see
     sinks_rotated: bool = False  # whether sinks are seen at a rotary distance
     rotary: bool = True  # False: no positions (NoPE)
+    keeps_keys: bool = True  # False: no softmax attention, and nothing of keys and values behind a pass
 
     def reach(self, longest: int) -> int:
         """Tokens of a text of `longest` tokens that one token can see."""

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Hashable, Iterable
 from dataclasses import dataclass
 from math import prod
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from modern_llm.models.attention.plan import AttentionPlan
     from modern_llm.models.embedding.predecessors import Predecessors
 
 # What blocks hand on besides the residual stream, by name. `input_ids` (B, T), `embedded` (B, T, d_model) and `before`,
@@ -75,10 +76,15 @@ class Part:
             ValueError: with key, value and remedy.
         """
 
+    def stands_in(self, layer: int, n_layers: int) -> bool:
+        """Whether block `layer` has the part at all."""
+        return True
+
     def counts(self, sizes: Sizes) -> Counter[str]:
         """Learned numbers of a whole model, by kind."""
         found: Counter[str] = Counter()
-        for weights in (self.model_weights(sizes), *(self.weights(sizes, i) for i in range(sizes.n_layers))):
+        layers = [i for i in range(sizes.n_layers) if self.stands_in(i, sizes.n_layers)]
+        for weights in (self.model_weights(sizes), *(self.weights(sizes, i) for i in layers)):
             for weight in weights.values():
                 found[weight.kind] += prod(weight.shape)
         return found
@@ -148,6 +154,53 @@ class HeadPart(Part, ABC):
     @abstractmethod
     def apply(self, weights: Any, attended: Tensor, x: Tensor) -> Tensor:
         """attended (B, T, H, D) changed; x (B, T, d_model) is what queries were projected from."""
+
+
+@dataclass(frozen=True)
+class AttentionPart(Part, ABC):
+    """What stands in the place of softmax attention, in the blocks that `stands_in` tells: a map along the text. It
+    brings all of its weights; sinks and the parts of queries, keys, values and heads are softmax attention's own."""
+
+    @abstractmethod
+    def mix(
+        self, weights: Any, sizes: Sizes, x: Tensor, plan: AttentionPlan, carried: Carried, state: State | None
+    ) -> Tensor:
+        """What is added to the stream, (B, T, d_model).
+
+        Args:
+            weights: of `Part.weights`.
+            sizes: of the model.
+            x: (B, T, d_model), normed.
+            plan: who sees whom: `plan.causal`, or `plan.visible` where documents, padding or branches bound it;
+                `plan.real` (B, T) where texts are padded; `plan.rotation`, to be used with `rotary.rotate`.
+            carried: what the blocks hand on.
+            state: what was left of the tokens before; None: these are all. Whatever it needs for the next tokens it
+                leaves there.
+        """
+
+    def flops_per_token(self, sizes: Sizes, seq_len: int) -> float:
+        """Operations of training on one token in one block, besides those with its matrices."""
+        return 0.0
+
+
+class State:
+    """What one block remembers of B texts besides keys and values.
+
+    Args:
+        held: (B, ...) tensors of all blocks, by block and name; the cache keeps and repeats their rows.
+        layer: the block.
+    """
+
+    def __init__(self, held: dict[Hashable, Tensor], layer: int) -> None:
+        self.held, self.layer = held, layer
+
+    def get(self, name: str) -> Tensor | None:
+        """(B, ...), or None before the first tokens."""
+        return self.held.get((self.layer, name))
+
+    def put(self, name: str, value: Tensor) -> None:
+        """value: (B, ...)."""
+        self.held[self.layer, name] = value
 
 
 def first_to_last(first: float, last: float, layer: int, n_layers: int) -> float:

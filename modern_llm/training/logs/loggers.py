@@ -14,18 +14,22 @@ from modern_llm.locks import alone
 from modern_llm.training.callbacks import Callback
 
 
-class Logger:
-    """A choice of `logger`: gives the callbacks that forward metrics.
+class Watcher:
+    """Gives callbacks that watch a run."""
+
+    def callbacks(self, folder: Path, record: dict[str, Any]) -> list[Callback]:
+        """Callbacks for the run in `folder` with the configuration `record`."""
+        return []
+
+
+class Logger(Watcher):
+    """A choice of `logger`: a watcher that forwards metrics.
 
     Attributes:
         package: that must be installed for it; None: nothing more.
     """
 
     package: ClassVar[str | None] = None
-
-    def callbacks(self, folder: Path, record: dict[str, Any]) -> list[Callback]:
-        """Callbacks for the run in `folder` with the configuration `record`."""
-        return []
 
 
 @dataclass(frozen=True)

@@ -64,8 +64,10 @@ def activation_bytes_per_token(model: ModernLLMConfig, half: bool) -> float:
         4 * part.kept_per_token(model.sizes, layer) + size * part.half_kept_per_token(model.sizes, layer)
         for part in model.parts
         for layer in range(model.n_layers)
+        if part.stands_in(layer, model.n_layers)
     )
-    return stream + normed + projected + attended + fed + parts / model.n_layers
+    softmax = model.softmax_layers / model.n_layers
+    return stream + normed + softmax * (projected + attended) + fed + parts / model.n_layers
 
 
 def plan_memory(

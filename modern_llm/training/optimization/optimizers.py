@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import math
+from abc import ABC, abstractmethod
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from modern_llm.checks import require
 from modern_llm.defaults import Defaults
-from modern_llm.models.parameter_kinds import EMBEDDINGS, GATES, HEADS, MATRICES, SCALARS, VECTORS
+from modern_llm.models.parameter_kinds import EMBEDDINGS, GATES, HEADS, KINDS, MATRICES, SCALARS, VECTORS
 from modern_llm.training.optimization.rates import Rates
 
 if TYPE_CHECKING:
@@ -22,47 +23,43 @@ _ADAM_W = Defaults("trainer/optimizer/adamw")
 
 
 @dataclass(frozen=True)
-class AdamW:
-    """AdamW (Loshchilov & Hutter 2019, arXiv 1711.05101), torch's fused kernel.
+class OptimizerSettings(ABC):
+    """What all optimisers share.
 
     Args:
         lr: peak learning rate.
         weight_decay: share of a parameter that is taken off in each step, divided by the learning rate.
         weight_decay_schedule: how it goes over the run: constant, or linear or as half a cosine down to 0.
-        betas: decay of the running mean and of the running square.
-        eps: added to the root of the running square.
         rates: rate and decay of each kind of parameter.
+
+    Attributes:
+        shards: whether its state can be divided among processes (`hardware.sharding`): what becomes of a number may
+            depend on that number alone.
     """
+
+    shards: ClassVar[bool] = False
 
     lr: float = 1e-3
     weight_decay: float = _ADAM_W("weight_decay")
     weight_decay_schedule: Literal["constant", "linear", "cosine"] = _ADAM_W("weight_decay_schedule")
-    betas: tuple[float, float] = _ADAM_W("betas")
-    eps: float = _ADAM_W("eps")
     rates: Rates = field(default_factory=Rates)
 
     def __post_init__(self) -> None:
         require(self.lr > 0, "trainer.optimizer.lr", self.lr, "must be above 0", "Use 1e-3 for a small model")
         require(self.weight_decay >= 0, "trainer.optimizer.weight_decay", self.weight_decay, "must not be negative",
                 "Use 0 for none")  # fmt: skip
-        require(len(self.betas) == 2 and all(0 <= b < 1 for b in self.betas), "trainer.optimizer.betas", self.betas,
-                "must be two numbers in [0, 1)", "Use [0.9, 0.95]")  # fmt: skip
-        require(self.eps > 0, "trainer.optimizer.eps", self.eps, "must be above 0", "Use 1e-8")
 
+    @abstractmethod
     def state_bytes(self, kind: str) -> int:
         """Bytes of state per trained parameter of a kind, for the memory plan."""
-        return 8
 
+    @abstractmethod
     def build(self, model: nn.Module) -> Optimizer:
-        """The optimiser over a model's trained parameters.
+        """The optimiser over a model's trained parameters, whose groups `groups` gives.
 
         Raises:
             ValueError: one of them is 16-bit.
         """
-        import torch
-
-        groups = self._groups(model, (MATRICES, EMBEDDINGS, HEADS, GATES, VECTORS, SCALARS))
-        return torch.optim.AdamW(groups, lr=self.lr, betas=self.betas, eps=self.eps, fused=True)
 
     def adjust(self, optimizer: Optimizer, factor: float, progress: float) -> None:
         """Set what changes over a run.
@@ -77,7 +74,7 @@ class AdamW:
             group["lr"] = group["peak_lr"] * factor
             group["weight_decay"] = group["peak_decay"] * decay[self.weight_decay_schedule]
 
-    def _groups(self, model: nn.Module, order: tuple[str, ...]) -> list[dict[str, Any]]:
+    def groups(self, model: nn.Module, order: tuple[str, ...] = KINDS) -> list[dict[str, Any]]:
         """One group a kind, and one a width where the rate depends on it. States are saved in this order."""
         from modern_llm.training.optimization.parameters import trained_parameters
 
@@ -100,6 +97,36 @@ class AdamW:
                     }
                 )
         return groups
+
+
+@dataclass(frozen=True)
+class AdamW(OptimizerSettings):
+    """AdamW (Loshchilov & Hutter 2019, arXiv 1711.05101), torch's fused kernel.
+
+    Args:
+        lr, weight_decay, weight_decay_schedule, rates: as in `OptimizerSettings`.
+        betas: decay of the running mean and of the running square.
+        eps: added to the root of the running square.
+    """
+
+    shards: ClassVar[bool] = True
+
+    betas: tuple[float, float] = _ADAM_W("betas")
+    eps: float = _ADAM_W("eps")
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        require(len(self.betas) == 2 and all(0 <= b < 1 for b in self.betas), "trainer.optimizer.betas", self.betas,
+                "must be two numbers in [0, 1)", "Use [0.9, 0.95]")  # fmt: skip
+        require(self.eps > 0, "trainer.optimizer.eps", self.eps, "must be above 0", "Use 1e-8")
+
+    def state_bytes(self, kind: str) -> int:
+        return 8
+
+    def build(self, model: nn.Module) -> Optimizer:
+        import torch
+
+        return torch.optim.AdamW(self.groups(model), lr=self.lr, betas=self.betas, eps=self.eps, fused=True)
 
 
 def _by_factor(kind: str, found: Kind, head_width: int | None) -> list[tuple[float, Kind]]:
@@ -172,7 +199,7 @@ class Muon(AdamW):
     def build(self, model: nn.Module) -> Optimizer:
         from modern_llm.training.optimization.muon import MuonWithAdamW
 
-        groups = self._groups(model, (EMBEDDINGS, HEADS, GATES, VECTORS, SCALARS, MATRICES))
+        groups = self.groups(model, (EMBEDDINGS, HEADS, GATES, VECTORS, SCALARS, MATRICES))
         return MuonWithAdamW(
             [{**group, "use_muon": group["kind"] == MATRICES} for group in groups],
             lr=self.lr,

@@ -12,7 +12,7 @@ from torch.optim import Optimizer
 
 from modern_llm.processes import summed, world
 from modern_llm.training.optimization.muon import MuonWithAdamW
-from modern_llm.training.optimization.optimizers import AdamW
+from modern_llm.training.optimization.optimizers import OptimizerSettings
 from modern_llm.training.parallel.gradients import GradientSums
 from modern_llm.training.parallel.replicated import Replicated
 from modern_llm.training.parallel.shards import cut, is_cut, laid, piece_of, whole
@@ -27,7 +27,7 @@ class FullySharded(Replicated):
 
     in_pieces = True
 
-    def __init__(self, model: nn.Module, settings: AdamW) -> None:
+    def __init__(self, model: nn.Module, settings: OptimizerSettings) -> None:
         from torch.distributed.device_mesh import init_device_mesh
         from torch.distributed.fsdp import FSDPModule, fully_shard, register_fsdp_forward_method
 
@@ -51,7 +51,7 @@ class FullySharded(Replicated):
             self.sums = GradientSums(trained)
         self.optimizer = self.build(settings)
 
-    def build(self, settings: AdamW) -> Optimizer:
+    def build(self, settings: OptimizerSettings) -> Optimizer:
         optimizer = settings.build(self.model)
         self.order: list[Tensor] = [p for group in optimizer.param_groups for p in group["params"]]
         self.piece: dict[Tensor, nn.Parameter] = {}

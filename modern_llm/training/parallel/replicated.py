@@ -11,7 +11,7 @@ from torch.optim import Optimizer
 
 from modern_llm.processes import world
 from modern_llm.training.optimization.muon import MuonWithAdamW
-from modern_llm.training.optimization.optimizers import AdamW
+from modern_llm.training.optimization.optimizers import OptimizerSettings
 from modern_llm.training.parallel.gradients import GradientSums
 
 
@@ -29,13 +29,13 @@ class Replicated:
 
     in_pieces = False
 
-    def __init__(self, model: nn.Module, settings: AdamW) -> None:
+    def __init__(self, model: nn.Module, settings: OptimizerSettings) -> None:
         self.model = model
         self.optimizer = self.build(settings)
         trained = [p for p in model.parameters() if p.requires_grad]
         self.sums = GradientSums(trained) if world().count > 1 else None
 
-    def build(self, settings: AdamW) -> Optimizer:
+    def build(self, settings: OptimizerSettings) -> Optimizer:
         """The optimiser over all that is trained."""
         optimizer = settings.build(self.model)
         if isinstance(optimizer, MuonWithAdamW):
@@ -87,7 +87,7 @@ class ShardedOptimizer(Replicated):
     """Each process keeps the state of its share of the parameters, updates these and tells the others (Rajbhandari et
     al. 2020, arXiv 1910.02054, stage 1). A parameter is never cut, so that matrices are orthogonalised whole."""
 
-    def build(self, settings: AdamW) -> Optimizer:
+    def build(self, settings: OptimizerSettings) -> Optimizer:
         optimizer = settings.build(self.model)
         self.order: list[Tensor] = [p for group in optimizer.param_groups for p in group["params"]]
         costs = [_cost(p, group.get("use_muon", False)) for group in optimizer.param_groups for p in group["params"]]

@@ -1,0 +1,103 @@
+"""The lab of `examples/`: classes from outside of the package, in one command."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from commands import launch, with_path
+from torch import nn
+
+from modern_llm.evaluation.attention_maps import attention_maps
+from modern_llm.models import ModernDecoderLM, ModernLLMConfig
+
+LAB = Path(__file__).resolve().parents[2] / "examples" / "lab"
+sys.path.append(str(LAB))
+from my_lab.attention import LinearAttention  # noqa: E402
+from my_lab.brackets import Brackets  # noqa: E402
+from my_lab.optimizer import Lion  # noqa: E402
+
+
+def test_one_command_outside_of_the_checkout_sweeps_what_is_its_own(tmp_path: Path) -> None:
+    lab = tmp_path / "lab"
+    shutil.copytree(LAB, lab, ignore=shutil.ignore_patterns("outputs", "__pycache__"))
+    command = [sys.executable, "-m", "modern_llm", "--config-dir", "conf", "experiment=lab", "trainer.max_steps=2",
+               "hardware=cpu", "hardware.precision=fp32", "paths.cache=cache"]  # fmt: skip
+    done = subprocess.run(command, cwd=lab, capture_output=True, text=True, env=with_path(), timeout=300)
+    assert done.returncode == 0, done.stderr
+    (table,) = lab.glob("outputs/multirun/*/*/sweep.md")
+    jobs = [json.loads(p.read_text())["metrics"] for p in table.parent.glob("*/result.json")]
+    assert len(jobs) == 4
+    assert all(0 <= job["validation_bracket_accuracy"] <= 1 for job in jobs)
+    assert "| linear" in table.read_text()
+    assert "bracket_accuracy" in table.read_text()
+    # What is its own is checked like what is ours, and so are values.
+    told = launch("--config-dir", "conf", "task=brackets", "plugins=[my_lab]", "task.data.texts=2", cwd=lab)
+    assert told.stderr.strip().splitlines()[-1].startswith("Error: task.data.texts=2: must be at least 10")
+    told = launch("--config-dir", "conf", "task=brackets", "plugins=[my_lab]", "task.data.texts=many", cwd=lab)
+    assert "task.data.texts='many': must be a whole number" in told.stderr
+
+
+def test_linear_attention_is_the_recurrence_of_its_paper() -> None:
+    torch.manual_seed(0)
+    config = ModernLLMConfig(vocab_size=17, d_model=16, n_layers=1, n_heads=2, attention=LinearAttention())
+    attention = ModernDecoderLM(config).double().blocks[0].attention
+    own = attention.own
+    nn.init.normal_(own.write)
+    x = torch.randn(1, 9, 16, dtype=torch.float64)
+
+    class Whole:
+        real = visible = None
+
+    found = attention(x, Whole(), {})
+    outer, keys, expected = torch.zeros(2, 8, 8).double(), torch.zeros(2, 8).double(), []
+    for token in x[0]:
+        q, k, v = (own.read @ token).view(3, 2, 8)
+        q, k = nn.functional.elu(q) + 1, nn.functional.elu(k) + 1
+        outer, keys = outer + k[:, :, None] * v[:, None], keys + k  # eq. 18, 19
+        heads = torch.einsum("hd,hde->he", q, outer) / ((q * keys).sum(-1) + 1e-6)[:, None]  # eq. 20
+        expected.append(own.write @ heads.flatten())
+    torch.testing.assert_close(found[0], torch.stack(expected))
+
+
+def test_nothing_is_kept_of_a_text_but_the_state() -> None:
+    config = ModernLLMConfig(vocab_size=17, d_model=16, n_layers=2, n_heads=2, attention=LinearAttention())
+    model = ModernDecoderLM(config).eval()
+    cache = model.new_cache(1, 10_000)
+    model.hidden_states(torch.ones(1, 40, dtype=torch.long), cache=cache)
+    assert sum(t.numel() for part in cache.parts for t in part._keys) == 2 * 16  # one slot a layer
+    assert {tuple(t.shape) for t in cache.last.values()} == {(1, 2, 8, 8), (1, 2, 8)}
+    with pytest.raises(ValueError, match=r"model\.attention: blocks without softmax attention have no maps"):
+        attention_maps(model, [1, 2, 3])
+
+
+def test_lion_makes_the_steps_of_its_paper() -> None:
+    torch.manual_seed(0)
+    model = nn.Linear(3, 2, bias=False)
+    weight, momentum = model.weight.detach().clone(), torch.zeros(2, 3)
+    settings = Lion(lr=0.1, weight_decay=0.5)
+    optimizer = settings.build(model)
+    for _ in range(4):
+        gradient = torch.randn(2, 3)
+        model.weight.grad = gradient.clone()
+        optimizer.step()
+        step = torch.sign(0.9 * momentum + 0.1 * gradient)
+        weight = weight - 0.1 * (step + 0.5 * weight)
+        momentum = 0.99 * momentum + 0.01 * gradient
+    torch.testing.assert_close(model.weight.detach(), weight)
+
+
+def test_brackets_are_nested() -> None:
+    data = Brackets(texts=30, pairs=12)
+    texts = [*data.documents("train", None), *data.documents("validation", None)]
+    assert len(texts) == 33
+    for text in texts:
+        while any(pair in text for pair in ("()", "[]", "{}", "<>")):
+            for pair in ("()", "[]", "{}", "<>"):
+                text = text.replace(pair, "")
+        assert text == ""
