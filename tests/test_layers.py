@@ -97,7 +97,18 @@ def test_imports_point_down(path: Path) -> None:
             assert top in {"torch", "modern_llm", *STANDARD}, f"{path} imports {module}"
 
 
-STANDARD = {"__future__", "abc", "collections", "dataclasses", "importlib", "math", "pathlib", "sys", "typing"}
+STANDARD = {
+    "__future__",
+    "abc",
+    "collections",
+    "dataclasses",
+    "importlib",
+    "inspect",
+    "math",
+    "pathlib",
+    "sys",
+    "typing",
+}
 
 
 def test_the_measures_of_the_house() -> None:

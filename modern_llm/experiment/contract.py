@@ -13,7 +13,7 @@ from typing import Any, Protocol
 from modern_llm.checks import require
 from modern_llm.defaults import Defaults
 from modern_llm.files import json_text, write_json, write_text
-from modern_llm.models.config import ModernLLMConfig
+from modern_llm.models.custom import FromScratch
 from modern_llm.processes import world
 from modern_llm.training.callbacks import Callback
 
@@ -169,7 +169,7 @@ def require_pretrained(model: Any) -> None:
     Raises:
         ValueError: with what to choose instead.
     """
-    if isinstance(model, ModernLLMConfig):
+    if isinstance(model, FromScratch):
         raise ValueError(
             "model: this task needs a trained model, and the chosen one is a decoder with random weights. Choose "
             "model=gpt2, distilgpt2, smollm2_135m, tinyllama, t5_small or flan_t5_small; or model=from_run with "

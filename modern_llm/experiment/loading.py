@@ -15,8 +15,8 @@ from modern_llm.data.batches import MULTIPLE
 from modern_llm.data.chat import with_chat
 from modern_llm.data.text.tokenizers import Tokenizer
 from modern_llm.experiment.contract import say
-from modern_llm.models.config import ModernLLMConfig
-from modern_llm.models.transformer import ModernDecoderLM
+from modern_llm.models.custom import FromScratch
+from modern_llm.models.custom_decoder import decoder_of
 from modern_llm.models.verifier import VerifierModel
 from modern_llm.models.verifier_config import VerifierConfig
 from modern_llm.pretrained.loaded import HuggingFaceModel, LoadedModel, OwnDecoder, OwnVerifier, weights_fingerprint
@@ -25,6 +25,7 @@ from modern_llm.pretrained.settings import LoRA, ModelFromRun, PretrainedChoice,
 from modern_llm.training.checkpoint import Checkpoints, load_model_tensors, torn
 from modern_llm.training.runtime import Runtime
 
+_OWN = FromScratch | VerifierConfig
 _ENDLESS = 2**31  # T5's relative positions know no last one
 
 
@@ -68,7 +69,7 @@ def is_encoder_decoder(choice: PretrainedChoice, mirror: str | None) -> bool:
     if isinstance(choice, ModelFromRun):
         _require_whole(choice)
         inner = _described(read_record(choice.checkpoint() / "config.yaml"))
-        return not isinstance(inner, ModernLLMConfig | VerifierConfig) and is_encoder_decoder(inner, mirror)
+        return not isinstance(inner, _OWN) and is_encoder_decoder(inner, mirror)
     return hugging_face_config(choice, mirror).is_encoder_decoder
 
 
@@ -86,7 +87,7 @@ def _described(record: dict[str, Any]) -> Any:
         ConfigError: it describes none.
     """
     model = build(record.get("model"), "model")
-    if not isinstance(model, ModernLLMConfig | VerifierConfig | PretrainedModel | ModelFromRun):
+    if not isinstance(model, _OWN | PretrainedModel | ModelFromRun):
         raise ConfigError(
             f"model={record.get('model')!r}: a checkpoint's config.yaml describes no model. Use another one."
         )
@@ -161,9 +162,9 @@ def _from_checkpoint(
             "Choose the data it was trained on, or a language model."
         )
     inner = _described(record)
-    if isinstance(inner, ModernLLMConfig):
+    if isinstance(inner, FromScratch):
         tokenizer = Tokenizer.load(folder / "tokenizer")
-        loaded: LoadedModel = OwnDecoder.of(ModernDecoderLM(inner), tokenizer, str(folder), had)
+        loaded: LoadedModel = OwnDecoder.of(decoder_of(inner), tokenizer, str(folder), had)
     elif isinstance(inner, VerifierConfig):
         loaded = OwnVerifier.of(VerifierModel(inner, had), Tokenizer.load(folder / "tokenizer"), str(folder))
     else:
@@ -187,7 +188,7 @@ def _from_checkpoint(
         raise ValueError(
             f"model.path={choice.path}: its weights are none ({cause}). Use another checkpoint."
         ) from cause
-    if isinstance(inner, ModernLLMConfig | VerifierConfig):  # built with random weights
+    if isinstance(inner, _OWN):  # built with random weights
         loaded = replace(loaded, fingerprint=weights_fingerprint(loaded.base))
     if train or (labels and not had):
         loaded = loaded.merged()

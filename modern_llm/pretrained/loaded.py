@@ -15,6 +15,8 @@ import torch
 from torch import nn
 
 from modern_llm.data.text.tokenizers import Tokenizer
+from modern_llm.models.custom import CustomModel
+from modern_llm.models.custom_decoder import CustomDecoder
 from modern_llm.models.interop import to_hugging_face
 from modern_llm.models.transformer import ModernDecoderLM
 from modern_llm.models.verifier import VerifierModel
@@ -27,6 +29,9 @@ from modern_llm.pretrained.settings import LoRA
 if TYPE_CHECKING:
     from peft import PeftModel
     from transformers import PreTrainedModel
+
+
+Decoder = ModernDecoderLM | CustomDecoder | HuggingFaceCausalLM
 
 
 @dataclass(frozen=True)
@@ -52,18 +57,18 @@ class LoadedModel(ABC):
     adapter: PeftModel | None = None
 
     @property
-    def decoder(self) -> ModernDecoderLM | HuggingFaceCausalLM:
+    def decoder(self) -> Decoder:
         """The model as one that continues texts.
 
         Raises:
             ValueError: an encoder-decoder or a classifier.
         """
-        if isinstance(self.model, HuggingFaceCausalLM | ModernDecoderLM):
+        if isinstance(self.model, Decoder):
             return self.model
         raise ValueError(f"{self.name}: is {self._kind}, and continues no text. Choose a decoder.")
 
     @property
-    def writer(self) -> ModernDecoderLM | HuggingFaceCausalLM | HuggingFaceSeq2Seq:
+    def writer(self) -> Decoder | HuggingFaceSeq2Seq:
         """The model as one that answers in words.
 
         Raises:
@@ -207,12 +212,19 @@ class _OwnModel(LoadedModel):
 
 @dataclass(frozen=True)
 class OwnDecoder(_OwnModel):
-    """A decoder of our own, from scratch or of an earlier run; under a `Classifier` where it has classes."""
+    """A decoder that its settings describe, from scratch or of an earlier run; under a `Classifier` where it has
+    classes."""
 
-    base: ModernDecoderLM
+    base: ModernDecoderLM | CustomDecoder
 
     @classmethod
-    def of(cls, base: ModernDecoderLM, tokenizer: Tokenizer, name: str, labels: list[str] | None = None) -> OwnDecoder:
+    def of(
+        cls,
+        base: ModernDecoderLM | CustomDecoder,
+        tokenizer: Tokenizer,
+        name: str,
+        labels: list[str] | None = None,
+    ) -> OwnDecoder:
         """A decoder; with labels, under a new head for these classes."""
         top = Classifier(base, labels) if labels else base
         return cls(top, base, tokenizer, base.config.max_seq_len, name, weights_fingerprint(base))
@@ -222,9 +234,10 @@ class OwnDecoder(_OwnModel):
         return self.base.config.attention_window is not None
 
     def flops_per_token(self, context: int | None = None) -> float:
-        if context is None or self.adapter is not None:
+        config = self.base.config
+        if context is None or self.adapter is not None or isinstance(config, CustomModel):
             return super().flops_per_token(context)
-        return self.base.config.flops_per_token(context)
+        return config.flops_per_token(context)
 
     def merged(self) -> OwnDecoder:
         return self if self.adapter is None else replace(self, model=self._merged_adapter(self.adapter), adapter=None)
@@ -235,6 +248,8 @@ class OwnDecoder(_OwnModel):
     def as_hugging_face(self) -> HuggingFaceModel:
         if self.labels:
             raise ValueError("a classifier of our own has no class in transformers. Keep its checkpoint.")
+        if isinstance(self.base, CustomDecoder):
+            raise ValueError(f"{type(self.base.config).__name__} has no class in transformers. Keep its checkpoint.")
         base = to_hugging_face(self.base)
         return HuggingFaceModel(
             HuggingFaceCausalLM(base), base, self.tokenizer, self.context, self.name, self.fingerprint

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from modern_llm.checks import require
@@ -12,6 +12,7 @@ from modern_llm.defaults import Defaults
 from modern_llm.experiment.contract import say
 from modern_llm.experiment.examples import FormName, chosen_metric, require_form
 from modern_llm.experiment.training import Parts, Selection, Session, TrainingTask, require_metric
+from modern_llm.objectives.settings import NextToken, TextObjective
 from modern_llm.pretrained.settings import ModelFromRun, PretrainedModel
 
 if TYPE_CHECKING:
@@ -35,6 +36,7 @@ class Finetuning(TrainingTask):
         form: `classification` (a head on the last real token), `label_words` (the label is written, and the most
             likely word counts), `answer` (free text is written); `auto`: classification for labelled data and
             decoders, label_words for labelled data and T5, else answer.
+        objective: what is minimised where a decoder writes the answers.
         train: false: measure the model as it is.
         max_tokens: longest text, answer included; longer inputs are shortened, and counted.
         max_train_examples, max_evaluation_examples: samples drawn by the seed; null: all.
@@ -46,6 +48,7 @@ class Finetuning(TrainingTask):
     model: PretrainedModel | ModelFromRun
     data: LabelledData
     form: FormName = _DEFAULTS("form")
+    objective: TextObjective = field(default_factory=NextToken)
     train: bool = _DEFAULTS("train")
     max_tokens: int = _DEFAULTS("max_tokens")
     max_train_examples: int | None = _DEFAULTS("max_train_examples")
@@ -123,9 +126,13 @@ class Finetuning(TrainingTask):
 
     def _objective(self, loaded: LoadedModel) -> Objective:
         from modern_llm.objectives.classification import Classification
-        from modern_llm.objectives.language_modeling import LanguageModeling
         from modern_llm.objectives.seq2seq import Seq2Seq
 
+        if loaded.labels or loaded.is_seq2seq:
+            what = "a classifier" if loaded.labels else "an encoder-decoder"
+            require(isinstance(self.objective, NextToken), "task.objective", type(self.objective).__name__,
+                    f"is for decoders that write, and this is {what}",
+                    "Leave it out, or use task.form=label_words with a decoder")  # fmt: skip
         if loaded.labels:
             return Classification()
-        return Seq2Seq() if loaded.is_seq2seq else LanguageModeling()
+        return Seq2Seq() if loaded.is_seq2seq else self.objective.build()

@@ -129,6 +129,7 @@ class LongContext:
     def _load(self, choice: PretrainedChoice, runtime: Runtime) -> tuple[LoadedModel, ModernDecoderLM | None]:
         """A model, and the same one as our decoder where it can be; only this one has policies to choose from."""
         from modern_llm.experiment.loading import load_model
+        from modern_llm.models.custom_decoder import CustomDecoder
         from modern_llm.models.interop import from_hugging_face
         from modern_llm.models.transformer import ModernDecoderLM
 
@@ -137,6 +138,8 @@ class LongContext:
         decoder = loaded.decoder.eval()
         if isinstance(decoder, ModernDecoderLM):
             return loaded, decoder
+        if isinstance(decoder, CustomDecoder):
+            return loaded, None
         try:
             return loaded, from_hugging_face(decoder.model).to(runtime.device).eval()
         except ValueError as cause:

@@ -16,7 +16,8 @@ from modern_llm.evaluation.protocol import PerplexityProtocol
 from modern_llm.experiment.contract import say
 from modern_llm.experiment.samples import Samples
 from modern_llm.experiment.training import Parts, Session, TrainingTask, require_metric
-from modern_llm.models.config import ModernLLMConfig
+from modern_llm.models.custom import CustomModel, FromScratch
+from modern_llm.objectives.settings import NextToken, TextObjective
 from modern_llm.pretrained.settings import ModelFromRun, PretrainedModel
 from modern_llm.training.memory.plan import check_memory
 
@@ -40,8 +41,8 @@ class Pretraining(TrainingTask):
     """Train on a text by predicting its next token, and measure the perplexity.
 
     Args:
-        model, trainer, hardware, logger, paths, seed, suggested_steps, objective_metric: as in `TrainingTask`. A
-            `ModernLLMConfig` is trained from scratch; a model that is there already is trained further.
+        model, trainer, hardware, logger, paths, seed, suggested_steps, objective_metric: as in `TrainingTask`. What
+            begins with random weights is trained from scratch; a model that is there already is trained further.
         train: false: measure the model as it is.
         data: the text.
         tokenizer: how text becomes ids for a model from scratch; any other brings its own.
@@ -51,13 +52,14 @@ class Pretraining(TrainingTask):
         ramp: smaller batches or shorter sequences at first; null: none.
         document_masking: attention stays inside documents, in training and evaluation.
         evaluation: how perplexity is measured.
+        objective: what is minimised.
         samples: texts for the report.
 
     Raises:
         ValueError: an impossible combination, or a plan that exceeds `hardware.memory_limit_gb`.
     """
 
-    model: ModernLLMConfig | PretrainedModel | ModelFromRun
+    model: FromScratch | PretrainedModel | ModelFromRun
     train: bool = _DEFAULTS("train")
     data: Source = field(default_factory=PythonDocs)
     tokenizer: TokenizerChoice = field(default_factory=BPETokenizer)
@@ -66,6 +68,7 @@ class Pretraining(TrainingTask):
     ramp: Ramp | None = None
     document_masking: bool = _DEFAULTS("document_masking")
     evaluation: PerplexityProtocol = field(default_factory=PerplexityProtocol)
+    objective: TextObjective = field(default_factory=NextToken)
     samples: Samples
     suggested_steps: int = _DEFAULTS("suggested_steps")
     objective_metric: str = _DEFAULTS("objective_metric")
@@ -73,7 +76,7 @@ class Pretraining(TrainingTask):
     def __post_init__(self) -> None:
         super().__post_init__()
         require_metric(self, [f"{s}_{m}" for s in self.data.splits()[1:] for m in _METRICS], _MONITORED)
-        if not isinstance(self.model, ModernLLMConfig):
+        if not isinstance(self.model, FromScratch):
             return
         if self.ramp is not None:
             self.ramp.check(self.trainer.batch_size, self.seq_len or self.model.max_seq_len)
@@ -88,7 +91,9 @@ class Pretraining(TrainingTask):
         if vocab_size is not None:
             self._check_memory(self.model.with_vocab_size(vocab_size))
 
-    def _check_memory(self, model: ModernLLMConfig) -> None:
+    def _check_memory(self, model: FromScratch) -> None:
+        if isinstance(model, CustomModel):  # tells nothing of its memory
+            return
         check_memory(model, self.seq_len or model.max_seq_len, self.trainer, self.hardware)
 
     def trains(self) -> bool:
@@ -102,7 +107,7 @@ class Pretraining(TrainingTask):
         from modern_llm.experiment.loading import is_encoder_decoder, load_model
 
         mirror = self.paths.mirror
-        if isinstance(self.model, ModernLLMConfig):
+        if isinstance(self.model, FromScratch):
             loaded = self._from_scratch(self.model, at)
         elif is_encoder_decoder(self.model, mirror):
             raise ValueError("model: an encoder-decoder gives no text a perplexity. Choose a decoder, such as gpt2.")
@@ -114,21 +119,20 @@ class Pretraining(TrainingTask):
         at.data = self._corpora(loaded)
         return loaded
 
-    def _from_scratch(self, model: ModernLLMConfig, at: Session) -> LoadedModel:
+    def _from_scratch(self, model: FromScratch, at: Session) -> LoadedModel:
         import torch
 
-        from modern_llm.models.transformer import ModernDecoderLM
+        from modern_llm.models.custom_decoder import decoder_of
         from modern_llm.pretrained.loaded import OwnDecoder
 
         tokenizer = self.tokenizer.prepare(self.data, self.paths.cache_folder, self.paths.mirror)
         config = model.with_vocab_size(tokenizer.vocab_size)
         self._check_memory(config)
         torch.manual_seed(self.seed)  # whether or not the tokenizer had to be trained
-        return OwnDecoder.of(ModernDecoderLM(config).to(at.runtime.device), tokenizer, "decoder from scratch")
+        return OwnDecoder.of(decoder_of(config).to(at.runtime.device), tokenizer, "decoder from scratch")
 
     def parts(self, at: Session) -> Parts:
         from modern_llm.data.text.packing import PackedStream
-        from modern_llm.objectives.language_modeling import LanguageModeling
 
         train, length = at.data["train"], self._length(at.loaded)
         if self.ramp is not None:
@@ -148,7 +152,7 @@ class Pretraining(TrainingTask):
         def measure() -> dict[str, float]:
             return self._perplexity(at, at.data["validation"], limit).metrics("validation")
 
-        return Parts(stream, LanguageModeling(), _ValidationLoss(measure))
+        return Parts(stream, self.objective.build(), _ValidationLoss(measure))
 
     def measure(self, at: Session) -> Measured:
         from modern_llm.experiment.record import Measured, evaluated_on
@@ -166,7 +170,7 @@ class Pretraining(TrainingTask):
             text = self.data.fingerprint(split, self.paths.mirror)
             on[split] = evaluated_on(text, corpus.counts.documents, at.loaded.tokenizer.fingerprint)
         protocol |= {
-            "tokenizer": f"{self.tokenizer if isinstance(self.model, ModernLLMConfig) else at.loaded.name}",
+            "tokenizer": f"{self.tokenizer if isinstance(self.model, FromScratch) else at.loaded.name}",
             "separators": "context, not scored",
             "document_masking": self.document_masking,
         }
@@ -181,7 +185,7 @@ class Pretraining(TrainingTask):
         """Tokens per training sequence."""
         if self.seq_len is not None:
             return self.seq_len
-        if isinstance(self.model, ModernLLMConfig):
+        if isinstance(self.model, FromScratch):
             return self.model.max_seq_len
         return min(loaded.context or _LONGEST, _LONGEST)
 

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from modern_llm.data.instructions.settings import InstructionData
 from modern_llm.defaults import Defaults
 from modern_llm.experiment.conversations import ConversationTask
 from modern_llm.experiment.training import Parts, Selection, Session, require_metric, tell_skipped
+from modern_llm.objectives.settings import NextToken, TextObjective
 
 if TYPE_CHECKING:
     from modern_llm.data.instructions.read import Instructions
@@ -28,6 +29,7 @@ class SFT(ConversationTask):
 
     Args:
         data: the conversations; the others as in `ConversationTask`.
+        objective: what is minimised.
         packing: put several conversations into a row of `max_tokens`, each invisible to the others;
             `trainer.batch_size` then counts rows. False: one conversation a row.
 
@@ -36,6 +38,7 @@ class SFT(ConversationTask):
     """
 
     data: InstructionData
+    objective: TextObjective = field(default_factory=NextToken)
     packing: bool = _DEFAULTS("packing")
 
     def __post_init__(self) -> None:
@@ -45,7 +48,6 @@ class SFT(ConversationTask):
     def parts(self, at: Session) -> Parts:
         from modern_llm.data.batches import LengthBatches, PackedBatches
         from modern_llm.data.instructions.read import ConversationBatch
-        from modern_llm.objectives.language_modeling import LanguageModeling
 
         train, held_out = self._part(at, "train"), self._part(at, "selection")
         at.data = train
@@ -55,7 +57,7 @@ class SFT(ConversationTask):
             stream = PackedBatches(train.items, batch_size, self.writer(at)[1], self.seed, collate, train.fingerprint)
         else:
             stream = LengthBatches(train.items, batch_size, self.seed, collate.singly, train.fingerprint)
-        objective = LanguageModeling()
+        objective = self.objective.build()
         return Parts(stream, objective, Selection(at, objective, held_out.items, collate.singly))
 
     def measure(self, at: Session) -> Measured:

@@ -101,3 +101,61 @@ def test_brackets_are_nested() -> None:
             for pair in ("()", "[]", "{}", "<>"):
                 text = text.replace(pair, "")
         assert text == ""
+
+
+OBJECTIVE = """
+from dataclasses import dataclass
+
+from modern_llm.objectives.language_modeling import LanguageModeling
+from modern_llm.objectives.settings import TextObjective
+from modern_llm.training.callbacks import Callback
+from modern_llm.training.logs.loggers import Watcher
+
+
+@dataclass(frozen=True)
+class Twice(TextObjective):
+    def build(self):
+        class TwiceTheLoss(LanguageModeling):
+            def __call__(self, model, batch):
+                output = super().__call__(model, batch)
+                output.loss_sum = 2 * output.loss_sum
+                return output
+
+        return TwiceTheLoss()
+
+
+@dataclass(frozen=True)
+class Told(Watcher):
+    word: str = "step"
+
+    def callbacks(self, folder, record):
+        word = self.word
+
+        class Write(Callback):
+            def on_step(self, step, loss):
+                with (folder / "told.txt").open("a") as file:
+                    file.write(f"{word} {step}\\n")
+
+        return [Write()]
+"""
+
+
+def test_a_model_an_objective_and_a_callback_of_ones_own(tmp_path: Path) -> None:
+    lab = tmp_path / "lab"
+    shutil.copytree(LAB, lab, ignore=shutil.ignore_patterns("outputs", "__pycache__"))
+    (lab / "further.py").write_text(OBJECTIVE)
+    words = ["--config-dir", "conf", "task=brackets", "model=gru", "plugins=[my_lab,further]", "hardware=cpu",
+             "hardware.precision=fp32", "paths.cache=cache", "trainer.max_steps=3", "trainer.log_every=1",
+             "task.samples.max_new_tokens=4"]  # fmt: skip
+    losses = []
+    for more in ([], ["task.objective._target_=further.Twice", "+trainer.callbacks.told._target_=further.Told"]):
+        done = launch(*words, *more, cwd=lab)
+        assert done.returncode == 0, done.stderr
+        run = max(lab.glob("outputs/*/*/metrics.jsonl"), key=lambda p: p.stat().st_mtime)
+        losses.append(json.loads(run.read_text().splitlines()[0])["loss"])
+    assert losses[1] == pytest.approx(2 * losses[0], rel=1e-5)
+    assert (run.parent / "told.txt").read_text() == "step 1\nstep 2\nstep 3\n"
+    # What was trained is loaded again, and writes.
+    words = ["plugins=[my_lab]", "task=generate", "model=from_run", f"model.path={run.parent}", "task.prompts=['(']"]
+    done = launch(*words, "hardware=cpu", cwd=lab)
+    assert done.returncode == 0, done.stderr
