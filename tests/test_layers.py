@@ -17,6 +17,7 @@ LAYERS = [
     {"training", "evaluation", "reporting"},
     {"config"},
     {"experiment"},
+    {"auto"},
     {"tasks"},
     {"runs"},
     {"command"},
@@ -44,6 +45,9 @@ LOADED_WHEN_USED: dict[str, set[str]] = {
     "modern_llm.evaluation.metrics.verification": {"evaluate", "datasets"},
     "modern_llm.evaluation.verifier": set(),
     "modern_llm.pretrained.kv_cache": {"transformers"},
+    "modern_llm.auto.configuration": {"transformers"},
+    "modern_llm.auto.modeling": {"transformers"},
+    "modern_llm.auto.tokenization": {"transformers"},
 }
 FILES = sorted(PACKAGE.rglob("*.py"))
 

@@ -240,15 +240,16 @@ def _made(node: Any) -> Any:
         raise ConfigError(str(cause)) from cause
 
 
-def _as_node(value: Any) -> Any:
+def as_node(value: Any) -> Any:
+    """Settings as plain data, from which `build` makes equal ones."""
     if is_dataclass(value) and not isinstance(value, type):
         target = f"{type(value).__module__}.{type(value).__qualname__}"
-        return {"_target_": target} | {f.name: _as_node(getattr(value, f.name)) for f in fields(value)}
+        return {"_target_": target} | {f.name: as_node(getattr(value, f.name)) for f in fields(value)}
     if isinstance(value, dict):
-        return {k: _as_node(v) for k, v in value.items()}
-    return [_as_node(v) for v in value] if isinstance(value, list | tuple) else value
+        return {k: as_node(v) for k, v in value.items()}
+    return [as_node(v) for v in value] if isinstance(value, list | tuple) else value
 
 
 def describe(objects: dict[str, Any]) -> str:
     """YAML from which `build` makes equal objects."""
-    return OmegaConf.to_yaml(OmegaConf.create(_as_node(objects)))
+    return OmegaConf.to_yaml(OmegaConf.create(as_node(objects)))

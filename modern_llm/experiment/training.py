@@ -15,6 +15,7 @@ from modern_llm.checks import require
 from modern_llm.defaults import ROOT
 from modern_llm.evaluation.metrics.registry import directions
 from modern_llm.experiment.contract import Paths, RunFolder, say
+from modern_llm.files import write_json
 from modern_llm.processes import join, world
 from modern_llm.training.logs.loggers import FilesOnly, Logger
 from modern_llm.training.settings import Hardware, TrainerSettings
@@ -177,6 +178,7 @@ class TrainingTask(ABC):
     def _fit(self, at: Session) -> dict[str, float]:
         """Train, leave the model at its best checkpoint, and save it in its own format. Returns the metrics that every
         training has."""
+        from modern_llm.experiment.auto_config import auto_config
         from modern_llm.experiment.loading import describe_model, require_same_base
         from modern_llm.training.checkpoint import load_model_tensors
         from modern_llm.training.trainer import Trainer
@@ -187,6 +189,10 @@ class TrainingTask(ABC):
         def save_extras(checkpoint: Path) -> None:
             checkpoint.joinpath("config.yaml").write_text(describe_model(self.model, loaded))
             loaded.tokenizer.save(checkpoint / "tokenizer")
+            known = auto_config(loaded)
+            if known is not None:
+                write_json(checkpoint / "config.json", known)
+                write_json(folder.path / "config.json", known)
 
         parts = self.parts(at)
         trainer = Trainer(

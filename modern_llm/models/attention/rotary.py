@@ -52,6 +52,10 @@ class Rotary(nn.Module):
         self.register_buffer("cos", cos, persistent=False)
         self.register_buffer("sin", sin, persistent=False)
 
+    def restore(self) -> None:
+        """Compute the tables anew, where they were made without content."""
+        self.cos, self.sin = self._angles(0, len(self.cos), self.cos.device)
+
     @property
     def switched_off(self) -> NoRotation:
         """For layers without positions."""
