@@ -120,7 +120,8 @@ class LabelledData:
     @property
     def columns(self) -> list[str]:
         """Columns that are read."""
-        templates = [self.prompt, self.text, self.encoder_text, None if self.labels else self.target]
+        read, written = (self.text, None) if self.labels else (None, self.target)  # only labels have a classifier
+        templates = [self.prompt, read, self.encoder_text, written]
         named = [name for template in templates if template for name in columns_of(template)]
         return list(dict.fromkeys([*named, *([self.label_column] if self.labels else [])]))
 

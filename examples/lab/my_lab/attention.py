@@ -37,7 +37,8 @@ class LinearAttention(AttentionPart):
         }
 
     def kept_per_token(self, sizes: Sizes, layer: int) -> int:
-        return 7 * sizes.n_heads * sizes.head_size  # q, k, v; phi of two of them; what is attended, before and after
+        # q, k, v; phi of two of them; what is attended, before and after. The scores of a pass come on top of it.
+        return 7 * sizes.n_heads * sizes.head_size
 
     def mix(
         self, weights: Any, sizes: Sizes, x: Tensor, plan: AttentionPlan, carried: Carried, state: State | None
