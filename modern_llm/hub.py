@@ -124,6 +124,44 @@ def dataset_fingerprint(name: str, config: str | None, split: str, mirror: str |
     return _content(folder) if folder is not None else find_dataset(name, config, split, mirror)._fingerprint
 
 
+def dataset_files(name: str, mirror: str | None = None) -> list[str]:
+    """Paths of the files of a data set, sorted.
+
+    Args:
+        name: hub name.
+        mirror: root of the mirror; None: the environment variable.
+
+    Raises:
+        FileNotFoundError: nowhere; the message names the places and the way out.
+    """
+    folder = _in_mirror("datasets", name, mirror)
+    if folder is not None:
+        return sorted(p.relative_to(folder).as_posix() for p in folder.rglob("*") if p.is_file())
+    from huggingface_hub import HfApi
+
+    try:
+        return sorted(HfApi().list_repo_files(name, repo_type="dataset"))
+    except Exception as cause:
+        raise _not_found("datasets", name, mirror, cause) from cause
+
+
+def dataset_file(name: str, file: str, mirror: str | None = None) -> Path:
+    """One file of a data set on this machine: of the mirror, of the local cache, or fetched.
+
+    Raises:
+        FileNotFoundError: nowhere.
+    """
+    folder = _in_mirror("datasets", name, mirror)
+    if folder is not None:
+        return folder / file
+    from huggingface_hub import hf_hub_download
+
+    try:
+        return Path(hf_hub_download(name, file, repo_type="dataset"))
+    except Exception as cause:
+        raise _not_found("datasets", name, mirror, cause) from cause
+
+
 def find_dataset(name: str, config: str | None, split: str, mirror: str | None = None) -> Dataset:
     """One split of a data set, memory-mapped.
 

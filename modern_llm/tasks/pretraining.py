@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from modern_llm.checks import require
 from modern_llm.data.text.ramp import Ramp
+from modern_llm.data.text.shards import ShardedText
 from modern_llm.data.text.sources import PythonDocs, Source, Split
 from modern_llm.data.text.tokenizers import BPETokenizer, ByteTokenizer, TokenizerChoice
 from modern_llm.defaults import Defaults
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
     from modern_llm.evaluation.perplexity import Perplexity
     from modern_llm.experiment.record import Measured
     from modern_llm.pretrained.loaded import LoadedModel
+    from modern_llm.training.contract import DataStream
 
 _LONGEST = 1024  # tokens of a sequence, unless asked for, where a model would take more
 _MONITORED = ("loss", "token_perplexity")
@@ -132,27 +134,30 @@ class Pretraining(TrainingTask):
         return OwnDecoder.of(decoder_of(config).to(at.runtime.device), tokenizer, "decoder from scratch")
 
     def parts(self, at: Session) -> Parts:
-        from modern_llm.data.text.packing import PackedStream
-
-        train, length = at.data["train"], self._length(at.loaded)
-        if self.ramp is not None:
-            self.ramp.check(self.trainer.batch_size, length)
-        say(f"train: {train.counts.tokens:,} tokens, vocabulary {at.loaded.tokenizer.vocab_size}")
-        stream = PackedStream(
-            train,
-            length,
-            self.trainer.batch_size,
-            self.seed,
-            document_ids=self.document_masking,
-            shuffle_documents=self.shuffle_documents,
-            ramp=self.ramp,
-        )
         limit = self.evaluation.tokens_in_training
 
         def measure() -> dict[str, float]:
             return self._perplexity(at, at.data["validation"], limit).metrics("validation")
 
-        return Parts(stream, self.objective.build(), _ValidationLoss(measure))
+        return Parts(self._stream(at), self.objective.build(), _ValidationLoss(measure))
+
+    def _stream(self, at: Session) -> DataStream:
+        from modern_llm.data.text.packing import PackedStream
+        from modern_llm.data.text.shard_stream import ShardStream
+
+        tokenizer, length, rows = at.loaded.tokenizer, self._length(at.loaded), self.trainer.batch_size
+        if self.ramp is not None:
+            self.ramp.check(rows, length)
+        packing: dict[str, Any] = {"document_ids": self.document_masking, "shuffle_documents": self.shuffle_documents,
+                                   "ramp": self.ramp}  # fmt: skip
+        if isinstance(self.data, ShardedText):
+            place = (self.paths.cache_folder, self.paths.mirror)
+            stream = ShardStream(self.data, tokenizer, *place, length, rows, self.seed, **packing, report=say)
+            say(f"train: {len(stream.shards)} shards, vocabulary {tokenizer.vocab_size}")
+            return stream
+        train = at.data["train"]
+        say(f"train: {train.counts.tokens:,} tokens, vocabulary {tokenizer.vocab_size}")
+        return PackedStream(train, length, rows, self.seed, **packing)
 
     def measure(self, at: Session) -> Measured:
         from modern_llm.experiment.record import Measured, evaluated_on
@@ -195,7 +200,8 @@ class Pretraining(TrainingTask):
 
         corpora: dict[Split, TokenCorpus] = {}
         cache, mirror = self.paths.cache_folder, self.paths.mirror
-        for split in self.data.splits() if self.train else self.data.splits()[1:]:
+        whole = self.train and not isinstance(self.data, ShardedText)  # whose shards are tokenised as they come
+        for split in self.data.splits() if whole else self.data.splits()[1:]:
             try:
                 corpora[split] = tokenise(self.data, split, loaded.tokenizer, cache, mirror, say)
             except MissingSplitError as missing:

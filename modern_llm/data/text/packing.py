@@ -93,6 +93,16 @@ class PackedStream:
         """What share of the run is done, in [0, 1]: the ramp follows it."""
         self.progress = progress
 
+    @property
+    def rows(self) -> int:
+        """Sequences of the next batch, before any is cut."""
+        return self.batch_size if self.ramp is None else self.ramp.rows(self.batch_size, self.progress)
+
+    @property
+    def left(self) -> int:
+        """Sequences of this epoch that have not been visited."""
+        return len(self._starts) - self.position
+
     def facts(self) -> dict[str, float]:
         """Passes over the corpus so far."""
         return {"epochs": self.epoch + self.position / len(self._starts)}
@@ -101,9 +111,8 @@ class PackedStream:
         return self
 
     def __next__(self) -> Batch:
-        rows, pieces = self.batch_size, 1
+        rows, pieces = self.rows, 1
         if self.ramp is not None:
-            rows = self.ramp.rows(self.batch_size, self.progress)
             pieces = self.ramp.pieces(self.seq_len, self.progress)
         starts: list[int] = []
         while len(starts) < rows:

@@ -188,6 +188,12 @@ def _content(path: Path, size: int, modified: int) -> bytes:
         return hashlib.file_digest(file, "sha256").digest()
 
 
+def file_content(path: Path) -> bytes:
+    """Hash of a file's content."""
+    status = path.stat()
+    return _content(path, status.st_size, status.st_mtime_ns)
+
+
 _TEXT_FILES = Defaults("task/data/text_files")
 
 
@@ -246,8 +252,7 @@ class TextFiles:
     def fingerprint(self, split: Split, mirror: str | None) -> str:
         digest = hashlib.sha256()
         for path in self._files(split):
-            status = path.stat()
-            digest.update(_content(path, status.st_size, status.st_mtime_ns))
+            digest.update(file_content(path))
         settings = [split, bool(self.validation), self.validation_percent, self.document_separator]
         return f"text {digest.hexdigest()} {json.dumps(settings)}"
 
