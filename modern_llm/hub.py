@@ -124,6 +124,44 @@ def dataset_fingerprint(name: str, config: str | None, split: str, mirror: str |
     return _content(folder) if folder is not None else find_dataset(name, config, split, mirror)._fingerprint
 
 
+def mirrored_dataset(name: str, mirror: str | None = None) -> dict[str, str] | None:
+    """`path` and `cache_dir` with which `datasets.load_dataset` reads a data set of the mirror; None: none there.
+
+    Args:
+        name: hub name.
+        mirror: root of the mirror; None: the environment variable.
+    """
+    folder = _in_mirror("datasets", name, mirror)
+    if folder is None:
+        return None
+    import datasets
+
+    # `datasets` knows a local folder by its name alone and would serve what another folder once held.
+    cache = Path(datasets.config.HF_DATASETS_CACHE) / "mirror" / _content(folder)[:24]
+    return {"path": str(folder), "cache_dir": str(cache)}
+
+
+def dataset_configs(name: str, mirror: str | None = None) -> list[str]:
+    """Configurations of a data set.
+
+    Raises:
+        FileNotFoundError: it is nowhere.
+    """
+    import datasets
+
+    folder = _in_mirror("datasets", name, mirror)
+    try:
+        return list(datasets.get_dataset_config_names(name if folder is None else str(folder)))
+    except Exception as cause:
+        raise _not_found("datasets", name, mirror, cause) from cause
+
+
+def file_beside(name: str, file: str, mirror: str | None = None) -> Path | None:
+    """A file that stands in a data set's folder in the mirror; None: it is not there."""
+    folder = _in_mirror("datasets", name, mirror)
+    return folder / file if folder is not None and (folder / file).is_file() else None
+
+
 def dataset_files(name: str, mirror: str | None = None) -> list[str]:
     """Paths of the files of a data set, sorted.
 
@@ -178,13 +216,9 @@ def find_dataset(name: str, config: str | None, split: str, mirror: str | None =
     """
     import datasets
 
-    folder = _in_mirror("datasets", name, mirror)
     datasets.disable_progress_bars()
-    where: dict[str, Any] = {"path": name}
-    if folder is not None:
-        # `datasets` knows a local folder by its name alone and would serve what another folder once held.
-        cache = Path(datasets.config.HF_DATASETS_CACHE) / "mirror" / _content(folder)[:24]
-        where = {"path": str(folder), "cache_dir": str(cache)}
+    mirrored = mirrored_dataset(name, mirror)
+    where: dict[str, Any] = mirrored or {"path": name}
     try:
         try:
             return datasets.load_dataset(**where, name=config, split=split)
@@ -199,6 +233,6 @@ def find_dataset(name: str, config: str | None, split: str, mirror: str | None =
     except Exception as cause:
         if "Unknown split" in str(cause):
             raise MissingSplitError(f"{name} ({config}), split {split!r}: {cause}") from cause
-        if folder is not None or isinstance(cause, ValueError):
+        if mirrored is not None or isinstance(cause, ValueError):
             raise ValueError(f"{name} ({config}), split {split!r}: {cause}") from cause
         raise _not_found("datasets", name, mirror, cause) from cause

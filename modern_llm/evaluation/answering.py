@@ -3,13 +3,14 @@ the beginning that all prompts share is computed once; texts of like length are 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from modern_llm.data.batches import ClassificationBatch, Collate, Encoded, Sized, by_length, padded
+from modern_llm.evaluation.likelihood import BranchingCausalLM, Progress, log_likelihoods, shared_length, silent
 from modern_llm.models.decoding.generation import (
     CausalLM,
     Continuation,
@@ -25,21 +26,6 @@ from modern_llm.objectives.classification import TextClassifier
 from modern_llm.pretrained.seq2seq import EncodedSource, HuggingFaceSeq2Seq
 from modern_llm.processes import dealt, gathered, summed, world
 
-Progress = Callable[[int, int], None]  # called with how many are done, of how many
-
-
-def _silent(done: int, of: int) -> None:
-    """Tell nobody."""
-
-
-def shared_length(prompts: Sequence[list[int]]) -> int:
-    """Ids that all prompts begin with; at least one of each prompt stays out."""
-    if len(prompts) < 2:
-        return 0
-    first, last = min(prompts), max(prompts)  # whatever these two share lies in all that are ordered between them
-    same = next((i for i, (a, b) in enumerate(zip(first, last, strict=False)) if a != b), len(first))
-    return min(same, min(map(len, prompts)) - 1)
-
 
 def _prefill(model: CausalLM, prompts: Sequence[list[int]]) -> tuple[DecodingCache | None, int]:
     """Cache of what all prompts share, or None where that is nothing, and how many ids it holds."""
@@ -47,72 +33,47 @@ def _prefill(model: CausalLM, prompts: Sequence[list[int]]) -> tuple[DecodingCac
     return (prefilled(model, prompts[0][:shared]) if shared else None), shared
 
 
-def _sized_batches(
-    lengths: Sequence[int], batch_size: int, progress: Progress, of: int | None = None
-) -> Iterator[list[int]]:
+def _sized_batches(lengths: Sequence[int], batch_size: int, progress: Progress) -> Iterator[list[int]]:
     items = [Encoded(i, [0] * length, []) for i, length in enumerate(lengths)]
     done = 0
     for places in by_length(items, batch_size):
         yield places
         done += len(places)
-        progress(done, of or len(items))
+        progress(done, len(items))
 
 
 @torch.no_grad()
 def rank_answers(
-    model: CausalLM | HuggingFaceSeq2Seq,
+    model: BranchingCausalLM | HuggingFaceSeq2Seq,
     prompts: Sequence[list[int]],
     answers: Sequence[Sequence[Sequence[int]]],
     batch_size: int,
-    progress: Progress = _silent,
+    progress: Progress = silent,
 ) -> np.ndarray:
     """Log-likelihood of each answer behind its prompt, in nats, summed over its tokens.
 
     Args:
         model: in evaluation mode.
         prompts: ids of each, not empty.
-        answers: ids of the C answers of every prompt.
+        answers: ids of the answers of every prompt.
         batch_size: rows per forward pass.
 
     Returns:
-        (N, C) float64.
+        (N, C) float64, C the largest number of answers; -inf where a prompt has fewer.
     """
     if isinstance(model, HuggingFaceSeq2Seq):
         return _rank_with_encoder(model, prompts, answers, batch_size, progress)
-    C = len(answers[0])
-    scores = np.zeros((len(prompts), C))
-    prefix, shared = _prefill(model, prompts)
-    device = model.output_head.weight.device
-    # Answers of one token are read off one row; longer ones need a row each for their own beginning.
-    single = all(len(answer) == 1 for options in answers for answer in options)
-    rows = (
-        [(n, None) for n in range(len(prompts))] if single else [(n, c) for n in range(len(prompts)) for c in range(C)]
-    )
-    ids = [[*prompts[n][shared:], *([] if c is None else answers[n][c][:-1])] for n, c in rows]
-    for places in _sized_batches(list(map(len, ids)), batch_size, progress):
-        batch = padded([ids[i] for i in places], 0, multiple=1).to(device)  # the context may be full
-        cache = None if prefix is None else prefix.repeated(len(places), shared + batch.shape[1])
-        hidden = model.hidden_states(batch, cache=cache).hidden  # (B, T, d); padding on the right is never seen
-        if single:
-            last = torch.tensor([len(ids[i]) - 1 for i in places], device=device)
-            picked = hidden[torch.arange(len(places), device=device), last]
-            logits = model.output_head.logits(picked)
-            options = torch.tensor([[answer[0] for answer in answers[rows[i][0]]] for i in places], device=device)
-            likelihood = logits.log_softmax(-1).gather(1, options).cpu().numpy()
-            for row, i in zip(likelihood, places, strict=True):
-                scores[rows[i][0]] = row
-            continue
-        labels = torch.full_like(batch, IGNORE_INDEX)
-        for row, i in enumerate(places):
-            n, c = rows[i]
-            assert c is not None
-            answer = answers[n][c]
-            end = len(ids[i])
-            labels[row, end - len(answer) : end] = torch.tensor(answer)
-        sums = -token_nll(hidden, model.output_head, labels).sum(1)
-        for value, i in zip(sums.tolist(), places, strict=True):
-            scores[rows[i]] = value
+    requests = [(prompt, answer) for prompt, options in zip(prompts, answers, strict=True) for answer in options]
+    owners = np.repeat(np.arange(len(prompts)), [len(options) for options in answers])
+    scores = _no_scores(answers)
+    places = np.concatenate([np.arange(len(options)) for options in answers])
+    scores[owners, places] = log_likelihoods(model, requests, batch_size, progress).sums
     return scores
+
+
+def _no_scores(answers: Sequence[Sequence[Sequence[int]]]) -> np.ndarray:
+    """(N, C) -inf everywhere; C is the largest number of answers."""
+    return np.full((len(answers), max(map(len, answers))), -np.inf)
 
 
 def _rank_with_encoder(
@@ -123,19 +84,21 @@ def _rank_with_encoder(
     progress: Progress,
 ) -> np.ndarray:
     """As `rank_answers`; each source is encoded once for all its answers."""
-    C = len(answers[0])
-    scores = np.zeros((len(prompts), C))
+    scores = _no_scores(answers)
     device = model.output_head.weight.device
     for places in _sized_batches(list(map(len, prompts)), batch_size, progress):
         source = padded([prompts[i] for i in places], 0).to(device)
         mask = padded([[1] * len(prompts[i]) for i in places], 0).to(device)
         encoded = model.encode(source, mask)
-        for c in range(C):
-            options = [list(answers[i][c]) for i in places]
+        for c in range(max(len(answers[i]) for i in places)):
+            # A prompt with fewer answers than the others reads its last one again.
+            options = [list(answers[i][min(c, len(answers[i]) - 1)]) for i in places]
             inputs = padded([[model.start_id, *option[:-1]] for option in options], 0).to(device)
             labels = padded(options, IGNORE_INDEX).to(device)
             hidden = model.decoder_states(EncodedSource(*encoded), inputs)
-            scores[places, c] = -token_nll(hidden, model.output_head, labels).sum(1).cpu().numpy()
+            found = -token_nll(hidden, model.output_head, labels).sum(1).cpu().numpy()
+            known = [row for row, i in enumerate(places) if c < len(answers[i])]
+            scores[[places[row] for row in known], c] = found[known]
     return scores
 
 
@@ -150,7 +113,7 @@ def write_answers(
     batch_size: int,
     sampling: Sampling = GREEDY,
     seed: int = 0,
-    progress: Progress = _silent,
+    progress: Progress = silent,
 ) -> list[Continuation]:
     """An answer of the model's own to each prompt.
 
@@ -193,7 +156,7 @@ def classify(
     texts: Sequence[Sequence[int]],
     batch_size: int,
     device: torch.device,
-    progress: Progress = _silent,
+    progress: Progress = silent,
 ) -> np.ndarray:
     """(N, C) log-probabilities of the classes of each text, given as ids."""
     scores = np.zeros((len(texts), len(model.labels)))

@@ -19,8 +19,8 @@ if TYPE_CHECKING:
     import numpy as np
 
     from modern_llm.data.shots import Prompt, PromptWriter
+    from modern_llm.evaluation.likelihood import BranchingCausalLM
     from modern_llm.evaluation.metrics.scoring import Scored
-    from modern_llm.models.decoding.generation import CausalLM
     from modern_llm.pretrained.loaded import LoadedModel
     from modern_llm.pretrained.seq2seq import HuggingFaceSeq2Seq
 
@@ -179,7 +179,9 @@ class Prompting:
                 written[place] = answer
         return score_texts(data.metrics, written, examples, inputs, self.seed)
 
-    def _rank(self, writer: PromptWriter, model: CausalLM | HuggingFaceSeq2Seq, prompts: list[Prompt]) -> np.ndarray:
+    def _rank(
+        self, writer: PromptWriter, model: BranchingCausalLM | HuggingFaceSeq2Seq, prompts: list[Prompt]
+    ) -> np.ndarray:
         """(N, C) log-likelihoods of the labels, calibrated where that is asked for."""
         import numpy as np
 
