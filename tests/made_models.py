@@ -79,6 +79,29 @@ def dialogues(count: int) -> list[dict[str, Any]]:
     return [{"dialogue": f"Ann: tea {i}?\r\nBob: yes", "summary": f"They drink tea {i}."} for i in range(count)]
 
 
+# Paradigm, phenomenon and field, as the data call them.
+PARADIGMS = [
+    ("adjunct_island", "island_effects", "syntax"),
+    ("animate_subject_trans", "s-selection", "syntax/semantics"),
+]
+
+
+def make_pairs(root: Path) -> Path:
+    """Write six minimal pairs of each of two paradigms, the last one a tie, in BLiMP's layout; returns their folder."""
+    data, configs = root / "datasets" / "nyu-mll" / "blimp", ""
+    for number, (name, term, field) in enumerate(PARADIGMS):
+        rows = [
+            {"sentence_good": f"Cats {'x' * (i + number)} sleep.", "sentence_bad": f"Cats {'x' * i} sleeps{'.' * i}",
+             "field": field, "linguistics_term": term, "UID": name, "pair_id": i}
+            for i in range(6)
+        ]  # fmt: skip
+        rows[5]["sentence_bad"] = rows[5]["sentence_good"]
+        write_split(data / name, "train", rows)
+        configs += f"- config_name: {name}\n  data_files:\n  - split: train\n    path: {name}/train.jsonl\n"
+    (data / "README.md").write_text(f"---\nconfigs:\n{configs}---\n")
+    return data
+
+
 def make_mirror(root: Path) -> Path:
     """Write models and data sets below `root`."""
     for kind, name in NAMES.items():

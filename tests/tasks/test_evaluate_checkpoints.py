@@ -11,9 +11,10 @@ from pathlib import Path
 import pytest
 import torch
 from commands import Workplace
-from made_models import NAMES, make_mirror
+from made_models import NAMES, make_mirror, make_pairs
 from records import read_page
 
+from modern_llm.data.minimal_pairs import BLIMP, read_pairs
 from modern_llm.data.text.sources import TextFiles
 from modern_llm.experiment.contract import Paths, RunFolder
 from modern_llm.experiment.loading import load_model
@@ -69,6 +70,29 @@ def test_every_checkpoint_is_a_row_and_the_evaluated_one_has_the_run_s_own_loss(
     page = read_page(tmp_path / "report.html")
     assert len(page.table("runs")) == 5
     assert "torn: " in page.text
+
+
+def test_checkpoints_are_judged_on_minimal_pairs(place: Workplace, tmp_path: Path) -> None:
+    """A row has what its own weights give; rows that an earlier run left without it are measured again."""
+    make_pairs(tmp_path / "mirror")
+    mirror, out = str(tmp_path / "mirror"), tmp_path / "out"
+    out.mkdir()
+    task(place, place.only_run(), max_tokens=64).run(RunFolder(out, {}))
+    metrics = task(place, place.only_run(), mirror=mirror, max_tokens=64, blimp_pairs=3).run(RunFolder(out, {}))
+    with (out / "checkpoints.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    pairs = read_pairs(BLIMP, mirror, limit=3)
+    assert len(pairs) == 6
+    for row in rows:
+        checkpoint = ModelFromRun(str(place.only_run() / "checkpoints" / row["checkpoint"]))
+        loaded = load_model(checkpoint, Runtime(CPU), None, [], train=False)
+        texts = [[0, *loaded.tokenizer.encode(f" {text}")] for pair in pairs for text in (pair.good, pair.bad)]
+        nats = [-loaded.decoder.eval()(torch.tensor([t[:-1]]), labels=torch.tensor([t[1:]])).loss.item() * (len(t) - 1)
+                for t in texts]  # fmt: skip
+        right = [good > bad for good, bad in zip(nats[::2], nats[1::2], strict=True)]
+        assert float(row["blimp_accuracy"]) == pytest.approx(sum(right) / 6)
+    assert metrics["best_blimp_accuracy"] == max(float(row["blimp_accuracy"]) for row in rows)
+    assert (out / "checkpoints.png").stat().st_size > 5000
 
 
 def test_what_is_measured_is_not_measured_again(place: Workplace, tmp_path: Path) -> None:

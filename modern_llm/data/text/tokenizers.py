@@ -69,6 +69,15 @@ class Tokenizer:
         """The same tokenizer with another chat template, which is saved with it."""
         return Tokenizer(self.backend, self.eos_id, self.bos_id, {**self._config, "chat_template": template})
 
+    @property
+    def prefix_id(self) -> int:
+        """Id behind which the first token of a bare text is scored: the bos that the tokenizer names, whether or not
+        it begins texts with it, else eos; as lm-evaluation-harness has it."""
+        named = self._config.get("bos_token")
+        text = named.get("content") if isinstance(named, dict) else named
+        bos = self.backend.token_to_id(text) if self.bos_id is None and isinstance(text, str) else self.bos_id
+        return self.eos_id if bos is None else bos
+
     def token(self, token_id: int | None) -> str:
         """The text of one id, special tokens included; empty for None."""
         return "" if token_id is None else self.backend.id_to_token(token_id) or ""
@@ -148,6 +157,8 @@ class Tokenizer:
             "eos_token": theirs.eos_token,
             "clean_up_tokenization_spaces": False,
         }
+        if theirs.bos_token is not None:
+            config["bos_token"] = theirs.bos_token
         if theirs.chat_template:
             config["chat_template"] = theirs.chat_template
         return cls(backend, theirs.eos_token_id, theirs.bos_token_id if starts else None, config)
