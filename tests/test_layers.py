@@ -36,6 +36,7 @@ LAZY = {
     "mlflow",
     "huggingface_hub",
     "optuna",
+    "lm_eval",
 }
 # Their classes derive from those of a heavy package, so they load that one; they, and what is built upon them, count as
 # heavy themselves.
@@ -44,6 +45,7 @@ LOADED_WHEN_USED: dict[str, set[str]] = {
     "modern_llm.evaluation.metrics.scoring": set(),
     "modern_llm.evaluation.metrics.verification": {"evaluate", "datasets"},
     "modern_llm.evaluation.verifier": set(),
+    "modern_llm.evaluation.harness": {"lm_eval"},
     "modern_llm.pretrained.kv_cache": {"transformers"},
     "modern_llm.auto.configuration": {"transformers"},
     "modern_llm.auto.modeling": {"transformers"},

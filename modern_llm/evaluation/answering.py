@@ -110,6 +110,7 @@ def write_answers(
     *,
     max_new_tokens: int,
     stop: Sequence[str] = (),
+    stop_in_blanks: bool = False,
     batch_size: int,
     sampling: Sampling = GREEDY,
     seed: int = 0,
@@ -121,7 +122,7 @@ def write_answers(
         model: in evaluation mode.
         tokenizer: of the model.
         prompts: ids of each, not empty.
-        max_new_tokens, stop, sampling, seed: as in `continue_ids`.
+        max_new_tokens, stop, stop_in_blanks, sampling, seed: as in `continue_ids`.
         batch_size: prompts per batch.
     """
     answers: list[Continuation] = [Continuation("", False)] * len(prompts)
@@ -142,6 +143,7 @@ def write_answers(
             max_new_tokens=max_new_tokens,
             sampling=sampling,
             stop=stop,
+            stop_in_blanks=stop_in_blanks,
             seed=seed,
             prefix=prefix,
         )

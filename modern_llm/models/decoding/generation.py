@@ -245,6 +245,7 @@ def continue_ids(
     max_new_tokens: int,
     sampling: Sampling = GREEDY,
     stop: Sequence[str] = (),
+    stop_in_blanks: bool = False,
     seed: int = 0,
     prefix: DecodingCache | None = None,
 ) -> list[Continuation]:
@@ -257,6 +258,7 @@ def continue_ids(
         max_new_tokens: at most this many tokens per text.
         sampling: how a token is chosen.
         stop: strings that end a text; it is cut before the first one behind its first visible character.
+        stop_in_blanks: they end it in front of that character, too.
         seed: row b draws from a generator seeded with seed + b.
         prefix: cache of one text that every prompt continues.
 
@@ -275,7 +277,7 @@ def continue_ids(
     def finished(row: int, ids: list[int]) -> bool:
         # A stop string has at most as many tokens as bytes; looking further back would cost more each step.
         tail = tokenizer.decode(ids[-max(len(s.encode()) for s in stop) - 4 :])
-        return any(s in tail for s in stop) and _stop_place(tokenizer.decode(ids), stop) is not None
+        return any(s in tail for s in stop) and _stop_place(tokenizer.decode(ids), stop, stop_in_blanks) is not None
 
     texts = generate(
         model,
@@ -291,15 +293,15 @@ def continue_ids(
     continuations = []
     for ids in texts:
         text = tokenizer.decode(ids)
-        cut = _stop_place(text, stop)
+        cut = _stop_place(text, stop, stop_in_blanks)
         continuations.append(Continuation(text[:cut], ended=cut is not None or len(ids) < max_new_tokens))
     return continuations
 
 
-def _stop_place(text: str, stop: Sequence[str]) -> int | None:
-    """Where the first stop string begins; blanks in front of the first visible character stop nothing, because a model
-    may begin its answer on a new line."""
-    blank = len(text) - len(text.lstrip())
+def _stop_place(text: str, stop: Sequence[str], in_blanks: bool = False) -> int | None:
+    """Where the first stop string begins; unless `in_blanks`, blanks in front of the first visible character stop
+    nothing, because a model may begin its answer on a new line."""
+    blank = 0 if in_blanks else len(text) - len(text.lstrip())
     return min((i for s in stop if (i := text.find(s, blank)) >= 0), default=None)
 
 
