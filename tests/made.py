@@ -11,7 +11,7 @@ from modern_llm.data.rows import HubRows
 def labelled(name: str = "some/data", **settings: Any) -> LabelledData:
     """Labelled data of the hub: settings of `HubRows` and of `LabelledData` together."""
     own = {"config": None, "evaluation_split": "test", "held_out": 200}
-    rows = HubRows(name, **{key: settings.pop(key, value) for key, value in own.items()})
+    rows = HubRows(name, **{key: settings.pop(key, value) for key, value in own.items()})  # or `source`
     given = {
         "source": rows,
         "text": None,
@@ -22,6 +22,7 @@ def labelled(name: str = "some/data", **settings: Any) -> LabelledData:
         "instruction": "",
         "labels": [],
         "label_column": "label",
+        "choices_column": None,
         "remove": None,
         "stop": [],
         "max_new_tokens": 128,

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Literal
 from modern_llm.checks import require
 from modern_llm.data.labelled import Example, LabelledData
 from modern_llm.data.rows import content_fingerprint
-from modern_llm.evaluation.metrics.registry import choosable
+from modern_llm.evaluation.metrics.registry import Answers, choosable
 from modern_llm.experiment.contract import RunFolder, progress_of, say
 from modern_llm.experiment.record import Measured, evaluated_on
 
@@ -30,9 +30,10 @@ FormName = Literal["auto", "classification", "label_words", "answer"]
 
 def require_form(form: str, data: LabelledData) -> None:
     """Refuse a form or metrics that the data do not have."""
-    known = choosable("labels" if data.labels else "texts")
+    answers: Answers = "labels" if data.labels else "choices" if data.choices_column else "texts"
+    known = choosable(answers)
     for name in data.metrics:
-        kind = "labels" if data.labels else "free text"
+        kind = "free text" if answers == "texts" else answers
         require(name in known, "task.data.metrics", name, f"is no metric of answers that are {kind}",
                 f"Choose among {', '.join(known)}")  # fmt: skip
     if data.labels:
@@ -102,7 +103,7 @@ def answer_examples(
 ) -> Scored:
     """Let the model answer examples in its form, and score the answers."""
     from modern_llm.evaluation.answering import classify, rank_answers, write_answers
-    from modern_llm.evaluation.metrics.scoring import score_classes, score_texts
+    from modern_llm.evaluation.metrics.scoring import score_choices, score_classes, score_texts
 
     data, tell = form.data, progress_of("evaluating")
     inputs = [form.input_of(example) for example in examples]
@@ -114,6 +115,11 @@ def answer_examples(
         prompts = form.prompts(examples, max(map(len, words)))
         likelihoods = rank_answers(loaded.writer, prompts, [words] * len(prompts), batch_size, tell)
         return score_classes(data.metrics, data.labels, likelihoods, examples, inputs, seed)
+    if data.choices_column is not None:
+        options = [form.answers(example.choices) for example in examples]
+        longest = max(len(ids) for choices in options for ids in choices)
+        likelihoods = rank_answers(loaded.writer, form.prompts(examples, longest), options, batch_size, tell)
+        return score_choices(data.metrics, likelihoods, examples, inputs, seed)
     # An encoder-decoder writes into a text of its own.
     reserve = 0 if loaded.is_seq2seq else data.max_new_tokens
     written = write_answers(

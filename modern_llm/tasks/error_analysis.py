@@ -105,8 +105,10 @@ def _kind(settings: dict[str, Any], rows: list[dict[str, Any]]) -> Literal["labe
     task = settings.get("task")
     data = task.get("data") if isinstance(task, dict) else None
     if isinstance(data, dict) and isinstance(data.get("metrics"), list):
+        if data.get("choices_column"):
+            return "texts"
         chosen = [METRICS[name] for name in data["metrics"] if name in METRICS]
-        if any(metric.answers == "labels" for metric in chosen):
+        if any(metric.scores("labels") for metric in chosen):
             return "labels"
         return "numbers" if any(metric.scorer in ("StrictMatch", "FlexibleMatch") for metric in chosen) else "texts"
     if any(str(row.get("detail", "")).startswith("p(") for row in rows):

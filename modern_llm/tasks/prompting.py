@@ -16,6 +16,8 @@ from modern_llm.pretrained.settings import ModelFromRun, PretrainedModel
 from modern_llm.training.settings import Hardware
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     import numpy as np
 
     from modern_llm.data.shots import Prompt, PromptWriter
@@ -30,8 +32,8 @@ _DEFAULTS = Defaults("task/prompting")
 
 @dataclass(frozen=True)
 class Prompting:
-    """Ask a model, with or without examples in the prompt. Labels are chosen by the likelihood of their words; free
-    text is generated greedily.
+    """Ask a model, with or without examples in the prompt. Labels and choices are ranked by the likelihood of their
+    words; free text is generated greedily.
 
     Args:
         model, hardware, paths, seed: of the same names in the configuration.
@@ -130,7 +132,8 @@ class Prompting:
     ) -> tuple[list[Example], list[Prompt]]:
         """Examples and their prompts; those whose question alone is too long are left out, and told of."""
         data = self.data
-        longest = max([len(ids) for ids in self._answers(writer)], default=data.max_new_tokens)
+        given = self._answers(writer, examples)
+        longest = max([len(ids) for answers in given for ids in answers], default=data.max_new_tokens)
         limits = [limit for limit in (self.max_tokens, loaded.context) if limit is not None]
         room = None if loaded.is_seq2seq and not self.max_tokens else min(limits, default=0) - longest
         prompts = writer.prompts(examples, room)
@@ -152,18 +155,27 @@ class Prompting:
             say(f"{fewer} prompts have fewer than {self.num_shots} shots, to fit into {room} tokens")
         return [e for e, _ in pairs], [p for _, p in pairs]
 
-    def _answers(self, writer: PromptWriter) -> list[list[int]]:
-        return writer.tokenizer.encode_batch([writer.answer(label) for label in self.data.labels])
+    def _answers(self, writer: PromptWriter, examples: Sequence[Example]) -> list[list[list[int]]]:
+        """Ids of the answers that each example may have: labels, or its own choices; of free text, none."""
+        labels = tuple(self.data.labels)
+        options = [example.choices or labels for example in examples]
+        known = list(dict.fromkeys(word for words in options for word in words))
+        encoded = writer.tokenizer.encode_batch([writer.answer(word) for word in known])
+        ids = dict(zip(known, encoded, strict=True))
+        return [[ids[word] for word in words] for words in options]
 
     def _ask(self, writer: PromptWriter, loaded: LoadedModel, examples: list[Example], prompts: list[Prompt]) -> Scored:
         from modern_llm.evaluation.answering import write_answers
-        from modern_llm.evaluation.metrics.scoring import score_classes, score_texts
+        from modern_llm.evaluation.metrics.scoring import score_choices, score_classes, score_texts
 
         data, model = self.data, loaded.writer
         inputs = [(data.encoder_text_of if loaded.is_seq2seq else data.prompt_of)(example) for example in examples]
         if data.labels:
-            scores = self._rank(writer, model, prompts)
+            scores = self._rank(writer, model, examples, prompts)
             return score_classes(data.metrics, data.labels, scores, examples, inputs, self.seed)
+        if data.choices_column is not None:
+            scores = self._rank(writer, model, examples, prompts)
+            return score_choices(data.metrics, scores, examples, inputs, self.seed)
         written: list[Any] = [None] * len(prompts)
         for places in _by_shots(prompts):
             answers = write_answers(
@@ -180,21 +192,27 @@ class Prompting:
         return score_texts(data.metrics, written, examples, inputs, self.seed)
 
     def _rank(
-        self, writer: PromptWriter, model: BranchingCausalLM | HuggingFaceSeq2Seq, prompts: list[Prompt]
+        self,
+        writer: PromptWriter,
+        model: BranchingCausalLM | HuggingFaceSeq2Seq,
+        examples: list[Example],
+        prompts: list[Prompt],
     ) -> np.ndarray:
-        """(N, C) log-likelihoods of the labels, calibrated where that is asked for."""
+        """(N, C) log-likelihoods of the answers, calibrated where asked for; -inf where an example has fewer."""
         import numpy as np
 
         from modern_llm.evaluation.answering import rank_answers
 
-        words, scores = self._answers(writer), np.zeros((len(prompts), len(self.data.labels)))
+        answers, rows = self._answers(writer, examples), self.hardware.eval_rows
+        scores = np.full((len(prompts), max(map(len, answers))), -np.inf)
         for places in _by_shots(prompts):
-            asked = [prompts[i].ids for i in places]
+            asked, options = [prompts[i].ids for i in places], [answers[i] for i in places]
             if self.calibrate:
                 empty = [self.data.without_content(filler) for filler in self.data.content_free]
                 asked += writer.ids(empty, prompts[places[0]].shots)
-            ranked = rank_answers(model, asked, [words] * len(asked), self.hardware.eval_rows, progress_of("answering"))
-            scores[places] = ranked[: len(places)]
+                options += [answers[0]] * len(empty)
+            ranked = rank_answers(model, asked, options, rows, progress_of("answering"))
+            scores[places, : ranked.shape[1]] = ranked[: len(places)]
             if self.calibrate:
                 chance = np.exp(ranked[len(places) :])
                 chance /= chance.sum(1, keepdims=True)

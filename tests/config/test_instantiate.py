@@ -102,6 +102,8 @@ PRETRAINED_TASKS = (
     "chat",
     "long_context",
     "attention_maps",
+    "blimp",
+    "lm_eval",
 )
 # Which task reads a form of data, told by what a choice of `task/data` builds.
 READERS = {
@@ -142,6 +144,9 @@ def test_every_choice_builds_and_its_yaml_names_every_key(group: str, choice: st
         extra = [f"task.runs=[{tmp_path}]"]
     if choice == "ensemble":
         extra = ["task.models=[a,b]"]
+    if choice == "lm_eval":
+        pytest.importorskip("lm_eval")
+        extra = ["task.tasks=[blimp]"]
     if group == "model" and choice == "max_rtx3060":
         extra = ["hardware=rtx3060"]
     config = composed(f"{AT.get(group, group)}={choice}", *extra, *with_a_pretrained_model(group, choice, tmp_path))

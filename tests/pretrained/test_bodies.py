@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+import numpy as np
 import pytest
 import torch
 
@@ -150,7 +151,9 @@ def test_likelihoods_are_those_of_transformers(load: Load, kind: str, lengths: t
     start = random_ids(6, seed=5).tolist()
     prompts = [[*start, *random_ids(n, seed=n).tolist()] for n in (2, 7, 4)]
     answers = [[random_ids(n, seed=10 + n + c).tolist() for c, n in enumerate(lengths)]] * len(prompts)
+    answers[1] = answers[1][:1]  # prompts may have answers of their own
     ours = rank_answers(loaded.model, prompts, answers, batch_size=2)  # type: ignore[arg-type]
+    assert ours[1, 1] == -np.inf
     for row, prompt in enumerate(prompts):
         for column, answer in enumerate(answers[row]):
             if loaded.is_seq2seq:

@@ -13,6 +13,7 @@ import torch
 from made import labelled
 
 from modern_llm.data.labelled import LabelledData
+from modern_llm.data.rows import FileRows
 from modern_llm.experiment.contract import Paths, RunFolder
 from modern_llm.pretrained.loading import load_hugging_face
 from modern_llm.pretrained.settings import PretrainedModel
@@ -72,6 +73,62 @@ def test_labels_are_ranked_as_by_hand(hub: Path, tmp_path: Path, num_shots: int,
     chance = np.exp(scores - np.logaddexp.reduce(scores, 1, keepdims=True)).max(1)
     shown = [float(row["detail"].split("= ")[1]) for row in rows]
     assert shown == pytest.approx(chance, abs=2e-3)
+
+
+def quiz(folder: Path, form: str) -> LabelledData:
+    """Questions with three or four answers of their own, in the form of HellaSwag or of ARC, or with the text."""
+    rows = []
+    for i in range(24):
+        texts = [f"{'very ' * (k * i % 3)}{word}" for k, word in enumerate(("tea", "cake", "ink", "a sea"))][
+            : 3 + i % 2
+        ]
+        letters, right = list("ABCD")[: len(texts)], i * 5 % len(texts)
+        choices = {"text": texts, "label": letters} if form == "arc" else texts
+        answer = {"arc": letters[right], "hellaswag": str(right), "text": texts[right]}[form]
+        rows.append({"ask": f"Question {i}?", "options": choices, "right": answer})
+    (folder / f"{form}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    files = FileRows(str(folder / f"{form}.jsonl"), evaluation=None, held_out=6)
+    metrics = ["accuracy", "normalised_accuracy"]
+    return labelled(source=files, prompt="{ask}", choices_column="options", label_column="right", metrics=metrics)
+
+
+@pytest.mark.parametrize("form", ["arc", "hellaswag", "text"])
+@pytest.mark.parametrize("num_shots", [0, 2])
+def test_choices_of_each_row_are_ranked_as_by_hand(hub: Path, tmp_path: Path, form: str, num_shots: int) -> None:
+    data = quiz(tmp_path, form)
+    metrics, result = ask(hub, tmp_path / "run", "made/llama", data, num_shots=num_shots)
+    rows = data.examples("evaluation", None).rows
+    train = {e.index: e for e in data.examples("train", None).rows}
+    shots = "".join(f"{data.prompt_of(train[i])} {train[i].target}\n\n" for i in result["protocol"]["shot_rows"])
+    plain, by_length = [], []
+    for row in rows:
+        (scores,) = by_hand(hub, [shots + data.prompt_of(row)], [f" {choice}" for choice in row.choices])
+        plain.append(scores.argmax())
+        by_length.append((scores / [len(choice) for choice in row.choices]).argmax())
+    right = np.array([row.label for row in rows])
+    assert {len(row.choices) for row in rows} == {3, 4}
+    assert metrics["accuracy"] == pytest.approx((np.array(plain) == right).mean())
+    assert metrics["normalised_accuracy"] == pytest.approx((np.array(by_length) == right).mean())
+    judged = [json.loads(line) for line in (tmp_path / "run" / "predictions.jsonl").read_text().splitlines()]
+    assert [row["prediction"] for row in judged] == [row.choices[i] for row, i in zip(rows, plain, strict=True)]
+    assert [row["reference"] for row in judged] == [row.target for row in rows]
+
+
+def test_choices_in_a_template_and_what_is_refused(tmp_path: Path) -> None:
+    data = quiz(tmp_path, "arc")
+    shown = replace(data, prompt="{ask}\n{options}\nAnswer:")
+    example = shown.examples("evaluation", None).rows[0]
+    assert shown.prompt_of(example).splitlines()[1] == f"A. {example.choices[0]}"
+    with pytest.raises(ValueError, match=r"row 0: ask='Question 0.' is no list of two texts or more"):
+        replace(data, choices_column="ask").examples("train", None)
+    with pytest.raises(
+        ValueError, match=r"ask='Question \d+\?' is none of the choices A, B, C.*task\.data\.label_column"
+    ):
+        replace(data, label_column="ask").examples("train", None)
+    with pytest.raises(ValueError, match=r"task\.data\.choices_column='options': says that rows have answers of"):
+        replace(data, labels=["a", "b"])
+    with pytest.raises(ValueError, match=r"task\.data\.metrics='macro_f1': is no metric of answers that are choices"):
+        Prompting(PretrainedModel("made/llama"), HARDWARE, replace(data, metrics=["macro_f1"]))
 
 
 def test_generated_answers_and_their_record(hub: Path, tmp_path: Path) -> None:

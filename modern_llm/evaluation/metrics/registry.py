@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 Direction = Literal["lower", "higher"]
-Answers = Literal["labels", "texts"]
+Answers = Literal["labels", "texts", "choices"]
 
 
 @dataclass(frozen=True)
@@ -22,8 +22,8 @@ class Metric:
     Attributes:
         name: as it stands in results; with a prefix where a task says of what (`validation_loss`).
         better: which way.
-        answers: what it scores, where `task.data.metrics` may choose it: `labels` or `texts`; None: a task measures it
-            by itself.
+        answers: what it scores, where `task.data.metrics` may choose it: `labels`, `texts` or `choices`, or several
+            of them; None: a task measures it by itself.
         scorer: the class of `library.py` that scores the answers and gives its interval; of a plug-in's, the dotted
             path.
         per_token: an average over tokens: comparable between runs with the same tokenizer only.
@@ -31,14 +31,19 @@ class Metric:
 
     name: str
     better: Direction
-    answers: Answers | None = None
+    answers: Answers | tuple[Answers, ...] | None = None
     scorer: str = ""
     per_token: bool = False
+
+    def scores(self, answers: Answers) -> bool:
+        """Whether `task.data.metrics` may choose it for answers of a kind."""
+        return answers in (self.answers if isinstance(self.answers, tuple) else (self.answers,))
 
 
 _ALL = (
     # Of answers to labelled examples.
-    Metric("accuracy", "higher", "labels", "Accuracy"),
+    Metric("accuracy", "higher", ("labels", "choices"), "Accuracy"),
+    Metric("normalised_accuracy", "higher", "choices"),
     Metric("macro_f1", "higher", "labels", "MacroF1"),
     Metric("exact_match", "higher", "texts", "ExactMatch"),
     Metric("rouge1", "higher", "texts", "Rouge"),
@@ -47,6 +52,10 @@ _ALL = (
     Metric("rougeLsum", "higher", "texts", "Rouge"),
     Metric("strict_match", "higher", "texts", "StrictMatch"),
     Metric("flexible_match", "higher", "texts", "FlexibleMatch"),
+    # Of lm-evaluation-harness's tasks, under its names.
+    Metric("acc", "higher"),
+    Metric("acc_norm", "higher"),
+    Metric("f1", "higher"),
     # Of text.
     Metric("loss", "lower", per_token=True),
     Metric("nll", "lower", per_token=True),
@@ -122,4 +131,4 @@ def directions(names: Sequence[str]) -> dict[str, Direction]:
 
 def choosable(answers: Answers) -> list[str]:
     """Names that `task.data.metrics` may hold for answers of a kind."""
-    return [metric.name for metric in METRICS.values() if metric.answers == answers]
+    return [metric.name for metric in METRICS.values() if metric.scores(answers)]

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from modern_llm.data.labelled import Example
+from modern_llm.evaluation.metrics.bootstrap import bootstrap_interval
 from modern_llm.evaluation.metrics.library import measure, scorers
 from modern_llm.models.decoding.generation import Continuation
 
@@ -85,6 +86,52 @@ def score_classes(
             f"p({labels[guess]}) = {p[guess]:.3f}",
         )
         for example, text, truth, guess, p in zip(examples, inputs, right, chosen, chance, strict=True)
+    ]
+    return Scored(measured, predictions)
+
+
+def score_choices(
+    metrics: Sequence[str], scores: np.ndarray, examples: Sequence[Example], inputs: Sequence[str], seed: int
+) -> Scored:
+    """Metrics of the likeliest choice of each example among its own.
+
+    `normalised_accuracy` is that of the likeliest per character, which a choice does not lose by being long (Brown et
+    al. 2020, arXiv 2005.14165, section 2.4 divides by tokens; lm-evaluation-harness's `acc_norm` by characters).
+
+    Args:
+        metrics: names in the registry, of answers that are choices.
+        scores: (N, C) log-likelihoods; -inf where an example has fewer choices.
+        examples, inputs: N examples and what the model read of them.
+        seed: of the intervals.
+    """
+    lengths = np.ones_like(scores)
+    for row, example in enumerate(examples):
+        lengths[row, : len(example.choices)] = [max(len(choice), 1) for choice in example.choices]
+    truth = np.array([example.label for example in examples])
+    right = {
+        "accuracy": (scores.argmax(1) == truth).astype(float),
+        "normalised_accuracy": ((scores / lengths).argmax(1) == truth).astype(float),
+    }
+    measured: dict[str, float] = {}
+    for name in metrics:
+        low, high = bootstrap_interval(right[name], seed=seed)
+        measured |= {name: float(right[name].mean()), f"{name}_low": low, f"{name}_high": high}
+    judged = scores if metrics[0] == "accuracy" else scores / lengths
+    shifted = np.exp(judged - judged.max(1, keepdims=True))
+    chance = shifted / shifted.sum(1, keepdims=True)
+    predictions = [
+        Prediction(
+            example.index,
+            text,
+            example.target,
+            example.choices[guess],
+            float(good),
+            0.0 if good else float(p[guess]),
+            f"p({example.choices[guess]}) = {p[guess]:.3f}",
+        )
+        for example, text, guess, good, p in zip(
+            examples, inputs, judged.argmax(1).tolist(), right[metrics[0]].tolist(), chance, strict=True
+        )
     ]
     return Scored(measured, predictions)
 
