@@ -24,12 +24,18 @@ ROOT = Path(__file__).resolve().parents[1]
 # What the package imports when it is used.
 HEAVY = ("torch._dynamo", "matplotlib.figure", "matplotlib.backends.backend_agg", "tokenizers", "transformers", "peft")
 
+OPTIONAL = ("lm_eval",)  # packages without which a module cannot be imported, and that need not be there
+
 
 def warm_up() -> None:
     import modern_llm
 
     for module in pkgutil.walk_packages(modern_llm.__path__, "modern_llm."):
-        importlib.import_module(module.name)
+        try:
+            importlib.import_module(module.name)
+        except ModuleNotFoundError as missing:
+            if missing.name not in OPTIONAL:
+                raise
     for name in HEAVY:
         importlib.import_module(name)
     gc.collect()

@@ -28,6 +28,7 @@ _MODULES = {
 _CLASSES = {
     "modern_llm.tasks.pretraining.LanguageModeling": "modern_llm.tasks.pretraining.Pretraining",
     "modern_llm.tasks.pretraining.Samples": "modern_llm.experiment.samples.Samples",
+    "modern_llm.tasks.merge.Merge": "modern_llm.tasks.export.Export",
     "modern_llm.data.labelled.SupervisedData": "modern_llm.data.labelled.LabelledData",
 }
 # Groups and keys of the command line.

@@ -27,8 +27,8 @@ from modern_llm.pretrained.loaded import LoadedModel
 from modern_llm.pretrained.loading import load_hugging_face
 from modern_llm.pretrained.lora import lora_targets
 from modern_llm.pretrained.settings import FullFinetuning, LoRA, ModelFromRun, PretrainedModel
+from modern_llm.tasks.export import Export
 from modern_llm.tasks.finetuning import Finetuning
-from modern_llm.tasks.merge import Merge
 from modern_llm.training.optimization.optimizers import AdamW
 from modern_llm.training.settings import Hardware, TrainerSettings
 
@@ -297,7 +297,7 @@ class TestRuns:
         assert texts[0] == texts[1]
         assert "steps" not in measured
 
-        run(Merge(ModelFromRun(str(tmp_path / "first")), Paths(mirror=str(hub))), tmp_path / "merged")
+        run(Export(ModelFromRun(str(tmp_path / "first")), Paths(mirror=str(hub))), tmp_path / "merged")
         folder = str(tmp_path / "merged" / "model")
         merged = replace(again, model=PretrainedModel(folder))
         assert run(merged, tmp_path / "of_merged")[again.objective_metric] == first[again.objective_metric]
