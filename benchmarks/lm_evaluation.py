@@ -6,8 +6,9 @@ choice of four answers.
 
 Both sides get the same requests, as the harness makes them, in fp32. On a GPU the harness finds its batch size itself
 before anything is timed (`batch_size=auto`); on a CPU, where no batch is refused and the search costs five passes of 64
-rows, it has `--peer-batch`. The multiple choice is made of GSM8K's questions, in ARC's form: the answer and
-three numbers near it, behind five questions with their answers that the harness draws anew for each question.
+rows, it has `--peer-batch`, and seconds are the process's own, which do not count what else runs on the machine. The
+multiple choice is made of GSM8K's questions, in ARC's form: the answer and three numbers near it, behind five questions
+with their answers that the harness draws anew for each question.
 """
 
 from __future__ import annotations
@@ -89,14 +90,15 @@ def compared(name: str, requests: list[Any], choices: int, ours: HarnessLM, peer
         peer.batch_size_per_gpu = peer.batch_sizes[0]
     else:
         theirs = peer.loglikelihood(requests[: 2 * choices], disable_tqdm=True)
+    clock = time.perf_counter if peer.device.type == "cuda" else time.process_time
     mine = ours.loglikelihood(requests[: 2 * choices])
     times = []
     for _ in range(rounds):
-        start = time.perf_counter()
+        start = clock()
         mine = ours.loglikelihood(requests)
-        middle = time.perf_counter()
+        middle = clock()
         theirs = peer.loglikelihood(requests, disable_tqdm=True)
-        times.append((middle - start, time.perf_counter() - middle))
+        times.append((middle - start, clock() - middle))
     nats = [np.array([likelihood for likelihood, _ in side]) for side in (mine, theirs)]
     chosen = [side.reshape(-1, choices).argmax(1) for side in nats]
     ratios = [their_seconds / seconds for seconds, their_seconds in times]
