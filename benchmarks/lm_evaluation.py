@@ -7,8 +7,8 @@ choice of four answers.
 Both sides get the same requests, as the harness makes them, in fp32. On a GPU the harness finds its batch size itself
 before anything is timed (`batch_size=auto`); on a CPU, where no batch is refused and the search costs five passes of 64
 rows, it has `--peer-batch`, and seconds are the process's own, which do not count what else runs on the machine. The
-multiple choice is made of GSM8K's questions, in ARC's form: the answer and three numbers near it, behind five questions
-with their answers that the harness draws anew for each question.
+multiple choice is made of GSM8K's problems, in HellaSwag's form: which of four sentences is a problem's last one? In
+front of it stand five whole problems, which the harness draws anew for each question.
 """
 
 from __future__ import annotations
@@ -26,8 +26,8 @@ import torch
 from harness import print_table
 from smollm2 import gsm8k, loaded_model
 
+from modern_llm.data.rows import Part
 from modern_llm.evaluation.harness import HarnessLM, task_manager
-from modern_llm.evaluation.metrics.numbers import reference_answer
 from modern_llm.hub import MIRROR_VARIABLE
 
 PARADIGMS = (
@@ -49,23 +49,25 @@ output_type: multiple_choice
 training_split: train
 test_split: test
 num_fewshot: 5
-doc_to_text: "Question: {{question}}\\nAnswer:"
+doc_to_text: "{{question}}"
 doc_to_choice: "{{choices}}"
 doc_to_target: "{{label}}"
 """
 
 
 def write_quiz(folder: Path, questions: int) -> None:
-    """GSM8K with four answers to choose among, in the mirror's layout, and the harness's task on it."""
+    """GSM8K's problems, each with four sentences to choose its last one among, in the mirror's layout; and the task."""
     data, place = gsm8k(), folder / "datasets" / "made" / "quiz"
     place.mkdir(parents=True)
-    for split, part, limit in (("train", "train", 200), ("test", "evaluation", questions)):
+    parts: dict[str, tuple[Part, int]] = {"train": ("train", 200), "test": ("evaluation", questions)}
+    for split, (part, limit) in parts.items():
+        texts = [row.fields["question"] for row in data.examples(part, os.environ.get(MIRROR_VARIABLE), limit + 9).rows]
+        halves = [text.rsplit(". ", 1) for text in texts if ". " in text][:limit]
         lines = []
-        for number, example in enumerate(data.examples(part, os.environ.get(MIRROR_VARIABLE), limit).rows):  # type: ignore[arg-type]
-            right = int(float(reference_answer(example.target)))
-            choices = [str(right + step) for step in (-2, -1, 1)]
-            choices.insert(number % 4, str(right))
-            lines.append(json.dumps({"question": example.fields["question"], "choices": choices, "label": number % 4}))
+        for number, (text, last) in enumerate(halves):
+            choices = [halves[(number + step) % len(halves)][1] for step in (1, 2, 3)]
+            choices.insert(number % 4, last)
+            lines.append(json.dumps({"question": f"{text}.", "choices": choices, "label": number % 4}))
         (place / f"{split}.jsonl").write_text("\n".join(lines))
     (folder / "quiz.yaml").write_text(QUIZ)
 
