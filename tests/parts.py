@@ -6,10 +6,15 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from modern_llm.models.attention.layers import LayerPattern
+from modern_llm.models.attention.rope import NoRope, PlainRope
 from modern_llm.models.branches.short_convolution import ShortConvolution
+from modern_llm.models.embedding.learned_positions import LearnedPositions
 from modern_llm.models.embedding.normed import NormedEmbedding
 from modern_llm.models.embedding.smear import Smear
+from modern_llm.models.feed_forward.kinds import GELU, ClampedSwiGLU
 from modern_llm.models.heads.gated import GatedHeads
+from modern_llm.models.norm_kinds import LayerNormKind
 from modern_llm.models.projections.short_convolution import ProjectionConvolution
 from modern_llm.models.residual.backout import Backout
 from modern_llm.models.residual.scaled import ScaledResidual
@@ -38,7 +43,17 @@ PARTS: dict[str, dict[str, Any]] = {
     "linear attention in every second block": {"attention": LinearAttention(every=2)},
     "no gain": {"qk_norm": True, "qk_gain": False, "attention_scale": 1.44},
     "softcap": {"logit_softcap": 5.0},
-}
+    "norms behind": {"norm_place": "behind"},
+    "layer norms on both sides, biases": {
+        "norm": LayerNormKind(), "norm_place": "both", "qkv_bias": True, "o_bias": True, "ffn_bias": True},
+    "scales": {"embedding_scale": 2.0, "branch_scale": 0.6, "logit_scale": 0.4},
+    "attention softcap": {"attention_softcap": 1.5},
+    "norms over all heads": {"qk_norm": True, "qk_norm_per_head": False},
+    "two bases, partly rotated": {"rope": PlainRope(fraction=0.75), "layers": LayerPattern("S", 8, "RB", 100.0)},
+    "learned positions": {"embedding": {"learned_positions": LearnedPositions()}, "rope": NoRope()},
+    "clamped": {"ffn": ClampedSwiGLU(limit=0.5), "ffn_bias": True},
+    "gelu": {"ffn": GELU(), "ffn_bias": True},
+}  # fmt: skip
 ALL: dict[str, Any] = {
     "embedding": {"normed": NormedEmbedding(), "smear": Smear()},
     "residual": {"scaled": ScaledResidual(), "unet": UNetSkips(), "backout": Backout()},
@@ -49,7 +64,14 @@ ALL: dict[str, Any] = {
     "qk_norm": True,
     "qk_gain": False,
     "attention_scale": 1.44,
+    "attention_softcap": 1.5,
     "logit_softcap": 5.0,
+    "embedding_scale": 2.0,
+    "branch_scale": 0.6,
+    "logit_scale": 0.7,
+    "norm_place": "both",
+    "o_bias": True,
+    "ffn_bias": True,
     "tie_embeddings": False,
 }
 EVERY = PARTS | {"all": ALL}

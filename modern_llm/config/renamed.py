@@ -29,6 +29,8 @@ _CLASSES = {
     "modern_llm.tasks.pretraining.LanguageModeling": "modern_llm.tasks.pretraining.Pretraining",
     "modern_llm.tasks.pretraining.Samples": "modern_llm.experiment.samples.Samples",
     "modern_llm.tasks.merge.Merge": "modern_llm.tasks.export.Export",
+    "modern_llm.models.config.GQAConfig": "modern_llm.models.attention.grouping.GQAConfig",
+    "modern_llm.models.config.MoEConfig": "modern_llm.models.feed_forward.mixture.MoEConfig",
     "modern_llm.data.labelled.SupervisedData": "modern_llm.data.labelled.LabelledData",
 }
 # Groups and keys of the command line.

@@ -62,7 +62,7 @@ def under_policy(model: ModernDecoderLM, policy: Policy, window: int, num_sinks:
     other.load_state_dict(model.state_dict(), strict=True, assign=True)
     if config.tie_embeddings:
         other.head.weight = other.embedding.weight
-    other.rotary = Rotary(config.rope, config.head_size, config.max_seq_len).to(model.output_head.weight.device)
+    other.rotary = Rotary.of_model(config).to(model.output_head.weight.device)
     return other.eval()
 
 

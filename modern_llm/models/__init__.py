@@ -9,24 +9,26 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from modern_llm.models.config import ModernLLMConfig, MoEConfig
+    from modern_llm.models.config import ModernLLMConfig
     from modern_llm.models.decoding.generation import generate, generate_text, stream_tokens
-    from modern_llm.models.interop import from_hugging_face, to_hugging_face
+    from modern_llm.models.feed_forward.mixture import MoEConfig
+    from modern_llm.models.interop.exporting import to_hugging_face
+    from modern_llm.models.interop.importing import from_hugging_face
     from modern_llm.models.transformer import ModernDecoderLM
     from modern_llm.models.verifier import VerifierModel
     from modern_llm.models.verifier_config import VerifierConfig
 
 _HOMES = {
     "ModernLLMConfig": "config",
-    "MoEConfig": "config",
+    "MoEConfig": "feed_forward.mixture",
     "ModernDecoderLM": "transformer",
     "VerifierConfig": "verifier_config",
     "VerifierModel": "verifier",
     "generate": "decoding.generation",
     "generate_text": "decoding.generation",
     "stream_tokens": "decoding.generation",
-    "from_hugging_face": "interop",
-    "to_hugging_face": "interop",
+    "from_hugging_face": "interop.importing",
+    "to_hugging_face": "interop.exporting",
 }
 __all__ = [
     "MoEConfig",

@@ -11,14 +11,14 @@ from modern_llm.models.attention.plan import AttentionPlan
 from modern_llm.models.config import ModernLLMConfig
 from modern_llm.models.feed_forward.dense import FeedForward
 from modern_llm.models.feed_forward.experts import MoE, Routing
-from modern_llm.models.norm import RMSNorm
+from modern_llm.models.norm import Norm
 from modern_llm.models.parts.module import Parts
 from modern_llm.models.parts.part import Branch, Carried
 
 
 class DecoderBlock(nn.Module):
-    """Pre-norm residual block: x + attention(norm(x)), then x + ffn(norm(x)), between what the parts of the residual
-    stream do when x enters and when it leaves.
+    """Residual block: x + attention(norm(x)), then x + ffn(norm(x)), with norms in front of a branch, behind it, or
+    both, between what the parts of the residual stream do when x enters and when it leaves.
 
     Args:
         config: of the model.
@@ -28,16 +28,21 @@ class DecoderBlock(nn.Module):
     def __init__(self, config: ModernLLMConfig, layer: int = 0) -> None:
         super().__init__()
         self.layer, self.n_layers, self.dropout = layer, config.n_layers, config.dropout
+        self.branch_scale = config.branch_scale
+        self.writes_plainly = config.norm_place == "before" and config.branch_scale == 1
+        before, behind = config.norm_place in ("before", "both"), config.norm_place in ("behind", "both")
         self.residual = Parts(config.residual, config.sizes, layer)
         self.branches = Parts(config.branches, config.sizes, layer)
-        self.attention_norm = RMSNorm(config.d_model, config.norm_eps)
+        self.attention_norm = config.built_norm() if before else None
         self.attention = attention_of(config, layer)
-        self.ffn_norm = RMSNorm(config.d_model, config.norm_eps)
+        self.attention_end_norm = config.built_norm() if behind else None
+        self.ffn_norm = config.built_norm() if before else None
         self.ffn: FeedForward | MoE
         if config.moe is None:
-            self.ffn = FeedForward(config.ffn, config.d_model, config.ffn_size, config.ffn_dropout)
+            self.ffn = FeedForward(config.ffn, config.d_model, config.ffn_size, config.ffn_dropout, config.ffn_bias)
         else:
-            self.ffn = MoE(config.moe, config.ffn, config.d_model, config.expert_size)
+            self.ffn = MoE(config.moe, config.ffn, config.d_model, config.expert_size, config.ffn_bias)
+        self.ffn_end_norm = config.built_norm() if behind else None
         # Looking a module up takes longer than most blocks have parts.
         self._stream, self._branches = self.residual.each, self.branches.each
 
@@ -54,20 +59,30 @@ class DecoderBlock(nn.Module):
         carried = dict(carried)
         for part, weights in self._stream:
             x = part.enter(weights, x, carried, self.layer, self.n_layers)
-        attended = self.attention(self._read(self.attention_norm(x), carried, "attention"), plan, carried, cache)
+        attended = self.attention(self._read(x, self.attention_norm, carried, "attention"), plan, carried, cache)
+        if not self.writes_plainly:
+            attended = self._written(attended, self.attention_end_norm)
         x = x + F.dropout(attended, self.dropout, self.training)
-        normed, routing = self._read(self.ffn_norm(x), carried, "ffn"), None
+        read, routing = self._read(x, self.ffn_norm, carried, "ffn"), None
         if isinstance(self.ffn, MoE):
-            fed, routing = self.ffn(normed, expert_load)
+            fed, routing = self.ffn(read, expert_load)
         else:
-            fed = self.ffn(normed)
+            fed = self.ffn(read)
+        if not self.writes_plainly:
+            fed = self._written(fed, self.ffn_end_norm)
         x = x + F.dropout(fed, self.dropout, self.training)
         for part, weights in self._stream:
             part.leave(weights, x, carried, self.layer, self.n_layers)
         return x, routing, carried
 
-    def _read(self, normed: Tensor, carried: Carried, branch: Branch) -> Tensor:
-        """What a branch reads of the normed stream (B, T, d_model)."""
+    def _read(self, x: Tensor, norm: Norm | None, carried: Carried, branch: Branch) -> Tensor:
+        """What a branch reads of the stream x (B, T, d_model)."""
+        x = x if norm is None else norm(x)
         for part, weights in self._branches:
-            normed = part.read(weights, normed, carried, branch, self.layer)
-        return normed
+            x = part.read(weights, x, carried, branch, self.layer)
+        return x
+
+    def _written(self, out: Tensor, norm: Norm | None) -> Tensor:
+        """What is added to the stream of what a branch gives, (B, T, d_model)."""
+        out = out if norm is None else norm(out)
+        return out if self.branch_scale == 1 else self.branch_scale * out

@@ -5,15 +5,19 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Literal
 
 from modern_llm.checks import require
 from modern_llm.defaults import Defaults
+from modern_llm.models.attention.grouping import GQAConfig
 from modern_llm.models.attention.layers import AttentionView, LayerPattern
 from modern_llm.models.attention.rope import NoRope, PlainRope
 from modern_llm.models.attention.sinks import LearnableSinks, Sinks
 from modern_llm.models.feed_forward.kinds import FeedForwardKind, SwiGLU
+from modern_llm.models.feed_forward.mixture import MoEConfig
 from modern_llm.models.initialisation.gpt2 import GPT2Init
 from modern_llm.models.initialisation.scheme import InitScheme
+from modern_llm.models.norm_kinds import NormKind, RMSNormKind
 from modern_llm.models.parameter_kinds import EMBEDDINGS, HEADS, MATRICES, VECTORS
 from modern_llm.models.parts.part import (
     AttentionPart,
@@ -28,79 +32,8 @@ from modern_llm.models.parts.part import (
     total_counts,
 )
 
-_GQA = Defaults("model/gqa/mha")
-
-
-@dataclass(frozen=True)
-class GQAConfig:
-    """Grouped-query attention (Ainslie et al. 2023, arXiv 2305.13245).
-
-    Args:
-        group_size: query heads that share one key/value head; 1 is multi-head attention, `n_heads` is
-            multi-query attention (Shazeer 2019, arXiv 1911.02150).
-    """
-
-    group_size: int = _GQA("group_size")
-
-    def __post_init__(self) -> None:
-        require(
-            self.group_size >= 1, "model.gqa.group_size", self.group_size, "must be at least 1", "Use model/gqa=mha"
-        )
-
-
-_MOE = Defaults("model/moe/top2of8")
-
-
-@dataclass(frozen=True)
-class MoEConfig:
-    """Mixture of experts in place of the feed-forward layer (Shazeer et al. 2017, arXiv 1701.06538; Fedus
-    et al. 2021, arXiv 2101.03961; Jiang et al. 2024, arXiv 2401.04088).
-
-    Args:
-        n_experts: experts per layer.
-        top_k: experts that each token passes through.
-        expert_hidden_size: hidden width of one expert; null: the model's `ffn_hidden_size`.
-        balance_loss_weight: weight of the load-balance loss (Fedus et al. 2021, eq. 4).
-        z_loss_weight: weight of the router z-loss (Zoph et al. 2022, arXiv 2202.08906, eq. 5).
-    """
-
-    n_experts: int = _MOE("n_experts")
-    top_k: int = _MOE("top_k")
-    expert_hidden_size: int | None = _MOE("expert_hidden_size")
-    balance_loss_weight: float = _MOE("balance_loss_weight")
-    z_loss_weight: float = _MOE("z_loss_weight")
-
-    def __post_init__(self) -> None:
-        require(
-            self.n_experts >= 2,
-            "model.moe.n_experts",
-            self.n_experts,
-            "must be at least 2",
-            "Use model/moe=dense for one",
-        )
-        require(
-            1 <= self.top_k <= self.n_experts,
-            "model.moe.top_k",
-            self.top_k,
-            f"must lie between 1 and model.moe.n_experts={self.n_experts}",
-            "Lower model.moe.top_k or raise model.moe.n_experts",
-        )
-        require(
-            self.expert_hidden_size is None or self.expert_hidden_size >= 1,
-            "model.moe.expert_hidden_size",
-            self.expert_hidden_size,
-            "must be at least 1",
-            "Give a width, or null for the model's ffn_hidden_size",
-        )
-        for key in ("balance_loss_weight", "z_loss_weight"):
-            require(
-                getattr(self, key) >= 0,
-                f"model.moe.{key}",
-                getattr(self, key),
-                "must not be negative",
-                "Use 0 for none",
-            )
-
+if TYPE_CHECKING:
+    from modern_llm.models.norm import Norm
 
 _DECODER = Defaults("model/decoder")
 
@@ -129,11 +62,21 @@ class ModernLLMConfig:
         sliding_window: last tokens that a position attends to, itself included (Mistral); null: all.
         qk_norm: RMSNorm on each query and key head before rotation (Qwen3).
         qk_gain: whether these norms have a learned weight.
+        qk_norm_per_head: false: one norm over all heads at once (OLMo 2, arXiv 2501.00656, section 3.2).
         attention_scale: times 1 / sqrt(head_dim) on the scores of attention.
+        attention_softcap: c of the scores c tanh(s / c) (Gemma 2, arXiv 2408.00118, section 2), those of learned sinks
+            included; null: s as it is. No fused kernel has it.
         qkv_bias: biases on the query, key and value projections (Qwen2).
+        o_bias: a bias on the projection of what the heads give.
+        ffn_bias: biases in the feed-forward layer and in each expert.
         tie_embeddings: the output head shares the embedding matrix.
         logit_softcap: c of the logits c tanh(z / c) (Gemma 2, arXiv 2408.00118, section 2); null: z as it is.
-        norm_eps: epsilon of every RMSNorm.
+        logit_scale: on the logits, in front of the cap.
+        embedding_scale: on the embedded tokens.
+        branch_scale: on what each branch adds to the residual stream.
+        norm: kind of the norms of the residual stream, one of `models/norm_kinds.py`.
+        norm_place: where they stand: before a branch, behind it (OLMo 2, section 3.2), or both (Gemma 2, section 2).
+        norm_eps: epsilon of every norm.
         dropout: probability on each residual branch, in training.
         embedding_dropout: on the embedded tokens; null: as `dropout`.
         attention_dropout: on the weights of attention.
@@ -169,10 +112,19 @@ class ModernLLMConfig:
     sliding_window: int | None = _DECODER("sliding_window")
     qk_norm: bool = _DECODER("qk_norm")
     qk_gain: bool = _DECODER("qk_gain")
+    qk_norm_per_head: bool = _DECODER("qk_norm_per_head")
     attention_scale: float = _DECODER("attention_scale")
+    attention_softcap: float | None = _DECODER("attention_softcap")
     qkv_bias: bool = _DECODER("qkv_bias")
+    o_bias: bool = _DECODER("o_bias")
+    ffn_bias: bool = _DECODER("ffn_bias")
     tie_embeddings: bool = _DECODER("tie_embeddings")
     logit_softcap: float | None = _DECODER("logit_softcap")
+    logit_scale: float = _DECODER("logit_scale")
+    embedding_scale: float = _DECODER("embedding_scale")
+    branch_scale: float = _DECODER("branch_scale")
+    norm: NormKind = field(default_factory=RMSNormKind)
+    norm_place: Literal["before", "behind", "both"] = _DECODER("norm_place")
     norm_eps: float = _DECODER("norm_eps")
     dropout: float = _DECODER("dropout")
     embedding_dropout: float | None = _DECODER("embedding_dropout")
@@ -200,20 +152,16 @@ class ModernLLMConfig:
             f"must divide model.d_model={self.d_model}",
             "Change one of them, or set model.head_dim",
         )
-        require(
-            isinstance(self.rope, NoRope) or self.head_size % 2 == 0,
-            "model.head_dim",
-            self.head_size,
-            "must be even, because RoPE rotates pairs",
-            "Change d_model or n_heads, or use model/rope=none",
-        )
-        require(
-            isinstance(self.rope, NoRope) or self.head_size >= 4,
-            "model.head_dim",
-            self.head_size,
-            "must be at least 4 for RoPE",
-            "Use fewer heads, or model/rope=none",
-        )
+        if isinstance(self.rope, PlainRope):
+            require(self.head_size % 2 == 0, "model.head_dim", self.head_size,
+                    "must be even, because RoPE rotates pairs",
+                    "Change d_model or n_heads, or use model/rope=none")  # fmt: skip
+            require(self.head_size >= 4, "model.head_dim", self.head_size, "must be at least 4 for RoPE",
+                    "Use fewer heads, or model/rope=none")  # fmt: skip
+            turned = self.rope.turned(self.head_size)
+            require(turned % 2 == 0 and turned >= 4, "model.rope.fraction", self.rope.fraction,
+                    f"turns {turned} of {self.head_size} channels, which must be pairs, and two at least",
+                    "Use 0.5 or 1.0, or change model.head_dim")  # fmt: skip
         require(
             self.n_heads % self.gqa.group_size == 0,
             "model.gqa.group_size",
@@ -227,10 +175,17 @@ class ModernLLMConfig:
         require(self.ffn_dropout == 0 or self.moe is None, "model.ffn_dropout", self.ffn_dropout,
                 "cannot be used with experts", "Use 0, or model/moe=dense")  # fmt: skip
         require(self.norm_eps > 0, "model.norm_eps", self.norm_eps, "must be above 0", "Use 1e-5")
-        require(self.logit_softcap is None or self.logit_softcap > 0, "model.logit_softcap", self.logit_softcap,
-                "must be above 0", "Use 15, or null for none")  # fmt: skip
+        for key, usual in (("logit_softcap", 15), ("attention_softcap", 50)):
+            value = getattr(self, key)
+            require(value is None or value > 0, f"model.{key}", value, "must be above 0",
+                    f"Use {usual}, or null for none")  # fmt: skip
         require(self.attention_scale > 0, "model.attention_scale", self.attention_scale, "must be above 0",
                 "Use 1.0 for 1 / sqrt(head_dim)")  # fmt: skip
+        for key in ("logit_scale", "embedding_scale", "branch_scale"):
+            require(getattr(self, key) > 0, f"model.{key}", getattr(self, key), "must be above 0", "Use 1.0 for none")
+        places = ("before", "behind", "both")
+        require(self.norm_place in places, "model.norm_place", self.norm_place, "is unknown",
+                f"Choose among {', '.join(places)}")  # fmt: skip
         self.layers.check(self.n_layers)
         for part in self.parts:
             part.check(self.sizes)
@@ -271,7 +226,26 @@ class ModernLLMConfig:
     @property
     def sizes(self) -> Sizes:
         """What parts know of the model."""
-        return Sizes(self.d_model, self.n_layers, self.n_heads, self.n_kv_heads, self.head_size, self.vocab_size or 0)
+        return Sizes(
+            self.d_model,
+            self.n_layers,
+            self.n_heads,
+            self.n_kv_heads,
+            self.head_size,
+            self.vocab_size or 0,
+            self.max_seq_len,
+        )
+
+    @property
+    def other_rope(self) -> PlainRope | None:
+        """The rotary variant of the layers that have another base; None: there are none."""
+        if self.layers.other_theta is None or isinstance(self.rope, NoRope):
+            return None
+        return PlainRope(self.layers.other_theta, fraction=self.rope.fraction)
+
+    def built_norm(self) -> Norm:
+        """A norm of the residual stream."""
+        return self.norm.build(self.d_model, self.norm_eps)
 
     @property
     def head_size(self) -> int:
@@ -346,17 +320,23 @@ class ModernLLMConfig:
         if self.vocab_size is None:
             raise ValueError("model.vocab_size=None: the parameter count needs it. Use with_vocab_size first.")
         qkv = (q_heads + 2 * kv_heads) * head
-        attention = d * qkv + q_heads * head * d
-        beside = (qkv if self.qkv_bias else 0) + (2 * head if self.qk_norm and self.qk_gain else 0)
+        attention, matrices = d * qkv + q_heads * head * d, 0
+        norms = self.norm.vectors * d
+        beside = (qkv if self.qkv_bias else 0) + (d if self.o_bias else 0)
+        vectors = norms * (4 if self.norm_place == "both" else 2)
+        if self.qk_norm and self.qk_gain:
+            beside += 2 * head if self.qk_norm_per_head else (q_heads + kv_heads) * head
         if self.active_sinks is not None:
             beside += self.active_sinks.parameter_count(q_heads, kv_heads, head)
-        if self.moe is None:
-            matrices = (self.ffn.parts + 1) * d * self.ffn_size
-        else:
-            experts = self.moe.top_k if active_only else self.moe.n_experts
-            matrices = experts * (self.ffn.parts + 1) * d * self.expert_size + self.moe.n_experts * d
+        layers, hidden = 1, self.ffn_size
+        if self.moe is not None:
+            layers, hidden = self.moe.top_k if active_only else self.moe.n_experts, self.expert_size
+            matrices += self.moe.n_experts * d
+            vectors += self.moe.n_experts if self.moe.router_bias else 0
+        matrices += layers * (self.ffn.parts + 1) * d * hidden
+        vectors += layers * (self.ffn.parts * hidden + d) if self.ffn_bias else 0
         found = Counter({MATRICES: self.softmax_layers * attention + self.n_layers * matrices,
-                         VECTORS: self.softmax_layers * beside + self.n_layers * 2 * d + d})  # fmt: skip
+                         VECTORS: self.softmax_layers * beside + self.n_layers * vectors + norms})  # fmt: skip
         found[HEADS] = self.vocab_size * d
         found[EMBEDDINGS] = 0 if self.tie_embeddings else self.vocab_size * d
         return found + total_counts(self.parts, self.sizes)

@@ -145,9 +145,10 @@ def linear_cross_entropy(hidden: Tensor, head: OutputHead, targets: Tensor) -> T
         Scalar in fp32 (float64 for float64 input). Divide by the number of targets for the mean. Backward may run
         once.
     """
-    flat, labels = hidden.reshape(-1, hidden.shape[-1]), targets.reshape(-1)
+    labels = targets.reshape(-1)
     if not torch.is_grad_enabled():
-        return token_nll(flat, head, labels).sum()
+        return token_nll(hidden, head, targets).sum()
+    flat = head.scaled(hidden).reshape(-1, hidden.shape[-1])
     return _LinearCrossEntropy.apply(flat, head.weight, labels, compute_dtype(hidden), head.softcap)
 
 
@@ -163,7 +164,7 @@ def linear_token_nll(hidden: Tensor, head: OutputHead, targets: Tensor) -> Tenso
     """
     if not torch.is_grad_enabled():
         return token_nll(hidden, head, targets)
-    flat, labels = hidden.reshape(-1, hidden.shape[-1]), targets.reshape(-1)
+    flat, labels = head.scaled(hidden).reshape(-1, hidden.shape[-1]), targets.reshape(-1)
     losses = _LinearTokenNLL.apply(flat, head.weight, labels, compute_dtype(hidden), head.softcap)
     return losses.view(targets.shape)
 
@@ -180,7 +181,7 @@ def token_nll(hidden: Tensor, head: OutputHead, targets: Tensor) -> Tensor:
     """
     dtype = compute_dtype(hidden)
     flat, labels = hidden.reshape(-1, hidden.shape[-1]).to(dtype), targets.reshape(-1)
-    head = OutputHead(head.weight.to(dtype), head.softcap)
+    head = head._replace(weight=head.weight.to(dtype))
     pieces = []
     rows = _chunk_rows(head.weight.shape[0])
     for start in range(0, len(flat), rows):

@@ -1,7 +1,8 @@
-"""RMSNorm (Zhang & Sennrich 2019, arXiv 1910.07467)."""
+"""RMSNorm (Zhang & Sennrich 2019, arXiv 1910.07467) and LayerNorm (Ba et al. 2016, arXiv 1607.06450)."""
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from typing import Any
 
 import torch
@@ -44,7 +45,15 @@ def rms_norm(x: Tensor, weight: Tensor | None, eps: float) -> Tensor:
     return F.rms_norm(x.to(exact), x.shape[-1:], weight, eps).to(x.dtype)
 
 
-class RMSNorm(nn.Module):
+class Norm(nn.Module):
+    """What all norms share."""
+
+    @abstractmethod
+    def reset(self) -> None:
+        """Initial values: the norm alone."""
+
+
+class RMSNorm(Norm):
     """y = x / sqrt(mean(x^2) + eps) * weight over the last dimension (eq. 4), with or without the weight; any leading
     shape.
 
@@ -61,5 +70,32 @@ class RMSNorm(nn.Module):
         self.weight = nn.Parameter(torch.ones(size)) if gain else None
         self.eps = eps
 
+    def reset(self) -> None:
+        if self.weight is not None:
+            nn.init.ones_(self.weight)
+
     def forward(self, x: Tensor) -> Tensor:
         return rms_norm(x, self.weight, self.eps)
+
+
+class LayerNorm(Norm):
+    """y = (x - mean(x)) / sqrt(var(x) + eps) * weight + bias over the last dimension (eq. 4); types as in `RMSNorm`.
+
+    Args:
+        size: width of the last dimension.
+        eps: added under the root.
+    """
+
+    def __init__(self, size: int, eps: float) -> None:
+        super().__init__()
+        self.weight, self.bias = nn.Parameter(torch.ones(size)), nn.Parameter(torch.zeros(size))
+        self.eps = eps
+
+    def reset(self) -> None:
+        nn.init.ones_(self.weight)
+        nn.init.zeros_(self.bias)
+
+    def forward(self, x: Tensor) -> Tensor:
+        exact = torch.promote_types(x.dtype, torch.promote_types(self.weight.dtype, torch.float32))
+        weight, bias = self.weight.to(exact), self.bias.to(exact)
+        return F.layer_norm(x.to(exact), x.shape[-1:], weight, bias, self.eps).to(x.dtype)

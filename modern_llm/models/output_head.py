@@ -7,22 +7,30 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from modern_llm.models.attention.capped import soft_cap
 from modern_llm.models.linear import linear
 
 
 class OutputHead(NamedTuple):
-    """One matrix and, perhaps, a soft cap on what it gives: z = c tanh(W h / c) (Gemma 2, arXiv 2408.00118, section 2).
+    """One matrix and, perhaps, a factor and a soft cap on what it gives: z = c tanh(s W h / c) (Gemma 2, arXiv
+    2408.00118, section 2).
 
     Attributes:
         weight: (V, d).
         softcap: c, above 0; None: no cap.
+        scale: s.
     """
 
     weight: Tensor
     softcap: float | None = None
+    scale: float = 1.0
+
+    def scaled(self, hidden: Tensor) -> Tensor:
+        """What the matrix is multiplied with: s h, of hidden states h (..., d)."""
+        return hidden if self.scale == 1 else hidden * self.scale
 
     def logits(self, hidden: Tensor) -> Tensor:
         """(..., V) in fp32 at least, of hidden states (..., d)."""
-        products = linear(hidden, self.weight.to(hidden.dtype))
+        products = linear(self.scaled(hidden), self.weight.to(hidden.dtype))
         products = products.to(torch.promote_types(products.dtype, torch.float32))
-        return products if self.softcap is None else products.div(self.softcap).tanh().mul(self.softcap)
+        return soft_cap(products, self.softcap)

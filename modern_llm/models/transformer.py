@@ -19,7 +19,6 @@ from modern_llm.models.fused_loss import IGNORE_INDEX, linear_cross_entropy
 from modern_llm.models.initialisation.draw import draw_weights
 from modern_llm.models.kernels import compute_dtype
 from modern_llm.models.linear import Linear
-from modern_llm.models.norm import RMSNorm
 from modern_llm.models.output_head import OutputHead
 from modern_llm.models.parts.module import Parts
 from modern_llm.models.parts.part import Carried
@@ -47,7 +46,7 @@ class ModelOutput:
 
 
 class ModernDecoderLM(nn.Module):
-    """Decoder-only language model: RMSNorm, RoPE, grouped-query attention with sinks, a feed-forward layer or experts.
+    """Decoder-only language model: norms, RoPE, grouped-query attention with sinks, a feed-forward layer or experts.
 
     Args:
         config: hyper-parameters, with `vocab_size` set.
@@ -66,10 +65,10 @@ class ModernDecoderLM(nn.Module):
         self.view_of_layer = [self.distinct_views.index(view) for view in views]
         self.embedding = nn.Embedding(config.vocab_size, config.d_model)
         self.embedding_parts = Parts(config.embedding, config.sizes)
-        self.rotary = Rotary(config.rope, config.head_size, config.max_seq_len)
+        self.rotary = Rotary.of_model(config)
         self.blocks = nn.ModuleList(DecoderBlock(config, layer) for layer in range(config.n_layers))
         self.residual = Parts(config.residual, config.sizes)
-        self.final_norm = RMSNorm(config.d_model, config.norm_eps)
+        self.final_norm = config.built_norm()
         self.head = Linear(config.d_model, config.vocab_size, bias=False)
         if config.tie_embeddings:
             self.head.weight = self.embedding.weight
@@ -80,7 +79,7 @@ class ModernDecoderLM(nn.Module):
     @property
     def output_head(self) -> OutputHead:
         """From hidden states to logits."""
-        return OutputHead(self.head.weight, self.config.logit_softcap)
+        return OutputHead(self.head.weight, self.config.logit_softcap, self.config.logit_scale)
 
     @property
     def balances_experts(self) -> bool:
@@ -111,6 +110,8 @@ class ModernDecoderLM(nn.Module):
             marks = (attention_mask, document_ids, held, branch_ids)
             plans.append(plan_attention(view, self.rotary, tokens, *marks, dtype))
         x = self.embedding(input_ids)  # (B, T, d_model)
+        if self.config.embedding_scale != 1:
+            x = x * self.config.embedding_scale
         before = Predecessors(attention_mask, document_ids, branch_ids, cache) if self.looks_back else None
         for part, weights in self.embedding_parts.each:
             x = part.apply(weights, x, before)

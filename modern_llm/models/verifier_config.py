@@ -7,8 +7,9 @@ from typing import Literal
 
 from modern_llm.checks import require
 from modern_llm.defaults import Defaults
+from modern_llm.models.attention.grouping import GQAConfig
 from modern_llm.models.attention.rope import NoRope, PlainRope
-from modern_llm.models.config import GQAConfig, ModernLLMConfig
+from modern_llm.models.config import ModernLLMConfig
 from modern_llm.models.feed_forward.kinds import FeedForwardKind, SwiGLU
 from modern_llm.models.initialisation.gpt2 import GPT2Init
 from modern_llm.models.initialisation.scheme import InitScheme

@@ -24,8 +24,6 @@ if TYPE_CHECKING:
 
 # transformers 5 renamed `past_key_values` on its way.
 _CACHE_NAMES = ("cache", "past_key_values")
-# Between the hidden states and the logits, some architectures do more than a product and a cap.
-_AFTER_THE_HEAD = ("logit_scale", "logits_scaling")
 
 
 @dataclass
@@ -63,8 +61,11 @@ class HuggingFaceBody(nn.Module):
     @property
     def output_head(self) -> OutputHead:
         """From hidden states to logits."""
-        softcap = getattr(self.model.config, "final_logit_softcapping", None)
-        return OutputHead(self.model.get_output_embeddings().weight, softcap)
+        config = self.model.config
+        softcap = getattr(config, "final_logit_softcapping", None)
+        # A factor of Cohere, and a divisor of Granite.
+        scale = (getattr(config, "logit_scale", None) or 1.0) / (getattr(config, "logits_scaling", None) or 1.0)
+        return OutputHead(self.model.get_output_embeddings().weight, softcap, scale)
 
     def compiled_unless(self, decoding: bool) -> AbstractContextManager[Any]:
         """Within it compiled layers run uncompiled while decoding: every length of a cache would be compiled anew."""
@@ -93,7 +94,7 @@ class HuggingFaceCausalLM(HuggingFaceBody):
         model: with a language-modelling or a classification head; adapters may have been put into it.
 
     Raises:
-        ValueError: an encoder, or a head that is more than one matrix.
+        ValueError: an encoder, or a head with a bias.
     """
 
     def __init__(self, model: PreTrainedModel) -> None:
@@ -101,12 +102,9 @@ class HuggingFaceCausalLM(HuggingFaceBody):
         config = model.config
         if config.is_encoder_decoder:
             raise ValueError(f"{config.model_type}: is an encoder-decoder, and no causal language model.")
-        extra = [name for name in _AFTER_THE_HEAD if getattr(config, name, None) not in (None, 1, 1.0)]
         head = model.get_output_embeddings()
         if head is not None and getattr(head, "bias", None) is not None:
-            extra.append("bias of the output head")
-        if extra:
-            raise ValueError(f"{config.model_type}: cannot be used, because its head has {', '.join(extra)}.")
+            raise ValueError(f"{config.model_type}: cannot be used, because its head has a bias.")
 
     @property
     def body(self) -> nn.Module:

@@ -17,7 +17,7 @@ from torch import nn
 from modern_llm.data.text.tokenizers import Tokenizer
 from modern_llm.models.custom import CustomModel
 from modern_llm.models.custom_decoder import CustomDecoder
-from modern_llm.models.interop import to_hugging_face
+from modern_llm.models.interop.exporting import to_hugging_face
 from modern_llm.models.transformer import ModernDecoderLM
 from modern_llm.models.verifier import VerifierModel
 from modern_llm.pretrained.causal import HuggingFaceCausalLM

@@ -130,7 +130,7 @@ class LongContext:
         """A model, and the same one as our decoder where it can be; only this one has policies to choose from."""
         from modern_llm.experiment.loading import load_model
         from modern_llm.models.custom_decoder import CustomDecoder
-        from modern_llm.models.interop import from_hugging_face
+        from modern_llm.models.interop.importing import from_hugging_face
         from modern_llm.models.transformer import ModernDecoderLM
 
         loaded = load_model(choice, runtime, self.paths.mirror, [], train=False)

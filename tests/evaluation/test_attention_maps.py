@@ -62,10 +62,10 @@ def test_a_model_of_transformers_is_left_as_it_was(kind: str) -> None:
 
 @torch.no_grad()
 @pytest.mark.parametrize("kind", ["none", "window", *SINKS])
-@pytest.mark.parametrize("qk_norm", [False, True])
-def test_the_weights_times_the_values_are_what_the_layer_gives(kind: str, qk_norm: bool) -> None:
+@pytest.mark.parametrize("settings", [{"qk_norm": False}, {"qk_norm": True}, {"attention_softcap": 0.5}])
+def test_the_weights_times_the_values_are_what_the_layer_gives(kind: str, settings: dict[str, Any]) -> None:
     """Sinks included: the learned ones with their own values, logits with none."""
-    model = decoder(kind, qk_norm=qk_norm, **({"sliding_window": 8} if kind == "window" else {}))
+    model = decoder(kind, **settings, **({"sliding_window": 8} if kind == "window" else {}))
     attention: Any = model.blocks[0].attention
     x = torch.randn(1, 20, 32, generator=torch.Generator().manual_seed(2))
     plan = plan_attention(model.config.views[0], model.rotary, 20)

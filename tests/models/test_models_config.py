@@ -12,8 +12,10 @@ from modern_llm.models.attention.layers import LayerPattern
 from modern_llm.models.attention.rope import LinearRope, Llama3Rope, NoRope, NTKRope, PlainRope, YarnRope
 from modern_llm.models.attention.sinks import LearnableSinks, SinkLogits, StreamingSinks
 from modern_llm.models.config import GQAConfig, MoEConfig
+from modern_llm.models.embedding.learned_positions import LearnedPositions
 from modern_llm.models.embedding.smear import Smear
-from modern_llm.models.feed_forward.kinds import GeGLU, ReLU2
+from modern_llm.models.feed_forward.kinds import ClampedSwiGLU, GeGLU, ReLU2
+from modern_llm.models.norm_kinds import LayerNormKind
 from modern_llm.models.residual.unet import UNetSkips
 from modern_llm.models.values.value_embedding import ValueTable
 
@@ -42,6 +44,13 @@ from modern_llm.models.values.value_embedding import ValueTable
         ({"output_dropout": 1.0}, "output_dropout"),
         ({"attention_scale": 0.0}, "attention_scale"),
         ({"logit_softcap": 0.0}, "logit_softcap"),
+        ({"attention_softcap": -1.0}, "attention_softcap"),
+        ({"logit_scale": 0.0}, "logit_scale"),
+        ({"embedding_scale": 0.0}, "embedding_scale"),
+        ({"branch_scale": -1.0}, "branch_scale"),
+        ({"norm_place": "around"}, "norm_place"),
+        ({"rope": PlainRope(fraction=0.3), "d_model": 32, "n_heads": 4}, "rope.fraction"),
+        ({"rope": PlainRope(fraction=0.6), "d_model": 40, "n_heads": 4, "head_dim": 9}, "head_dim"),
         ({"layers": LayerPattern("SSSSL")}, "layers.windows"),
         ({"layers": LayerPattern(rotary="RRRRN")}, "layers.rotary"),
         ({"residual": {"unet": UNetSkips()}, "n_layers": 1}, "residual.unet"),
@@ -68,6 +77,11 @@ def test_an_impossible_model_is_refused_by_its_key(settings, key):
         (MoEConfig, {"balance_loss_weight": -1.0}, "moe.balance_loss_weight"),
         (MoEConfig, {"z_loss_weight": -1.0}, "moe.z_loss_weight"),
         (PlainRope, {"theta": 1.0}, "rope.theta"),
+        (PlainRope, {"fraction": 0.0}, "rope.fraction"),
+        (YarnRope, {"fraction": 0.5}, "rope.fraction"),
+        (ClampedSwiGLU, {"slope": 0.0}, "ffn.slope"),
+        (ClampedSwiGLU, {"limit": -1.0}, "ffn.limit"),
+        (LearnedPositions, {"std": -1.0}, "embedding.learned_positions.std"),
         (LinearRope, {"factor": 0.5}, "rope.factor"),
         (NTKRope, {"theta": 0.5}, "rope.theta"),
         (YarnRope, {"beta_fast": 1.0, "beta_slow": 2.0}, "rope.beta_fast"),
@@ -137,6 +151,10 @@ PARTS = {
     "relu2": {"ffn": ReLU2()},
     "relu2 experts": {"ffn": ReLU2(), "moe": MoEConfig(5, 2)},
     "moe": {"moe": MoEConfig(5, 2)},
+    "moe-biases": {"moe": MoEConfig(5, 2, 24, router_bias=True), "ffn_bias": True},
+    "layer-norms-biases": {"norm": LayerNormKind(), "norm_place": "both", "o_bias": True, "ffn_bias": True},
+    "norms-behind-over-all-heads": {"norm_place": "behind", "qk_norm_per_head": False, "gqa": GQAConfig(2)},
+    "learned-positions": {"embedding": {"learned_positions": LearnedPositions()}, "rope": NoRope()},
     "moe-own-width": {"moe": MoEConfig(5, 2, 24), "use_attention_sinks": True, "tie_embeddings": False},
 }
 
@@ -149,7 +167,9 @@ def test_parameter_count_is_that_of_the_built_model(settings):
     if config.moe is None:
         assert config.parameter_count(active_only=True) == config.parameter_count()
     else:
-        idle = sum(p[config.moe.top_k :].numel() for n, p in model.named_parameters() if ".ffn." in n and p.dim() == 3)
+        idle = sum(
+            p[config.moe.top_k :].numel() for n, p in model.named_parameters() if ".ffn." in n and "router" not in n
+        )
         assert config.parameter_count(active_only=True) == config.parameter_count() - idle
 
 
@@ -196,7 +216,14 @@ def test_the_package_lists_what_it_gives():
 
 @pytest.mark.parametrize(
     ("settings", "key"),
-    [({"windows": "SX"}, "windows"), ({"rotary": ""}, "rotary"), ({"short_window": 0}, "short_window")],
+    [
+        ({"windows": "SX"}, "windows"),
+        ({"rotary": ""}, "rotary"),
+        ({"short_window": 0}, "short_window"),
+        ({"rotary": "RB"}, "other_theta"),
+        ({"rotary": "RN", "other_theta": 100.0}, "other_theta"),
+        ({"rotary": "RB", "other_theta": 0.5}, "other_theta"),
+    ],
 )
 def test_an_impossible_pattern_is_refused_by_its_key(settings, key):
     with pytest.raises(ValueError, match=rf"^model\.layers\.{key}=.*: .+\. .+\.$"):

@@ -8,7 +8,7 @@ from parts import ALL, PARTS
 from torch.nn import functional as F
 
 from modern_llm.models.attention.layers import LayerPattern
-from modern_llm.models.attention.rope import NoRope
+from modern_llm.models.attention.rope import NoRope, PlainRope
 from modern_llm.models.attention.sinks import LearnableSinks, SinkLogits, StreamingSinks
 from modern_llm.models.config import MoEConfig
 
@@ -31,6 +31,15 @@ MODELS = {
         "use_attention_sinks": True,
         "sinks": LearnableSinks(window=7, num_sinks=3),
         "layers": LayerPattern("SSL", 4, "RRN"),
+    },
+    "streaming, two bases, partly rotated, capped": {
+        "n_layers": 4,
+        "group_size": 2,
+        "use_attention_sinks": True,
+        "sinks": StreamingSinks(window=5, num_sinks=2),
+        "layers": LayerPattern("SL", 3, "RB", 100.0),
+        "rope": PlainRope(fraction=0.75),
+        "attention_softcap": 1.5,
     },
     "streaming, short and long, some without positions": {
         "n_layers": 4,

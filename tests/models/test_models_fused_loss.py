@@ -217,12 +217,13 @@ def test_weighted_targets_against_log_softmax(tokens: int, trained_head: bool) -
         torch.testing.assert_close(linear_token_nll(hidden, OutputHead(weight), targets), expected)
 
 
-@pytest.mark.parametrize("softcap", [0.5, 15.0])
-def test_a_soft_cap_against_plain_lines(softcap: float) -> None:
+@pytest.mark.parametrize(("softcap", "scale"), [(0.5, 1.0), (15.0, 1.0), (15.0, 0.3), (None, 2.5)])
+def test_a_soft_cap_and_a_factor_against_plain_lines(softcap: float | None, scale: float) -> None:
     hidden, weight, targets = _problem(50, torch.float64, scale=3.0)
     targets[::7] = IGNORE_INDEX
-    head = OutputHead(weight, softcap)
-    logits = softcap * torch.tanh(hidden @ weight.T / softcap)
+    head, logits = OutputHead(weight, softcap, scale), scale * hidden @ weight.T
+    if softcap is not None:
+        logits = softcap * torch.tanh(logits / softcap)
     torch.testing.assert_close(head.logits(hidden), logits)
     losses = F.cross_entropy(logits, targets, reduction="none", ignore_index=IGNORE_INDEX)
     factors = torch.randn(50, generator=torch.Generator().manual_seed(1), dtype=torch.float64)

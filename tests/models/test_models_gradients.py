@@ -20,10 +20,11 @@ from modern_llm.models.branches.short_convolution import ShortConvolution
 from modern_llm.models.config import GQAConfig, MoEConfig
 from modern_llm.models.embedding.predecessors import Predecessors
 from modern_llm.models.feed_forward.dense import FeedForward, activated_linear
-from modern_llm.models.feed_forward.kinds import GeGLU, ReLU2, SwiGLU
+from modern_llm.models.feed_forward.kinds import GELU, ClampedSwiGLU, GeGLU, ReLU2, SwiGLU
 from modern_llm.models.heads.gated import GatedHeads
 from modern_llm.models.initialisation.gpt2 import GPT2Init
 from modern_llm.models.norm import RMSNorm
+from modern_llm.models.norm_kinds import LayerNormKind
 from modern_llm.models.projections.short_convolution import ProjectionConvolution
 from modern_llm.models.residual.scaled import ScaledResidual
 from modern_llm.models.values.value_embedding import ValueProjection, ValueTable
@@ -46,6 +47,16 @@ BLOCKS = {
     "tabled values": {"values": {"value_table": ValueTable(gate_channels=3)}},
     "short window": {"layers": LayerPattern("S", 3)},
     "canon": {"branches": {"canon": ShortConvolution(3)}},
+    "norms behind": {"norm_place": "behind", "branch_scale": 0.7},
+    "layer norms on both sides, biases": {"norm": LayerNormKind(), "norm_place": "both", "qkv_bias": True,
+                                          "o_bias": True, "ffn_bias": True},
+    "clamped experts with biases": {"ffn": ClampedSwiGLU(limit=0.5), "ffn_bias": True,
+                                    "moe": MoEConfig(3, 2, router_bias=True)},
+    "probabilities of experts": {"moe": MoEConfig(3, 2, normalize_weights=False)},
+    "soft cap": {"attention_softcap": 1.2},
+    "soft cap and logits": {"attention_softcap": 1.2, "use_attention_sinks": True, "sinks": SinkLogits()},
+    "soft cap, short window": {"attention_softcap": 1.2, "layers": LayerPattern("S", 3)},
+    "norms over all heads": {"qk_norm": True, "qk_norm_per_head": False},
     "canon of projections": {"projections": {"canon": ProjectionConvolution(3)}},
     "gated heads": {"heads": {"gated": GatedHeads(channels=3)}},
     "gated heads and logits": {"heads": {"gated": GatedHeads(3)}, "use_attention_sinks": True, "sinks": SinkLogits(),
@@ -80,7 +91,7 @@ def test_block_gradients_equal_finite_differences(loud, settings):
     assert torch.autograd.gradcheck(run, (x, embedded, *parameters))
 
 
-KINDS = {"swiglu": SwiGLU(), "geglu": GeGLU(), "relu2": ReLU2()}
+KINDS = {"swiglu": SwiGLU(), "geglu": GeGLU(), "relu2": ReLU2(), "gelu": GELU(), "clamped": ClampedSwiGLU(limit=0.7)}
 every_kind = pytest.mark.parametrize("kind", KINDS.values(), ids=KINDS)
 
 
@@ -97,12 +108,17 @@ def test_feed_forward_gradients_equal_finite_differences(kind):
 @every_kind
 def test_a_feed_forward_layer_is_its_formula(loud, kind):
     layer, x = loud(FeedForward(kind, 8, 12)), torch.randn(3, 8, generator=torch.Generator().manual_seed(0))
-    if isinstance(kind, ReLU2):
-        hidden = (x @ layer.up_proj.weight.T).clamp(min=0) ** 2
-    else:
-        gate, up = (x @ w.T for w in layer.gate_up_proj.weight.split(12))
-        tanh = (math.sqrt(2 / math.pi) * (gate + 0.044715 * gate**3)).tanh()
-        hidden = (gate / (1 + (-gate).exp()) if isinstance(kind, SwiGLU) else gate / 2 * (1 + tanh)) * up
+    matrices = layer.gate_up_proj.weight.split(12) if kind.gated else 2 * (layer.up_proj.weight,)
+    gate, up = (x @ w.T for w in matrices)
+    tanh = (math.sqrt(2 / math.pi) * (gate + 0.044715 * gate**3)).tanh()
+    low, inside = gate.clamp(max=0.7), up.clamp(-0.7, 0.7)
+    hidden = {
+        ReLU2: up.clamp(min=0) ** 2,
+        SwiGLU: gate / (1 + (-gate).exp()) * up,
+        GeGLU: gate / 2 * (1 + tanh) * up,
+        GELU: gate / 2 * (1 + tanh),
+        ClampedSwiGLU: low / (1 + (-1.702 * low).exp()) * (inside + 1),
+    }[type(kind)]
     expected = hidden @ layer.down_proj.weight.T
     torch.testing.assert_close(layer(x), expected)
     with torch.no_grad():

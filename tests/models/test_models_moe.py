@@ -15,15 +15,21 @@ from modern_llm.models.feed_forward.experts import (
     expert_counts,
     load_balance_loss,
 )
-from modern_llm.models.feed_forward.kinds import FeedForwardKind, GeGLU, ReLU2, SwiGLU
+from modern_llm.models.feed_forward.kinds import ClampedSwiGLU, FeedForwardKind, GeGLU, ReLU2, SwiGLU
 
 D, HIDDEN = 8, 16
 
 
 def _moe(
-    loud, experts: int, top_k: int, dtype: torch.dtype = torch.float64, kind: FeedForwardKind | None = None
+    loud,
+    experts: int,
+    top_k: int,
+    dtype: torch.dtype = torch.float64,
+    kind: FeedForwardKind | None = None,
+    bias: bool = False,
 ) -> MoE:
-    return loud(MoE(MoEConfig(experts, top_k), kind or SwiGLU(), D, HIDDEN)).to(dtype)
+    config = MoEConfig(experts, top_k, router_bias=bias)
+    return loud(MoE(config, kind or SwiGLU(), D, HIDDEN, bias)).to(dtype)
 
 
 def _input(*shape: int) -> Tensor:
@@ -38,7 +44,7 @@ def _token_by_token(moe: MoE, x: Tensor) -> Tensor:
         mixed = torch.zeros_like(token)
         total = chance[best].sum() if moe.top_k > 1 else 1
         for expert in best:
-            first, second = moe.stacks
+            first, second = moe.experts[:2]
             hidden = first[expert] @ token
             if isinstance(moe.kind, ReLU2):
                 hidden = hidden.clamp(min=0) ** 2
@@ -59,7 +65,7 @@ def test_sorted_routing_equals_a_loop_over_tokens(loud, experts, top_k, kind):
     expected = _token_by_token(moe, x)
     torch.testing.assert_close(got, expected, atol=1e-10, rtol=1e-10)
     cotangent = torch.randn(got.shape, generator=torch.Generator().manual_seed(4), dtype=got.dtype)
-    inputs = [x, *moe.stacks, moe.router.weight]
+    inputs = [x, *moe.experts[:2], moe.router.weight]
     mine, other = (torch.autograd.grad(out, inputs, cotangent) for out in (got, expected))
     for one, reference in zip(mine, other, strict=True):
         assert reference.abs().max() > 1e-3
@@ -88,15 +94,35 @@ def test_the_router_learns_from_the_loss(loud, top_k):
 
 
 @pytest.mark.skipif(not hasattr(F, "grouped_mm"), reason="torch has no grouped_mm")
+@pytest.mark.parametrize("bias", [False, True])
 @pytest.mark.parametrize("counts", [[5, 9, 2, 8], [0, 24, 0, 0], [12, 0, 12, 0]])
-def test_grouped_experts_equal_experts_in_turn(loud, counts):
-    moe = _moe(loud, 4, 2, torch.bfloat16)
+def test_grouped_experts_equal_experts_in_turn(loud, counts, bias):
+    moe = _moe(loud, 4, 2, torch.bfloat16, bias=bias)
     x = torch.randn(24, D, generator=torch.Generator().manual_seed(2)).bfloat16()
-    arguments = x, torch.tensor(counts), *moe.stacks, moe.kind
+    arguments = x, torch.tensor(counts), moe.experts, moe.kind
     with torch.no_grad():
         expected = _experts_in_turn(*arguments)
         got = _experts_grouped(*arguments)
-    torch.testing.assert_close(got, expected, atol=0.02, rtol=0.02)
+    torch.testing.assert_close(got, expected, atol=0.04, rtol=0.02)
+
+
+@pytest.mark.parametrize("kind", [SwiGLU(), ClampedSwiGLU(limit=0.5)], ids=lambda kind: type(kind).__name__)
+def test_experts_with_biases_and_plain_probabilities(loud, kind):
+    moe, x = _moe(loud, 4, 2, kind=kind, bias=True), _input(2, 6).detach()
+    moe.shares = False
+    first, down, first_bias, down_bias = moe.experts
+    expected = torch.zeros_like(x)
+    chance = (x @ moe.router.weight.T + moe.router.bias).softmax(-1)
+    for expert in range(4):
+        gate, up = (x @ first[expert].T + first_bias[expert]).split(HIDDEN, dim=-1)
+        if isinstance(kind, SwiGLU):
+            hidden = gate * gate.sigmoid() * up
+        else:
+            gate = gate.clamp(max=0.5)
+            hidden = gate * (1.702 * gate).sigmoid() * (up.clamp(-0.5, 0.5) + 1)
+        chosen = (chance >= chance.topk(2).values[..., -1:])[..., expert, None]
+        expected += chosen * chance[..., expert, None] * (hidden @ down[expert].T + down_bias[expert])
+    torch.testing.assert_close(moe(x)[0], expected, atol=1e-10, rtol=1e-10)
 
 
 def test_an_expert_without_tokens(loud):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import replace
 from typing import Any
 
@@ -12,14 +13,16 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from modern_llm.models import ModernDecoderLM, ModernLLMConfig, MoEConfig
+from modern_llm.models.attention.layers import LayerPattern
 from modern_llm.models.attention.sinks import LearnableSinks, SinkLogits, StreamingSinks
 from modern_llm.models.branches.short_convolution import ShortConvolution
+from modern_llm.models.embedding.learned_positions import LearnedPositions
 from modern_llm.models.embedding.normed import NormedEmbedding
 from modern_llm.models.embedding.smear import Smear
 from modern_llm.models.heads.gated import GatedHeads
 from modern_llm.models.initialisation.mup import MuPInit
 from modern_llm.models.initialisation.zero import ZeroInit
-from modern_llm.models.interop import to_hugging_face
+from modern_llm.models.interop.exporting import to_hugging_face
 from modern_llm.models.projections.short_convolution import ProjectionConvolution
 from modern_llm.models.residual.backout import Backout
 from modern_llm.models.residual.scaled import ScaledResidual
@@ -85,7 +88,7 @@ def _by_hand(model: Any, ids: Tensor) -> Tensor:
         padded = F.pad(n, (0, 0, len(kernel) - 1, 0)).mT  # (B, d, width - 1 + T)
         return n + F.conv1d(padded, kernel.T.flip(1)[:, None], groups=kernel.shape[1]).mT
 
-    x = norm(model.embedding.weight[ids], eps=1e-6)
+    x = norm(2 * model.embedding.weight[ids], eps=1e-6)
     smear = model.embedding_parts["smear"]
     before = torch.cat([torch.zeros_like(x[:, :1]), x[:, :-1]], 1)
     x = x + smear.weight * (x[..., :12] @ smear.gate.T).sigmoid() * before
@@ -111,17 +114,19 @@ def _by_hand(model: Any, ids: Tensor) -> Tensor:
         gate = 2 * (n[..., :12] @ projection.gate.T).sigmoid()
         v = v + gate[..., None] * (embedded @ projection.projection.T).view(B, T, H, D)
         q, k = norm(turned(q)), norm(turned(k))  # a rotation changes no length
-        scores = torch.einsum("bthd,bshd->bhts", q, k) * 1.44 / D**0.5
+        scores = 1.5 * torch.tanh(torch.einsum("bthd,bshd->bhts", q, k) * 1.44 / D**0.5 / 1.5)
         scores = scores.masked_fill(torch.ones(T, T, dtype=torch.bool).triu(1), -torch.inf)
         y = torch.einsum("bhts,bshd->bthd", scores.softmax(-1), v)
         y = y * 2 * (n[..., :12] @ attention.heads["gated"].gate.T).sigmoid()[..., None]
-        x = x + y.reshape(B, T, -1) @ attention.o_proj.weight.T
+        written = y.reshape(B, T, -1) @ attention.o_proj.weight.T + attention.o_proj.bias
+        x = x + 0.6 * norm(written, block.attention_end_norm.weight)
         n = convolved(norm(x, block.ffn_norm.weight), block.branches["canon"].ffn)
-        gate, up = (n @ block.ffn.gate_up_proj.weight.T).chunk(2, -1)
-        x = x + (F.silu(gate) * up) @ block.ffn.down_proj.weight.T
+        gate, up = (n @ block.ffn.gate_up_proj.weight.T + block.ffn.gate_up_proj.bias).chunk(2, -1)
+        written = (F.silu(gate) * up) @ block.ffn.down_proj.weight.T + block.ffn.down_proj.bias
+        x = x + 0.6 * norm(written, block.ffn_end_norm.weight)
         left.append(x)
     x = norm(x - model.residual["backout"].weight * left[L // 2], model.final_norm.weight)
-    return 5 * torch.tanh(x @ model.head.weight.T / 5)
+    return 5 * torch.tanh(0.7 * x @ model.head.weight.T / 5)
 
 
 @pytest.mark.parametrize("n_layers", [2, 3, 4])
@@ -173,7 +178,14 @@ def test_recomputed_blocks_give_the_same_gradients(tiny, token_ids, settings):
 
 @every_part
 def test_gradients_equal_finite_differences(loud, token_ids, settings):
-    shape: dict[str, Any] = {"vocab_size": 7, "d_model": 12, "n_layers": 2, "n_heads": 2, "ffn_hidden_size": 4}
+    shape: dict[str, Any] = {
+        "vocab_size": 7,
+        "max_seq_len": 8,
+        "d_model": 12,
+        "n_layers": 2,
+        "n_heads": 2,
+        "ffn_hidden_size": 4,
+    }
     model: Any = loud(ModernDecoderLM(ModernLLMConfig(**(shape | settings)))).double()
     ids, labels = token_ids(1, 5) % 7, token_ids(1, 5, seed=2) % 7
     # What the plain model has already is tested with the blocks.
@@ -207,13 +219,11 @@ def test_blocks_are_one_graph(tiny, token_ids, settings):
     torch.compiler.reset()
 
 
-@pytest.mark.parametrize("name", [name for name in PARTS if name != "no gain"])
+@pytest.mark.parametrize("name", PARTS)
 def test_export_names_the_part(tiny, name):
     settings = PARTS[name]
-    value = next(iter(settings.values()))
-    part = next(iter(value.values())) if isinstance(value, dict) else value
-    expected = "logit_softcap" if name == "softcap" else type(part).__name__
-    with pytest.raises(ValueError, match=expected):
+    named = "|".join(rf"model\.{key}=.*{re.escape(repr(value))}" for key, value in settings.items())
+    with pytest.raises(ValueError, match=named):
         to_hugging_face(tiny(**settings))
 
 
@@ -268,6 +278,42 @@ def test_mup_keeps_what_leaves_each_block_at_one_size_over_widths():
             logits = model(torch.randint(256, (4, 32))).logits
         assert float(logits.std()) == pytest.approx(width**-0.5, rel=0.15)  # 0 in the limit, as the table asks
     assert sizes[512] == pytest.approx(sizes[64], rel=0.15)
+
+
+NEUTRAL_NUMBERS: dict[str, dict[str, Any]] = {
+    "scales": {"embedding_scale": 1.0, "branch_scale": 1.0, "logit_scale": 1.0},
+    "no cap": {"attention_softcap": None},
+    "learned positions": {"embedding": {"learned_positions": LearnedPositions()}},
+    "biases": {"o_bias": True, "ffn_bias": True},
+    "one base twice": {"layers": LayerPattern(rotary="BR", other_theta=10000.0)},
+}
+
+
+@pytest.mark.parametrize("settings", NEUTRAL_NUMBERS.values(), ids=NEUTRAL_NUMBERS)
+@torch.no_grad()
+def test_a_neutral_number_is_the_plain_model_exactly(tiny, token_ids, settings):
+    plain, ids = tiny(n_layers=3), token_ids(2, 20)
+    model = ModernDecoderLM(replace(plain.config, **settings)).eval()
+    new = model.load_state_dict(plain.state_dict(), strict=False).missing_keys
+    for name in new:
+        model.get_parameter(name).zero_()
+    assert torch.equal(model(ids).logits, plain(ids).logits)
+
+
+@torch.no_grad()
+def test_a_wide_cap_is_no_cap(tiny, token_ids):
+    plain, capped, ids = tiny(group_size=2), tiny(group_size=2, attention_softcap=1e4), token_ids(2, 20)
+    torch.testing.assert_close(capped(ids).logits, plain(ids).logits, atol=1e-4, rtol=1e-4)
+    with torch.autocast("cpu", torch.bfloat16):
+        torch.testing.assert_close(capped(ids).logits, plain(ids).logits, atol=0.3, rtol=0.1)
+
+
+def test_a_text_without_a_position_left_is_refused(tiny, token_ids):
+    model = tiny(embedding={"learned_positions": LearnedPositions()})
+    cache = model.new_cache(1, 30)
+    model(token_ids(1, 24), cache=cache)
+    with pytest.raises(ValueError, match=r"model\.max_seq_len=24: learned positions end there, and a text has 25"):
+        model(token_ids(1, 1), cache=cache)
 
 
 @torch.no_grad()

@@ -9,6 +9,8 @@ import torch
 from transformers import LlamaConfig
 from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
+from modern_llm.models import ModernLLMConfig
+from modern_llm.models.attention.layers import LayerPattern
 from modern_llm.models.attention.rope import LinearRope, Llama3Rope, NoRope, NTKRope, PlainRope, YarnRope
 from modern_llm.models.attention.rotary import Rotary, rotate
 
@@ -63,6 +65,28 @@ def test_turn_moves_a_rotated_key():
     rotary, x = Rotary(YarnRope(factor=4.0, original_max_seq_len=8), 8, 32), _heads(1, 1, 2, 8)
     moved = rotate(rotate(x, rotary.span(5, 6)), rotary.without_factor(rotary.span(12, 13)))
     torch.testing.assert_close(moved, rotate(x, rotary.span(17, 18)))
+
+
+def test_a_share_of_the_pairs_turns_as_a_narrower_head():
+    rope, x = PlainRope(700.0, fraction=0.5), _heads(2, 5, 3, 16)
+    got = rotate(x, Rotary(rope, 16, 16).span(0, 5))
+    turning = [0, 1, 2, 3, 8, 9, 10, 11]
+    expected = rotate(x[..., turning], Rotary(PlainRope(700.0), 8, 16).span(0, 5))
+    torch.testing.assert_close(got[..., turning], expected)
+    still = [i for i in range(16) if i not in turning]
+    assert torch.equal(got[..., still], x[..., still])
+
+
+def test_each_layer_turns_by_its_base():
+    config = ModernLLMConfig(
+        50, 32, 16, 3, 2, rope=LinearRope(500.0, 2.0), layers=LayerPattern(rotary="RBN", other_theta=90.0)
+    )
+    rotary = Rotary.of_model(config)
+    turned = [rotary.of(view).span(1, 2) for view in config.views]
+    for got, theta, factor in zip(turned, (500.0, 90.0), (2.0, 1.0), strict=False):
+        expected = [math.cos(theta ** (-i / 4) / factor) for i in range(4)]
+        torch.testing.assert_close(got.cos.flatten(), torch.tensor(expected))
+    assert turned[2] is None
 
 
 def test_no_rope_rotates_nothing():

@@ -7,10 +7,15 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 import torch
+from foreign_models import SOURCES, foreign_config
+from made_models import byte_tokenizer
+from parts import EVERY as PARTS
 
 from modern_llm.evaluation.answering import rank_answers, write_answers
+from modern_llm.models import ModernDecoderLM, ModernLLMConfig
 from modern_llm.models.decoding.generation import continue_ids, generate
-from modern_llm.pretrained.loaded import LoadedModel
+from modern_llm.pretrained.causal import HuggingFaceCausalLM
+from modern_llm.pretrained.loaded import LoadedModel, OwnDecoder
 from modern_llm.pretrained.seq2seq import HuggingFaceSeq2Seq
 from modern_llm.pretrained.settings import LoRA
 from modern_llm.training.optimization.optimizers import AdamW
@@ -42,6 +47,36 @@ def test_logits_are_those_of_transformers(load: Load, kind: str, side: str) -> N
     for row, text in enumerate(alone):
         theirs = loaded.base(text[None]).logits[0]
         torch.testing.assert_close(ours[row][mask[row] == 1], theirs, atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize("name", ["granite", "gemma2"])
+@torch.no_grad()
+def test_logits_with_a_factor_or_a_cap_are_those_of_transformers(name: str) -> None:
+    from transformers import AutoModelForCausalLM
+
+    torch.manual_seed(0)
+    theirs = AutoModelForCausalLM.from_config(foreign_config(*SOURCES[name])).eval()
+    for parameter in theirs.parameters():
+        parameter.mul_(3)
+    model, ids = HuggingFaceCausalLM(theirs), random_ids(2, 9) % 61
+    logits = model.output_head.logits(model.hidden_states(ids).hidden)
+    torch.testing.assert_close(logits, theirs(ids).logits)
+
+
+@pytest.mark.parametrize("name", ["layer norms on both sides, biases", "clamped", "scales", "all"])
+@torch.no_grad()
+def test_adapters_on_a_decoder_with_parts_merge_into_it(name: str) -> None:
+    torch.manual_seed(0)
+    config = ModernLLMConfig(vocab_size=257, max_seq_len=24, d_model=32, n_layers=3, n_heads=4, **PARTS[name])
+    loaded = OwnDecoder.of(ModernDecoderLM(config).eval(), byte_tokenizer(), "own").with_lora(LoRA())
+    loaded.model.eval()
+    before = logits_of(loaded, random_ids(2, 12))
+    for parameter in loaded.model.parameters():
+        if parameter.requires_grad:
+            parameter.normal_(std=0.2)
+    adapted = logits_of(loaded, random_ids(2, 12))
+    assert (adapted - before).abs().max() > 0.01
+    torch.testing.assert_close(logits_of(loaded.merged(), random_ids(2, 12)), adapted, atol=1e-4, rtol=1e-4)
 
 
 @pytest.mark.parametrize("kind", ["t5", "flan"])

@@ -12,7 +12,7 @@ import torch
 
 from modern_llm.evaluation.answering import rank_answers, write_answers
 from modern_llm.evaluation.long_context import streamed_nll, under_policy
-from modern_llm.models.interop import from_hugging_face
+from modern_llm.models.interop.importing import from_hugging_face
 from modern_llm.pretrained.loaded import LoadedModel
 from modern_llm.pretrained.loading import load_hugging_face
 from modern_llm.pretrained.settings import FullFinetuning, PretrainedModel

@@ -104,7 +104,7 @@ def test_our_decoder_says_which_maps_are_stored_as_one() -> None:
         rows = {id(p): r for p, r in zip(matrices.tensors, matrices.rows, strict=True)}
         block = model.blocks[0]
         assert rows[id(block.attention.qkv_proj.weight)] == (32, 16, 16)
-        first = block.ffn.stacks[0] if moe else block.ffn.gate_up_proj.weight
+        first = block.ffn.experts.first if moe else block.ffn.gate_up_proj.weight
         assert rows[id(first)] == (48, 48)
         assert all(sum(r) == p.shape[-2] for kind in trained_parameters(model).values()
                    for p, r in zip(kind.tensors, kind.rows, strict=True) if p.dim() >= 2)  # fmt: skip

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from modern_llm.models.attention.capped import capped_attention, soft_cap
 from modern_llm.models.attention.kv_cache import DecoderCache
 from modern_llm.models.attention.plan import AttentionPlan
 from modern_llm.models.attention.rotary import rotate
@@ -31,10 +32,12 @@ class Attention(nn.Module):
         self.n_heads, self.n_kv_heads, self.head_dim = config.n_heads, config.n_kv_heads, config.head_size
         rows = tuple(n * config.head_size for n in (config.n_heads, config.n_kv_heads, config.n_kv_heads))
         self.qkv_proj = Linear(config.d_model, sum(rows), config.qkv_bias, rows)
-        self.o_proj = Linear(config.n_heads * config.head_size, config.d_model, bias=False, ends_branch=True)
-        self.q_norm = RMSNorm(config.head_size, config.norm_eps, config.qk_gain) if config.qk_norm else None
-        self.k_norm = RMSNorm(config.head_size, config.norm_eps, config.qk_gain) if config.qk_norm else None
-        self.scale = config.attention_scale * config.head_size**-0.5
+        self.o_proj = Linear(config.n_heads * config.head_size, config.d_model, config.o_bias, ends_branch=True)
+        self.norms_heads = config.qk_norm_per_head
+        q_size, k_size = (config.head_size,) * 2 if self.norms_heads else rows[:2]
+        self.q_norm = RMSNorm(q_size, config.norm_eps, config.qk_gain) if config.qk_norm else None
+        self.k_norm = RMSNorm(k_size, config.norm_eps, config.qk_gain) if config.qk_norm else None
+        self.scale, self.softcap = config.attention_scale * config.head_size**-0.5, config.attention_softcap
         self.attention_dropout = config.attention_dropout
         self.projections = Parts(config.projections, config.sizes, layer)
         self.values = Parts(config.values, config.sizes, layer)
@@ -59,9 +62,11 @@ class Attention(nn.Module):
             # The sinks get query rows too, whose outputs are dropped: the scores stay square, and the fused causal
             # kernel applies.
             q = F.pad(q, (0, 0, 0, 0, k.shape[1] - T, 0))
-        out = fused_attention(
-            q, k, v, plan.mask, causal, self.scale, self.attention_dropout if self.training else 0.0
-        )  # (B, T, H, D)
+        dropout = self.attention_dropout if self.training else 0.0
+        if self.softcap is None:
+            out = fused_attention(q, k, v, plan.mask, causal, self.scale, dropout)  # (B, T, H, D)
+        else:
+            out = capped_attention(q, k, v, plan.mask, causal, self.scale, dropout, self.softcap)
         out = out[:, -T:, :, : self.head_dim]
         for part, weights in self._gates:
             out = part.apply(weights, out, x)
@@ -103,7 +108,11 @@ class Attention(nn.Module):
         qk, v = qkv.split([self.n_heads + self.n_kv_heads, self.n_kv_heads], dim=2)
         if self.q_norm is not None and self.k_norm is not None:
             q, k = qk.split([self.n_heads, self.n_kv_heads], dim=2)
-            qk = torch.cat([self.q_norm(q), self.k_norm(k)], dim=2)
+            if self.norms_heads:
+                q, k = self.q_norm(q), self.k_norm(k)
+            else:  # over all heads at once
+                q, k = self.q_norm(q.flatten(2)).view(q.shape), self.k_norm(k.flatten(2)).view(k.shape)
+            qk = torch.cat([q, k], dim=2)
         elif torch.is_grad_enabled():
             v = v.contiguous()  # frees the projection's output, of which the backward pass needs nothing else
         return qk, v
@@ -122,5 +131,5 @@ class Attention(nn.Module):
             visible = visible.tril() if plan.causal else visible
         visible = F.pad(visible, (k.shape[1] - T, 0), value=True)[:, None]  # (1 or B, 1, T, S + T)
         k = k.repeat_interleave(self.n_heads // self.n_kv_heads, dim=2)
-        scores = torch.einsum("bthd,bnhd->bhtn", q, k) * self.scale
+        scores = soft_cap(torch.einsum("bthd,bnhd->bhtn", q, k) * self.scale, self.softcap)
         return scores.float().masked_fill(~visible, -torch.inf).softmax(dim=-1)

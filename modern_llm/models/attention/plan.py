@@ -52,7 +52,7 @@ class AttentionPlan:
     positions: Tensor | None = None
 
 
-class _Tokens(NamedTuple):
+class Tokens(NamedTuple):
     """Tokens as the rule sees them, (1 or B, tokens) each."""
 
     arrival: Tensor  # (tokens,) order of arrival, padding included
@@ -87,7 +87,7 @@ def plan_attention(
         ValueError: documents or branches with a cache; padding in a cache that evicts, where it stands behind a
             text's first token or the sinks are tokens of the text.
     """
-    turning = rotary if view.rotary else rotary.switched_off
+    turning = rotary.of(view)
     past = cache.length if cache is not None else 0
     padded = attention_mask is not None or (cache is not None and cache.real is not None)
     packed = document_ids is not None or branch_ids is not None
@@ -100,7 +100,7 @@ def plan_attention(
     if cache is not None and past and tokens == 1:
         return _plan_decoding(view, turning, cache, attention_mask, dtype)
 
-    new = keys = _new_tokens(turning, tokens, past, cache, attention_mask, document_ids, branch_ids)
+    new = keys = new_tokens(rotary.cos.device, tokens, past, cache, attention_mask, document_ids, branch_ids)
     if cache is not None and past:
         keys = _with_held(cache, new)
     visible = _visible(view, new, keys)
@@ -167,17 +167,17 @@ def _plan_decoding(
 # -- several tokens --------------------------------------------------------------------------------------------------
 
 
-def _new_tokens(
-    rotary: Rotary | NoRotation,
+def new_tokens(
+    device: torch.device,
     tokens: int,
     past: int,
     cache: KVCache | None,
     attention_mask: Tensor | None,
     document_ids: Tensor | None,
     branch_ids: Tensor | None,
-) -> _Tokens:
+) -> Tokens:
     """The T new tokens: packed documents, padded texts, or plain ones."""
-    index = torch.arange(past, past + tokens, device=rotary.cos.device)
+    index = torch.arange(past, past + tokens, device=device)
     if branch_ids is not None and document_ids is None:
         document_ids = torch.zeros_like(branch_ids)
     if document_ids is not None:
@@ -186,28 +186,28 @@ def _new_tokens(
             positions = _document_positions(document_ids, real)
         else:
             positions = branch_positions(document_ids, branch_ids, real)
-        return _Tokens(index, positions, document_ids.where(real, torch.full_like(document_ids, -1)))
+        return Tokens(index, positions, document_ids.where(real, torch.full_like(document_ids, -1)))
     if attention_mask is not None or (cache is not None and cache.real is not None):
         real, positions = _padded_positions(cache, attention_mask, tokens)
-        return _Tokens(index, positions, torch.where(real, 0, -1))
-    return _Tokens(index, index[None])
+        return Tokens(index, positions, torch.where(real, 0, -1))
+    return Tokens(index, index[None])
 
 
-def _with_held(cache: KVCache, new: _Tokens) -> _Tokens:
+def _with_held(cache: KVCache, new: Tokens) -> Tokens:
     """The tokens that a cache holds, oldest first, and the new ones."""
     held = torch.tensor(cache.held(), device=new.arrival.device)
     index = torch.cat([held, new.arrival])
     if new.documents is None:
-        return _Tokens(index, index[None])
+        return Tokens(index, index[None])
     rows = len(new.positions)
     positions, documents = held.expand(rows, -1), new.documents.new_zeros(rows, len(held))
     if cache.real is not None and cache.positions is not None:
         slots = cache.held_slots()
         positions, documents = cache.positions[:, slots], torch.where(cache.real[:, slots], 0, -1)
-    return _Tokens(index, torch.cat([positions, new.positions], 1), torch.cat([documents, new.documents], 1))
+    return Tokens(index, torch.cat([positions, new.positions], 1), torch.cat([documents, new.documents], 1))
 
 
-def _visible(view: AttentionView, new: _Tokens, keys: _Tokens) -> Tensor:
+def _visible(view: AttentionView, new: Tokens, keys: Tokens) -> Tensor:
     """(1 or B, T, n) the rule, but for branches."""
     distance = new.positions[:, :, None] - keys.positions[:, None]
     # Padding shares one position, so the order of arrival decides as well.

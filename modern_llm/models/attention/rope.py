@@ -8,7 +8,7 @@ it is loaded while a configuration is checked.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from modern_llm.checks import require
 from modern_llm.defaults import Defaults
@@ -24,18 +24,27 @@ _PLAIN_ROPE = Defaults("model/rope/plain")
 
 @dataclass(frozen=True)
 class PlainRope:
-    """RoPE as published.
+    """RoPE as published, of all pairs or of a share of them (GPT-J; modded-nanogpt, record 20).
 
     Args:
         theta: base of the geometric frequencies.
+        fraction: share of the pairs that turn, the first ones; the others carry no position. It is as if the head were
+            that much narrower: the frequencies run over the pairs that turn.
     """
 
     theta: float = _PLAIN_ROPE("theta")
+    fraction: float = field(default=_PLAIN_ROPE("fraction"), kw_only=True)
 
     def __post_init__(self) -> None:
         require(
             self.theta > 1, "model.rope.theta", self.theta, "must be above 1", "Use 10000, or 500000 for long contexts"
         )
+        require(0 < self.fraction <= 1, "model.rope.fraction", self.fraction, "must lie in (0, 1]",
+                "Use 1.0 for all pairs, or model/rope=none for none")  # fmt: skip
+
+    def turned(self, head_dim: int) -> int:
+        """Channels of a head that turn."""
+        return int(head_dim * self.fraction)
 
     @property
     def attention_factor(self) -> float:
@@ -44,7 +53,12 @@ class PlainRope:
 
     def frequencies(self, head_dim: int) -> list[float]:
         """Radians per token of each of the `head_dim / 2` pairs."""
-        return _base_frequencies(self.theta, head_dim)
+        turning = self.turning(self.turned(head_dim))
+        return turning + [0.0] * (head_dim // 2 - len(turning))
+
+    def turning(self, width: int) -> list[float]:
+        """Radians per token of the pairs of the `width` channels that turn."""
+        return _base_frequencies(self.theta, width)
 
 
 _SCALED = Defaults("model/rope/linear")
@@ -75,8 +89,8 @@ class ScaledRope(PlainRope):
 class LinearRope(ScaledRope):
     """Position interpolation: positions are divided by `factor` (Chen et al. 2023, arXiv 2306.15595)."""
 
-    def frequencies(self, head_dim: int) -> list[float]:
-        return [f / self.factor for f in super().frequencies(head_dim)]
+    def turning(self, width: int) -> list[float]:
+        return [f / self.factor for f in super().turning(width)]
 
 
 @dataclass(frozen=True)
@@ -84,11 +98,11 @@ class NTKRope(ScaledRope):
     """NTK-aware scaling: theta' = theta * factor^(D / (D - 2)), so that the slowest pair is interpolated by
     `factor` and the fastest is left alone (Peng et al. 2023, arXiv 2309.00071, section 3.1)."""
 
-    def scaled_theta(self, head_dim: int) -> float:
-        return self.theta * self.factor ** (head_dim / (head_dim - 2))
+    def scaled_theta(self, width: int) -> float:
+        return self.theta * self.factor ** (width / (width - 2))
 
-    def frequencies(self, head_dim: int) -> list[float]:
-        return _base_frequencies(self.scaled_theta(head_dim), head_dim)
+    def turning(self, width: int) -> list[float]:
+        return _base_frequencies(self.scaled_theta(width), width)
 
 
 _YARN_ROPE = Defaults("model/rope/yarn")
@@ -129,6 +143,9 @@ class YarnRope(ScaledRope):
             "must be above 0",
             "Give the context length of the model before extension",
         )
+        require(self.fraction == 1 or self.attention_factor == 1, "model.rope.fraction", self.fraction,
+                f"cannot be combined with the factor {self.attention_factor:g} on all that is rotated",
+                "Use 1.0, or model.rope.attention_scale=1")  # fmt: skip
 
     @property
     def attention_factor(self) -> float:
@@ -136,19 +153,19 @@ class YarnRope(ScaledRope):
             return self.attention_scale
         return 0.1 * math.log(self.factor) + 1.0
 
-    def frequencies(self, head_dim: int) -> list[float]:
+    def turning(self, width: int) -> list[float]:
         def pair_that_turns(times: float) -> float:
             wavelength = self.original_max_seq_len / (times * 2 * math.pi)
-            return head_dim * math.log(wavelength) / (2 * math.log(self.theta))
+            return width * math.log(wavelength) / (2 * math.log(self.theta))
 
         low, high = pair_that_turns(self.beta_fast), pair_that_turns(self.beta_slow)
         if self.truncate:
             low, high = math.floor(low), math.ceil(high)
-        low, high = max(low, 0), min(high, head_dim - 1)
-        width = max(high - low, 0.001)
+        low, high = max(low, 0), min(high, width - 1)
+        ramp = max(high - low, 0.001)
         mixed = []
-        for i, frequency in enumerate(super().frequencies(head_dim)):
-            interpolated = min(max((i - low) / width, 0.0), 1.0)
+        for i, frequency in enumerate(super().turning(width)):
+            interpolated = min(max((i - low) / ramp, 0.0), 1.0)
             mixed.append(frequency * (1 - interpolated) + frequency / self.factor * interpolated)
         return mixed
 
@@ -181,9 +198,9 @@ class Llama3Rope(ScaledRope):
             "Llama 3.1 uses 4 and 1",
         )
 
-    def frequencies(self, head_dim: int) -> list[float]:
+    def turning(self, width: int) -> list[float]:
         scaled = []
-        for frequency in super().frequencies(head_dim):
+        for frequency in super().turning(width):
             turns = self.original_max_seq_len * frequency / (2 * math.pi)
             kept = (turns - self.low_freq_factor) / (self.high_freq_factor - self.low_freq_factor)
             kept = min(max(kept, 0.0), 1.0)

@@ -7,7 +7,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
+from modern_llm.models.attention.layers import AttentionView
 from modern_llm.models.attention.rope import NoRope, PlainRope
+from modern_llm.models.config import ModernLLMConfig
 
 
 class Rotation(NamedTuple):
@@ -38,13 +40,17 @@ class Rotary(nn.Module):
         rope: the variant.
         head_dim: width of one head.
         max_seq_len: positions in the table to begin with; it grows when a longer text comes.
+        other: the variant of the layers that have one of their own; None: there are none.
     """
 
     cos: Tensor
     sin: Tensor
 
-    def __init__(self, rope: PlainRope | NoRope, head_dim: int, max_seq_len: int) -> None:
+    def __init__(
+        self, rope: PlainRope | NoRope, head_dim: int, max_seq_len: int, other: PlainRope | None = None
+    ) -> None:
         super().__init__()
+        self.other = None if other is None else Rotary(other, head_dim, max_seq_len)
         self.enabled = not isinstance(rope, NoRope)
         self.attention_factor = rope.attention_factor
         self.frequencies = rope.frequencies(head_dim)
@@ -56,10 +62,16 @@ class Rotary(nn.Module):
         """Compute the tables anew, where they were made without content."""
         self.cos, self.sin = self._angles(0, len(self.cos), self.cos.device)
 
-    @property
-    def switched_off(self) -> NoRotation:
-        """For layers without positions."""
-        return NoRotation(self.cos)
+    @classmethod
+    def of_model(cls, config: ModernLLMConfig) -> Rotary:
+        """That of a decoder."""
+        return cls(config.rope, config.head_size, config.max_seq_len, config.other_rope)
+
+    def of(self, view: AttentionView) -> Rotary | NoRotation:
+        """What turns in the layers that see `view`."""
+        if not view.rotary:
+            return NoRotation(self.cos)
+        return self.other if view.other_rope and self.other is not None else self
 
     def _angles(self, start: int, stop: int, device: torch.device | None = None) -> tuple[Tensor, Tensor]:
         # A table may outlive the inference mode that it was first needed in, and training must be able to use it.

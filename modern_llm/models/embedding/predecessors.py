@@ -9,6 +9,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from modern_llm.models.attention.kv_cache import DecoderCache
+from modern_llm.models.attention.plan import new_tokens
 
 
 class Predecessors:
@@ -27,7 +28,7 @@ class Predecessors:
         branch_ids: Tensor | None = None,
         cache: DecoderCache | None = None,
     ) -> None:
-        self.cache = cache
+        self.cache, self._marks = cache, (attention_mask, document_ids, branch_ids)
         self.real = None if attention_mask is None else attention_mask.bool()
         self.index: Tensor | None = None  # (B, T) where the predecessor stands; -1: in front of this pass
         if self.real is not None or document_ids is not None or branch_ids is not None:
@@ -38,6 +39,15 @@ class Predecessors:
     def plain(self) -> bool:
         """Whether the predecessor of each token is the one on its left, and that of the first is none."""
         return self.cache is None and self.index is None
+
+    def positions(self, x: Tensor) -> tuple[Tensor, int | None]:
+        """(1 or B, T) the position of every token of x (B, T, d) in its text, counted as for rotary positions, and how
+        long the texts are, padding included; None where several stand in a row."""
+        T = x.shape[1]
+        past = 0 if self.cache is None else self.cache.length
+        held = None if self.cache is None else self.cache.parts[0]
+        tokens = new_tokens(x.device, T, past, held, *self._marks)
+        return tokens.positions, None if self._marks[1:] != (None, None) else past + T
 
     def of(self, name: Hashable, x: Tensor, steps: int = 1) -> list[Tensor]:
         """What x has 1, 2, … `steps` tokens before each token, 0 where there is none: (B, T, d) each.

@@ -17,8 +17,8 @@ def activate(projected: Tensor, kind: FeedForwardKind) -> Tensor:
     if not kind.gated:
         return kind.act(projected)
     gate, up = projected.chunk(2, dim=-1)
-    activated = kind.act(gate)
-    return activated * up if torch.is_grad_enabled() else activated.mul_(up)
+    activated, factor = kind.act(gate), kind.factor(up)
+    return activated * factor if torch.is_grad_enabled() else activated.mul_(factor)
 
 
 class _ActivatedLinear(torch.autograd.Function):
@@ -37,34 +37,38 @@ class _ActivatedLinear(torch.autograd.Function):
         projected, weight = ctx.saved_tensors  # read once: activation checkpointing allows no second read
         kind: FeedForwardKind = ctx.kind
         gate, up = projected.chunk(2, dim=-1) if kind.gated else (projected, None)
-        activated = kind.act(gate)
+        activated, factor = kind.act(gate), None if up is None else kind.factor(up)
         grad_weight = None
         if ctx.needs_input_grad[1]:
-            hidden = activated if up is None else activated * up
+            hidden = activated if factor is None else activated * factor
             grad_weight = (grad.flatten(0, -2).t() @ hidden.flatten(0, -2)).to(weight.dtype)
         grad_hidden = grad @ weight.to(grad.dtype)
-        if up is None:
+        if up is None or factor is None:
             return kind.act_backward(grad_hidden, gate), grad_weight, None
         grad_projected = torch.empty_like(projected)
         grad_gate, grad_up = grad_projected.chunk(2, dim=-1)
         torch.mul(grad_hidden, activated, out=grad_up)
-        grad_gate.copy_(kind.act_backward(grad_hidden.mul_(up), gate))
+        if factor is not up:
+            grad_up.copy_(kind.factor_backward(grad_up, up))
+        grad_gate.copy_(kind.act_backward(grad_hidden.mul_(factor), gate))
         return grad_projected, grad_weight, None
 
 
-def activated_linear(projected: Tensor, weight: Tensor, kind: FeedForwardKind) -> Tensor:
-    """What the first matrix gave, through the function and the second matrix, without biases.
+def activated_linear(projected: Tensor, weight: Tensor, kind: FeedForwardKind, bias: Tensor | None = None) -> Tensor:
+    """What the first map gave, through the function and the second map.
 
     Args:
         projected: (..., parts F), the gate in the first half.
         weight: (N, F).
+        bias: (N,) of the second map, or None.
 
     Returns:
         (..., N).
     """
     if torch.compiler.is_compiling() or not torch.is_grad_enabled():
-        return linear(activate(projected, kind), weight)
-    return _ActivatedLinear.apply(projected, weight, kind)
+        return linear(activate(projected, kind), weight, bias)
+    out = _ActivatedLinear.apply(projected, weight, kind)
+    return out if bias is None else out + bias.to(out.dtype)
 
 
 def input_name(kind: FeedForwardKind) -> str:
@@ -73,26 +77,29 @@ def input_name(kind: FeedForwardKind) -> str:
 
 
 class FeedForward(nn.Module):
-    """down(act(gate(x)) * up(x)), or down(act(up(x))); gate and up are one matrix, so that x is read once.
+    """down(act(gate(x)) * factor(up(x))), or down(act(up(x))); gate and up are one matrix, so that x is read once.
 
     Args:
         kind: the function between the matrices.
         d_model: width of input and output.
         hidden_size: width between.
         dropout: on the layer between, in training.
+        bias: whether both maps have one.
     """
 
-    def __init__(self, kind: FeedForwardKind, d_model: int, hidden_size: int, dropout: float = 0.0) -> None:
+    def __init__(
+        self, kind: FeedForwardKind, d_model: int, hidden_size: int, dropout: float = 0.0, bias: bool = False
+    ) -> None:
         super().__init__()
         self.kind, self.dropout = kind, dropout
         rows = (hidden_size,) * kind.parts
-        self.add_module(input_name(kind), Linear(d_model, sum(rows), bias=False, rows=rows))
-        self.down_proj = Linear(hidden_size, d_model, bias=False, ends_branch=True)
+        self.add_module(input_name(kind), Linear(d_model, sum(rows), bias, rows))
+        self.down_proj = Linear(hidden_size, d_model, bias, ends_branch=True)
 
     def forward(self, x: Tensor) -> Tensor:
         projected = getattr(self, input_name(self.kind))(x)
         if self.dropout and self.training:
             return self.down_proj(F.dropout(activate(projected, self.kind), self.dropout))
         if type(self.down_proj) is Linear:
-            return activated_linear(projected, self.down_proj.weight, self.kind)
+            return activated_linear(projected, self.down_proj.weight, self.kind, self.down_proj.bias)
         return self.down_proj(activate(projected, self.kind))  # an adapter has been put around it

@@ -12,12 +12,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from modern_llm.models.config import MoEConfig
 from modern_llm.models.feed_forward.dense import activate, activated_linear, input_name
 from modern_llm.models.feed_forward.kinds import FeedForwardKind
+from modern_llm.models.feed_forward.mixture import MoEConfig
 from modern_llm.models.kernels import compute_dtype, device_of, takes_grouped_products
 from modern_llm.models.linear import Linear, linear
-from modern_llm.models.parameter_kinds import MATRICES
+from modern_llm.models.parameter_kinds import MATRICES, VECTORS
 
 
 class Routing(NamedTuple):
@@ -53,18 +53,35 @@ def load_balance_loss(probabilities: Tensor, load: Tensor) -> Tensor:
     return probabilities.shape[-1] * torch.dot(load.to(probabilities.dtype), probabilities.mean(0))
 
 
-def _experts_in_turn(x: Tensor, counts: Tensor, first: Tensor, down: Tensor, kind: FeedForwardKind) -> Tensor:
+class ExpertWeights(NamedTuple):
+    """The maps of E experts with F hidden channels."""
+
+    first: Tensor  # (E, parts F, d_model)
+    down: Tensor  # (E, d_model, F)
+    first_bias: Tensor | None = None  # (E, parts F)
+    down_bias: Tensor | None = None  # (E, d_model)
+
+
+def _experts_in_turn(x: Tensor, counts: Tensor, weights: ExpertWeights, kind: FeedForwardKind) -> Tensor:
     """Each expert on its contiguous slice of the sorted tokens; reads the counts on the host."""
-    pieces = x.split(counts.tolist())
-    return torch.cat([activated_linear(linear(p, f), d, kind) for p, f, d in zip(pieces, first, down, strict=True)])
+    E = len(weights.first)
+    first_bias, down_bias = ([None] * E if bias is None else bias for bias in (weights.first_bias, weights.down_bias))
+    each = zip(x.split(counts.tolist()), weights.first, weights.down, first_bias, down_bias, strict=True)
+    return torch.cat([activated_linear(linear(p, f, fb), d, kind, db) for p, f, d, fb, db in each])
 
 
-def _experts_grouped(x: Tensor, counts: Tensor, first: Tensor, down: Tensor, kind: FeedForwardKind) -> Tensor:
+def _experts_grouped(x: Tensor, counts: Tensor, weights: ExpertWeights, kind: FeedForwardKind) -> Tensor:
     """All experts in two grouped matrix products, whose sizes stay on the device."""
     ends = counts.cumsum(0).to(torch.int32)
-    dtype = compute_dtype(x)
-    hidden = activate(F.grouped_mm(x.to(dtype), first.to(dtype).transpose(1, 2), offs=ends), kind)
-    return F.grouped_mm(hidden, down.to(dtype).transpose(1, 2), offs=ends)
+    dtype, rows = compute_dtype(x), torch.arange(len(x), device=x.device)
+    expert = torch.searchsorted(ends, rows, right=True) if weights.first_bias is not None else None  # of each row
+
+    def product(x: Tensor, maps: Tensor, bias: Tensor | None) -> Tensor:
+        out = F.grouped_mm(x, maps.to(dtype).transpose(1, 2), offs=ends)
+        return out if bias is None else out + bias.to(dtype)[expert]
+
+    hidden = activate(product(x.to(dtype), weights.first, weights.first_bias), kind)
+    return product(hidden, weights.down, weights.down_bias)
 
 
 class MoE(nn.Module):
@@ -75,32 +92,39 @@ class MoE(nn.Module):
         kind: of each expert.
         d_model: width of input and output.
         hidden_size: hidden width of one expert.
+        bias: whether the maps of the experts have biases.
     """
 
-    def __init__(self, config: MoEConfig, kind: FeedForwardKind, d_model: int, hidden_size: int) -> None:
+    def __init__(
+        self, config: MoEConfig, kind: FeedForwardKind, d_model: int, hidden_size: int, bias: bool = False
+    ) -> None:
         super().__init__()
         self.top_k, self.kind = config.top_k, kind
-        self.router = Linear(d_model, config.n_experts, bias=False)
+        self.shares = config.normalize_weights and config.top_k > 1
+        self.router = Linear(d_model, config.n_experts, config.router_bias)
         first = nn.Parameter(torch.empty(config.n_experts, kind.parts * hidden_size, d_model))
         self.register_parameter(input_name(kind), first)
         self.down_proj = nn.Parameter(torch.empty(config.n_experts, d_model, hidden_size))
         self.stacked_rows = {input_name(kind): (hidden_size,) * kind.parts}
+        for name, size in ((f"{input_name(kind)}_bias", kind.parts * hidden_size), ("down_proj_bias", d_model)):
+            self.register_parameter(name, nn.Parameter(torch.empty(config.n_experts, size)) if bias else None)
 
     def parameter_kind(self, name: str) -> str:
         """What a weight is, for optimisers."""
-        return MATRICES
+        return VECTORS if name.endswith("_bias") else MATRICES
 
     @property
-    def stacks(self) -> tuple[Tensor, Tensor]:
-        """The first matrices of all experts (E, parts F, d_model), and the second (E, d_model, F)."""
-        return getattr(self, input_name(self.kind)), self.down_proj
+    def experts(self) -> ExpertWeights:
+        """The maps of all experts."""
+        first, down = input_name(self.kind), "down_proj"
+        return ExpertWeights(*(getattr(self, name) for name in (first, down, f"{first}_bias", f"{down}_bias")))
 
     def route(self, x: Tensor, load: Tensor | None = None) -> Routing:
         """Choose experts for x (N, d_model). The softmax runs in fp32 at least (Fedus et al. 2021, section 2.4).
 
-        Several choices are mixed with weights that sum to 1 (Jiang et al. 2024, section 2.1). A single one keeps its
-        probability (Fedus et al. 2021, eq. 2): as a share of itself it would be 1, and the router would learn nothing
-        from the loss.
+        Several choices are mixed with weights that sum to 1 (Jiang et al. 2024, section 2.1), unless
+        `normalize_weights` is off. A single one keeps its probability (Fedus et al. 2021, eq. 2): as a share of itself
+        it would be 1, and the router would learn nothing from the loss.
 
         Args:
             load: (E,) share of each expert in the whole batch, of which x is a part; None: x is all.
@@ -114,7 +138,7 @@ class MoE(nn.Module):
             load = counts.to(logits.dtype) / experts.numel()
         balance = load_balance_loss(probabilities, load)
         z_loss = logits.logsumexp(dim=-1).square().mean()
-        if self.top_k > 1:
+        if self.shares:
             weights = weights / weights.sum(dim=-1, keepdim=True)
         return Routing(experts, weights, balance, z_loss, load, counts)
 
@@ -127,7 +151,7 @@ class MoE(nn.Module):
         source = order // self.top_k  # the token behind each assignment
         grouped = takes_grouped_products(compute_dtype(x), tuple(self.down_proj.shape[1:]), device_of(x))
         run = _experts_grouped if grouped else _experts_in_turn
-        outputs = run(tokens[source], routing.counts, *self.stacks, self.kind)  # (N k, d_model)
+        outputs = run(tokens[source], routing.counts, self.experts, self.kind)  # (N k, d_model)
         weights = routing.weights.flatten()[order, None].to(outputs.dtype)
         mixed = torch.zeros_like(tokens, dtype=outputs.dtype).index_add(0, source, outputs * weights)
         return mixed.view(x.shape), routing

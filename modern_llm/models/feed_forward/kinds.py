@@ -7,6 +7,9 @@ from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
+from modern_llm.checks import require
+from modern_llm.defaults import Defaults
+
 if TYPE_CHECKING:
     from torch import Tensor
 
@@ -16,12 +19,10 @@ class FeedForwardKind(ABC):
     """An elementwise function, with a gate or without.
 
     Attributes:
-        gated: the first matrix gives two parts, and the layer is act(gate) * up; else act(up).
-        hugging_face: the function's name as `hidden_act` of transformers' gated layers; None: they have none such.
+        gated: the first matrix gives two parts, and the layer is act(gate) * factor(up); else act(up).
     """
 
     gated: ClassVar[bool]
-    hugging_face: ClassVar[str | None]
 
     @property
     def parts(self) -> int:
@@ -41,13 +42,20 @@ class FeedForwardKind(ABC):
     def act_backward(self, grad: Tensor, x: Tensor) -> Tensor:
         """grad times the function's slope at x."""
 
+    def factor(self, up: Tensor) -> Tensor:
+        """What a gate is multiplied with; the part itself where a kind does not say otherwise."""
+        return up
+
+    def factor_backward(self, grad: Tensor, up: Tensor) -> Tensor:
+        """grad times the slope of `factor` at up."""
+        return grad
+
 
 @dataclass(frozen=True)
 class SwiGLU(FeedForwardKind):
     """silu(gate) * up, silu(x) = x sigmoid(x) (Shazeer 2020, arXiv 2002.05202, eq. 6)."""
 
     gated = True
-    hugging_face = "silu"
 
     def act(self, x: Tensor) -> Tensor:
         from torch.nn import functional as F
@@ -61,12 +69,8 @@ class SwiGLU(FeedForwardKind):
 
 
 @dataclass(frozen=True)
-class GeGLU(FeedForwardKind):
-    """gelu(gate) * up (Shazeer 2020, arXiv 2002.05202, eq. 6), gelu in its tanh form (Hendrycks & Gimpel 2016, arXiv
-    1606.08415, section 2), as in Gemma."""
-
-    gated = True
-    hugging_face = "gelu_pytorch_tanh"
+class _TanhGELU(FeedForwardKind):
+    """gelu in its tanh form (Hendrycks & Gimpel 2016, arXiv 1606.08415, section 2)."""
 
     def act(self, x: Tensor) -> Tensor:
         from torch.nn import functional as F
@@ -80,11 +84,62 @@ class GeGLU(FeedForwardKind):
 
 
 @dataclass(frozen=True)
+class GeGLU(_TanhGELU):
+    """gelu(gate) * up (Shazeer 2020, arXiv 2002.05202, eq. 6), as in Gemma."""
+
+    gated = True
+
+
+@dataclass(frozen=True)
+class GELU(_TanhGELU):
+    """gelu(up), without a gate, as in GPT-2."""
+
+    gated = False
+
+
+_CLAMPED = Defaults("model/ffn/clamped_swiglu")
+
+
+@dataclass(frozen=True)
+class ClampedSwiGLU(FeedForwardKind):
+    """g sigmoid(slope g) * (u + 1), g = min(gate, limit), u = up within ±limit: no activation grows without bound, and
+    a part that is 0 lets the gate through (gpt-oss, arXiv 2508.10925; its published code).
+
+    Args:
+        slope: of the sigmoid.
+        limit: on both parts.
+    """
+
+    gated = True
+
+    slope: float = _CLAMPED("slope")
+    limit: float = _CLAMPED("limit")
+
+    def __post_init__(self) -> None:
+        for key, usual in (("slope", "1.702"), ("limit", "7.0")):
+            require(getattr(self, key) > 0, f"model.ffn.{key}", getattr(self, key), "must be above 0", f"Use {usual}")
+
+    def act(self, x: Tensor) -> Tensor:
+        x = x.clamp(max=self.limit)
+        return x * (x * self.slope).sigmoid()
+
+    def act_backward(self, grad: Tensor, x: Tensor) -> Tensor:
+        inside, x = x <= self.limit, x.clamp(max=self.limit)
+        share = (x * self.slope).sigmoid()
+        return grad * inside * share * (1 + self.slope * x * (1 - share))
+
+    def factor(self, up: Tensor) -> Tensor:
+        return up.clamp(-self.limit, self.limit) + 1
+
+    def factor_backward(self, grad: Tensor, up: Tensor) -> Tensor:
+        return grad * (up.abs() <= self.limit)
+
+
+@dataclass(frozen=True)
 class ReLU2(FeedForwardKind):
     """max(x, 0)^2, without a gate (So et al. 2021, arXiv 2109.08668)."""
 
     gated = False
-    hugging_face = None
 
     def act(self, x: Tensor) -> Tensor:
         return x.relu().square()

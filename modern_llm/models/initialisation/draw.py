@@ -9,7 +9,7 @@ from modern_llm.models.attention.sink_rows import SinkRows
 from modern_llm.models.feed_forward.experts import MoE
 from modern_llm.models.initialisation.scheme import InitScheme
 from modern_llm.models.linear import Linear
-from modern_llm.models.norm import RMSNorm
+from modern_llm.models.norm import Norm
 from modern_llm.models.parts.module import PartModule
 
 
@@ -19,18 +19,19 @@ def draw_weights(model: nn.Module, scheme: InitScheme, n_layers: int) -> None:
     inside = {id(module) for module in model.get_submodule("blocks").modules()}
     heads = {id(m.weight) for m in model.modules() if isinstance(m, Linear) and id(m) not in inside}
     for module in model.modules():
-        if isinstance(module, PartModule):
+        if isinstance(module, PartModule | Norm):
             module.reset()
         elif isinstance(module, SinkRows):
             module.reset(scheme.sinks())
-        elif isinstance(module, RMSNorm) and module.weight is not None:
-            nn.init.ones_(module.weight)
         elif isinstance(module, nn.Embedding) and id(module.weight) not in heads:
             nn.init.normal_(module.weight, std=scheme.embedding(module.embedding_dim))
         elif isinstance(module, MoE):
-            first, last = module.stacks
+            first, down, *biases = module.experts
             nn.init.normal_(first, std=scheme.inner(first.shape[-1]))
-            nn.init.normal_(last, std=scheme.last(last.shape[-1], n_layers))
+            nn.init.normal_(down, std=scheme.last(down.shape[-1], n_layers))
+            for bias in biases:
+                if bias is not None:
+                    nn.init.zeros_(bias)
         elif isinstance(module, Linear):
             if id(module) not in inside:
                 std = scheme.head(module.in_features)

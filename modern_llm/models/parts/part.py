@@ -34,6 +34,7 @@ class Sizes(NamedTuple):
     n_kv_heads: int
     head_size: int
     vocab_size: int
+    max_seq_len: int
 
     @property
     def projected(self) -> int:

@@ -21,7 +21,7 @@ class MemoryPlan:
         gradients: in fp32, the head's gradient inside the loss included.
         optimizer: its state.
         activations: what the backward pass keeps, for one micro-batch.
-        workspace: chunk of logits, and the device's own overhead.
+        workspace: chunk of logits or capped scores of attention, whichever is larger, and the device's own overhead.
     """
 
     weights: float
@@ -50,7 +50,9 @@ def activation_bytes_per_token(model: ModernLLMConfig, half: bool) -> float:
     size = 2 if half else 4
     d, head = model.d_model, model.head_size
     q, kv = head * model.n_heads, head * model.n_kv_heads
-    stream = 2 * 4 * d  # the inputs of both norms
+    stream = 2 * 4 * d if model.norm_place != "behind" else 0  # the inputs of both norms
+    if model.norm_place != "before":
+        stream += 2 * (4 if model.norm.keeps_exact else size) * d  # and of those behind the branches
     normed = 2 * size * d  # the inputs of both projections
     # Queries and keys behind the rotation and values; with norms on the heads, the whole projection in front of them.
     projected = size * (2 * (q + kv) + kv if model.qk_norm else q + 2 * kv)
@@ -98,12 +100,14 @@ def plan_memory(
     blocks = block + model.n_layers * boundary if hardware.activation_checkpointing else model.n_layers * block
     head = (model.vocab_size or 0) * model.d_model
     on_gpu = hardware.device == "cuda"
+    # Scores with a cap, of one layer at a time: they, their slopes and their gradients.
+    scores = 4 * 4 * micro * model.n_heads * seq_len**2 if model.attention_softcap is not None else 0
     return MemoryPlan(
         weights=parameters * ((4 + average) / cut + (2 if half else 0)) + gathered,
         gradients=4 * (parameters if summed_late else parameters / cut + a_block) + 4 * head,
         optimizer=sum(trainer.optimizer.state_bytes(kind) * count for kind, count in kinds.items()) / sharded,
         activations=blocks + 4 * boundary,
-        workspace=_CHUNK_BYTES + (_CONTEXT_BYTES if on_gpu else 0),
+        workspace=max(_CHUNK_BYTES, scores) + (_CONTEXT_BYTES if on_gpu else 0),
     )
 
 

@@ -1,0 +1,1 @@
+"""The same model in our decoder and in transformers."""
