@@ -93,6 +93,7 @@ PRETRAINED_TASKS = (
     "dialogsum",
     "gsm8k",
     "prompting",
+    "export",
     "merge",
     "sft",
     "dpo",
@@ -110,6 +111,8 @@ READERS = {
     "HubText": "text",
     "PythonDocs": "text",
     "TextFiles": "text",
+    "ShardedText": "text",
+    "Mixture": "text",
     "LabelledData": "prompting",
     "InstructionData": "sft",
     "PreferenceData": "dpo",
@@ -127,7 +130,13 @@ def data_overrides(choice: str, folder: Path | None) -> list[str]:
     source = "_target_: modern_llm.data.rows.HubRows, name: x, config: null, evaluation_split: test, held_out: 9"
     own.append(f"task.data.source={{{source}}}")
     if task == "text":
-        return [f"task={task}", *([f"task.data.train=[{folder}/a.txt]"] if choice == "text_files" else [])]
+        docs = "_target_: modern_llm.data.text.sources.PythonDocs, validation_percent: 8"
+        needed = {
+            "text_files": [f"task.data.train=[{folder}/a.txt]"],
+            "shards": ["task.data.name=x"],
+            "mixture": [f"+task.data.sources.docs={{{docs}}}"],
+        }
+        return [f"task={task}", *needed.get(choice, [])]
     files = [f"task.data.source.train={folder}/a.txt"] if choice.endswith("_files") else []
     labels = ["task.data.labels=[a,b]"] if choice == "labelled_files" else []
     return ["model=gpt2", f"task={task}", *files, *labels, *(own if choice == "labelled" else [])]
