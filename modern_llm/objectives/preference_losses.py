@@ -188,3 +188,45 @@ class SimPO:
 
         chosen, rejected = self.rewards(pairs)
         return -F.logsigmoid(chosen - rejected - self.gamma)
+
+
+_ORPO = Defaults("task/loss/orpo")
+
+
+@dataclass(frozen=True)
+class ORPO:
+    """Odds ratio preference optimisation (Hong et al. 2024, arXiv 2403.07691, eq. 6 and 7): finetuning on the chosen
+    answer and the preference at once, without a reference.
+
+    With the probability per token p = exp(log pi(y | x) / |y|) and odds = p / (1 - p):
+    -log pi(y_w | x) / |y_w| - beta log sigmoid(log odds(y_w | x) - log odds(y_l | x)). The first part, the loss of the
+    answer's tokens, is a mean over each answer; it leaves out the prompt.
+
+    Args:
+        beta: weight of the preference beside the finetuning, the paper's lambda.
+    """
+
+    beta: float = _ORPO("beta")
+    needs_reference = False
+
+    def __post_init__(self) -> None:
+        _require_beta(self.beta)
+
+    def rewards(self, pairs: PairLogProbs) -> tuple[Tensor, Tensor]:
+        """Log-odds of the answers (eq. 4); their difference is the log of the odds ratio."""
+        return _log_odds(pairs.chosen / pairs.chosen_tokens), _log_odds(pairs.rejected / pairs.rejected_tokens)
+
+    def __call__(self, pairs: PairLogProbs) -> Tensor:
+        from torch.nn import functional as F
+
+        chosen, rejected = self.rewards(pairs)
+        return -pairs.chosen / pairs.chosen_tokens - self.beta * F.logsigmoid(chosen - rejected)
+
+
+def _log_odds(log_probs: Tensor) -> Tensor:
+    """log p / (1 - p) from log p, exact to rounding also where p is near 1, as exp and 1 - p alone would not be; where
+    p rounds to 1, as if it were one rounding below."""
+    import torch
+
+    below = log_probs.clamp(max=-torch.finfo(log_probs.dtype).eps)
+    return below - (-torch.expm1(below)).log()

@@ -1,4 +1,4 @@
-"""Learning from preferences: DPO, cDPO, IPO, hinge and SimPO on pairs of answers, against the model as it was."""
+"""Learning from preferences: DPO and its kin on pairs of answers, against the model as it was where the loss asks."""
 
 from __future__ import annotations
 

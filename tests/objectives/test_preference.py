@@ -18,7 +18,7 @@ from modern_llm.models.attention.sinks import LearnableSinks, StreamingSinks
 from modern_llm.models.config import GQAConfig, ModernLLMConfig
 from modern_llm.models.transformer import ModernDecoderLM
 from modern_llm.objectives.preference import PreferenceOptimisation, answer_log_probs, measures
-from modern_llm.objectives.preference_losses import IPO, HingeDPO, PairLogProbs, SigmoidDPO, SimPO
+from modern_llm.objectives.preference_losses import IPO, ORPO, HingeDPO, PairLogProbs, SigmoidDPO, SimPO
 
 NAMES = ("chosen", "rejected", "chosen_tokens", "rejected_tokens", "reference_chosen", "reference_rejected")
 LOSSES = {
@@ -27,6 +27,7 @@ LOSSES = {
     "hinge": HingeDPO(0.05),
     "ipo": IPO(0.4),
     "simpo": SimPO(2.5, gamma=0.7),
+    "orpo": ORPO(0.6),
 }
 
 
@@ -59,6 +60,13 @@ def closed_form(name: str, p: dict[str, float]) -> tuple[float, float, float]:
     if name == "ipo":
         off = w / p["chosen_tokens"] - r / p["rejected_tokens"] - 1 / 0.8
         return off**2, 2 * off / p["chosen_tokens"], -2 * off / p["rejected_tokens"]
+    if name == "orpo":
+        per_token = [p["chosen"] / p["chosen_tokens"], p["rejected"] / p["rejected_tokens"]]
+        good, bad = (math.exp(each) for each in per_token)
+        m = math.log(good / (1 - good)) - math.log(bad / (1 - bad))
+        pull = 0.6 * sigmoid(-m)  # d log odds / d log p = 1 / (1 - p)
+        loss = -per_token[0] - 0.6 * math.log(sigmoid(m))
+        return loss, (-1 - pull / (1 - good)) / p["chosen_tokens"], pull / (1 - bad) / p["rejected_tokens"]
     m = 2.5 * (p["chosen"] / p["chosen_tokens"] - p["rejected"] / p["rejected_tokens"]) - 0.7
     slope = -2.5 * sigmoid(-m)
     return -math.log(sigmoid(m)), slope / p["chosen_tokens"], -slope / p["rejected_tokens"]
@@ -82,6 +90,35 @@ class TestFormulas:
                              given.chosen.detach(), given.rejected.detach())  # fmt: skip
         for loss in (LOSSES["dpo"], LOSSES["cdpo"]):
             torch.testing.assert_close(loss(start), torch.full((7,), math.log(2)), atol=1e-6, rtol=0)
+
+    @pytest.mark.parametrize("name", LOSSES)
+    def test_gradients_are_finite_differences(self, name: str) -> None:
+        given = pairs()
+        fixed = [getattr(given, n) for n in NAMES[2:]]
+        assert torch.autograd.gradcheck(lambda w, r: LOSSES[name](PairLogProbs(w, r, *fixed)),
+                                        (given.chosen, given.rejected))  # fmt: skip
+
+    def test_orpo_is_trls_formula(self) -> None:
+        """As TRL's `ORPOTrainer.odds_ratio_loss` and `get_batch_loss_metrics` have it, on means over tokens."""
+        given = pairs()
+        chosen, rejected = given.chosen / given.chosen_tokens, given.rejected / given.rejected_tokens
+        log_odds = (chosen - rejected) - (torch.log1p(-torch.exp(chosen)) - torch.log1p(-torch.exp(rejected)))
+        expected = -chosen - 0.6 * F.logsigmoid(log_odds)
+        torch.testing.assert_close(LOSSES["orpo"](given), expected)
+
+    def test_odds_of_answers_that_are_certain(self) -> None:
+        """In single precision, where 1 - exp(log p) keeps no digit; and where an answer's probability rounds to 1."""
+        sums = torch.tensor([-3e-8, -1e-6, -1e-3, -2.0, -90.0, 0.0], requires_grad=True)
+        ones = torch.ones(6)
+        found, _ = ORPO().rewards(PairLogProbs(sums, sums, ones, ones, ones, ones))
+        exact = [x - math.log(-math.expm1(x)) for x in (-1.2e-7, -1e-6, -1e-3, -2.0, -90.0, -1.2e-7)]
+        assert found.tolist() == pytest.approx(exact, rel=1e-2, abs=1e-6)
+        assert found[1:5].tolist() == pytest.approx(exact[1:5], rel=1e-6)
+        (slopes,) = torch.autograd.grad(found.sum(), sums)
+        assert slopes.isfinite().all()
+        assert slopes[1:5].tolist() == pytest.approx(
+            [-1 / math.expm1(x) for x in (-1e-6, -1e-3, -2.0, -90.0)], rel=1e-6
+        )
 
     @pytest.mark.skipif(find_spec("trl") is None, reason="TRL is not installed (pip install modern-llm[bench])")
     @pytest.mark.parametrize(
@@ -109,6 +146,7 @@ class TestFormulas:
             (lambda: SigmoidDPO(0.0), r"task\.loss\.beta=0\.0: must be above 0"),
             (lambda: SigmoidDPO(0.1, 0.5), r"task\.loss\.label_smoothing=0\.5: must lie in \[0, 0\.5\)"),
             (lambda: SimPO(gamma=-1.0), r"task\.loss\.gamma=-1\.0"),
+            (lambda: ORPO(-0.1), r"task\.loss\.beta=-0\.1"),
         ],
     )
     def test_impossible_settings(self, make: Callable[[], Any], message: str) -> None:

@@ -25,7 +25,7 @@ from modern_llm.experiment.contract import Paths, RunFolder
 from modern_llm.experiment.loading import load_model
 from modern_llm.experiment.samples import Samples
 from modern_llm.objectives.preference import PreferenceOptimisation, answer_log_probs
-from modern_llm.objectives.preference_losses import IPO, SigmoidDPO, SimPO
+from modern_llm.objectives.preference_losses import IPO, ORPO, SigmoidDPO, SimPO
 from modern_llm.pretrained.loaded import LoadedModel
 from modern_llm.pretrained.settings import FullFinetuning, LoRA, ModelFromRun, PretrainedModel
 from modern_llm.tasks.dpo import DPO
@@ -66,8 +66,9 @@ class TestRuns:
             ("openai-community/gpt2", LORA, SigmoidDPO(0.5)),
             ("made/llama", FullFinetuning(), IPO(0.5)),
             ("made/llama", LORA, SimPO()),
+            ("made/llama", FullFinetuning(), ORPO()),
         ],
-        ids=["gpt2-lora-dpo", "llama-full-ipo", "llama-lora-simpo"],
+        ids=["gpt2-lora-dpo", "llama-full-ipo", "llama-lora-simpo", "llama-full-orpo"],
     )
     def test_it_learns_and_is_resumed_exactly(self, hub: Path, tmp_path: Path, name: str, lora: Any, loss: Any) -> None:
         made = task(hub, name, tmp_path / "cache", 10, lora, loss=loss)
