@@ -180,14 +180,18 @@ def mean_loss(
     device: torch.device,
 ) -> dict[str, float]:
     """What the objective gives over all items: `loss` and its further metrics, means over targets or rows. Each of
-    several processes computes its share."""
+    several processes computes its share, and surveys all of them where the objective asks for that."""
     by_target: dict[str, float] = {}
     by_row: dict[str, float] = {}
     targets = 0
     rows = 0
+    known: Batch = {}
+    if objective.surveys_evaluation:
+        every = by_length(items, batch_size)
+        known = objective.survey(model, (on_device(collate([items[i] for i in places]), device) for places in every))
     for places, is_own in dealt(by_length(items, batch_size), world().rank, world().count):
         batch: Batch = collate([items[i] for i in places])
-        output = objective(model, on_device(batch, device))
+        output = objective(model, on_device(batch, device) | known)
         if not is_own:
             continue
         targets, rows = targets + objective.count(batch), rows + len(places)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import math
 import os
 import sys
 import time
@@ -34,20 +35,20 @@ def pair_log_probs(
     known: np.ndarray | None = None,
     keep: Callable[[np.ndarray], None] = lambda found: None,
 ) -> np.ndarray:
-    """Log-probabilities of both answers of every pair, in nats, summed over their tokens.
+    """Log-probabilities of the A answers of every pair, in nats, summed over their tokens.
 
     Args:
         model: in evaluation mode.
         pairs: N of them.
         batch_size: pairs per forward pass, like lengths together.
         device: of the model.
-        known: (N, 2) what was computed before, NaN where nothing was.
+        known: (N, A) what was computed before, NaN where nothing was.
         keep: called now and then with what is known so far.
 
     Returns:
-        (N, 2) float64, chosen and rejected.
+        (N, A) float64: chosen, rejected, and mismatched where the pairs have such answers.
     """
-    found = np.full((len(pairs), 2), np.nan) if known is None else known
+    found = np.full((len(pairs), _answers(pairs)), np.nan) if known is None else known
     collate, saved = PairBatch(0), time.monotonic()
     for places in by_length(pairs, batch_size):
         if np.isnan(found[places]).any():
@@ -60,11 +61,16 @@ def pair_log_probs(
     return found
 
 
+def _answers(pairs: Sequence[EncodedPair]) -> int:
+    """Answers to each prompt."""
+    return len(pairs[0].answers) if pairs else 2
+
+
 def pairs_fingerprint(pairs: Sequence[EncodedPair]) -> str:
     """Changes when a token of a prompt or an answer does."""
     digest = hashlib.sha256()
     for pair in pairs:
-        for ids in (pair.prompt_ids, pair.chosen_ids, pair.rejected_ids):
+        for ids in (pair.prompt_ids, *pair.answers):
             digest.update(np.array([len(ids), *ids], dtype="<i8").tobytes())
     return digest.hexdigest()
 
@@ -101,14 +107,14 @@ def with_reference(
         aside.write_bytes(hashlib.sha256(content).digest() + content)
         aside.replace(path)
 
-    known = _read(path, len(pairs))
+    known = _read(path, (len(pairs), _answers(pairs)))
     if known is None or np.isnan(known).any():
         known = pair_log_probs(model, pairs, batch_size, device, progress, known, keep)
         keep(known)
-    return [replace(pair, reference=(float(c), float(r))) for pair, (c, r) in zip(pairs, known, strict=True)]
+    return [replace(pair, reference=tuple(row.tolist())) for pair, row in zip(pairs, known, strict=True)]
 
 
-def _read(path: Path, count: int) -> np.ndarray | None:
+def _read(path: Path, shape: tuple[int, int]) -> np.ndarray | None:
     """What an earlier pass left, or None where that is nothing that can be read."""
     try:
         held = path.read_bytes()
@@ -116,10 +122,10 @@ def _read(path: Path, count: int) -> np.ndarray | None:
         return None
     size = hashlib.sha256().digest_size
     digest, content = held[:size], held[size:]
-    if digest != hashlib.sha256(content).digest() or len(content) != count * 2 * 8:
+    if digest != hashlib.sha256(content).digest() or len(content) != math.prod(shape) * 8:
         print(f"the cache {path} is damaged; it is made anew", file=sys.stderr, flush=True)
         return None
-    return np.frombuffer(content, "<f8").reshape(count, 2).copy()
+    return np.frombuffer(content, "<f8").reshape(shape).copy()
 
 
 def score_pairs(
@@ -129,8 +135,8 @@ def score_pairs(
 
     Args:
         loss: its rewards and its value.
-        pairs: N, with the reference's log-probabilities where the loss needs them.
-        log_probs: (N, 2) of the policy.
+        pairs: N, with the reference's log-probabilities and mismatched answers where the loss needs them.
+        log_probs: (N, A) of the policy.
         seed: of the intervals.
 
     Returns:
@@ -138,10 +144,10 @@ def score_pairs(
         with the bounds of their 95 % bootstrap intervals; `log_prob_accuracy`, how often the chosen answer is the more
         likely one, whatever a reference says. And (N,) the margins.
     """
-    answers = torch.tensor([[len(p.chosen_ids), len(p.rejected_ids)] for p in pairs])
-    reference = torch.tensor([p.reference or (0.0, 0.0) for p in pairs], dtype=torch.float64)
+    tokens = torch.tensor([[len(answer) for answer in p.answers] for p in pairs])
+    reference = torch.tensor([p.reference or (0.0,) * len(p.answers) for p in pairs], dtype=torch.float64)
     policy = torch.from_numpy(log_probs)
-    given = PairLogProbs(*policy.unbind(1), *answers.unbind(1), *reference.unbind(1))
+    given = PairLogProbs.of(policy, tokens, reference)
     values = {"loss": loss(given), **measures(loss, given)}
     values["log_prob_accuracy"] = ((policy[:, 0] - policy[:, 1]).sign() + 1) / 2
     metrics: dict[str, float] = {}

@@ -63,6 +63,11 @@ class Objective(Protocol):
         with each. Called where a batch is cut; nothing where the loss is a plain sum."""
         return {}
 
+    @property
+    def surveys_evaluation(self) -> bool:
+        """Whether an evaluation, too, is surveyed as one batch, because its loss itself depends on all of it."""
+        return False
+
     def examples(self, batch: Batch) -> str:
         """Which examples a batch holds, for messages."""
         return f"sequences {batch['sequence_ids'].tolist()}" if "sequence_ids" in batch else "unknown examples"
@@ -114,10 +119,20 @@ def survey_experts(model: Any, micro_batches: Iterable[Batch], read: Callable[[A
     """
     if not getattr(model, "balances_experts", False):
         return {}
-    total, rows = torch.zeros(()), 0
+    return means_over_rows(micro_batches, lambda batch: {"expert_load": read(model, batch).expert_load})
+
+
+def means_over_rows(micro_batches: Iterable[Batch], means: Callable[[Batch], Batch]) -> Batch:
+    """Means over the rows of a whole batch.
+
+    Args:
+        micro_batches: of one step.
+        means: of a micro-batch, over its rows.
+    """
+    total: Batch = {}
+    rows = 0
     for batch in micro_batches:
         size = len(batch["input_ids"])
-        load = read(model, batch).expert_load
-        total = total.to(load.device) + size * load
+        total = {name: total.get(name, 0) + size * mean for name, mean in means(batch).items()}
         rows += size
-    return {"expert_load": total / rows}
+    return {name: value / rows for name, value in total.items()}

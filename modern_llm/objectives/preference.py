@@ -10,12 +10,19 @@ from torch import Tensor
 
 from modern_llm.models.fused_loss import IGNORE_INDEX, linear_token_nll
 from modern_llm.models.output_head import OutputHead
-from modern_llm.objectives.base import Batch, LossOutput, Objective, add_expert_losses, survey_experts
+from modern_llm.objectives.base import (
+    Batch,
+    LossOutput,
+    Objective,
+    add_expert_losses,
+    means_over_rows,
+    survey_experts,
+)
 from modern_llm.objectives.preference_losses import PairLogProbs, PreferenceLoss
 
 
 class BranchingLM(Protocol):
-    """What the objective asks of a language model: two answers behind one prompt in one pass."""
+    """What the objective asks of a language model: several answers behind one prompt in one pass."""
 
     @property
     def output_head(self) -> OutputHead:
@@ -26,29 +33,34 @@ class BranchingLM(Protocol):
 
 
 def answer_log_probs(model: BranchingLM, batch: Batch) -> tuple[Tensor, Any]:
-    """Log-probabilities of both answers of every pair, in nats, without the (B, T, V) logits.
+    """Log-probabilities of the A answers of every pair, in nats, without the (B, T, V) logits.
 
-    The prompt stands once in each row and both answers behind it, as branches that do not see each other. So it is
-    computed once, and its gradient is the sum of both answers'.
+    The prompt stands once in each row and all answers behind it, as branches that do not see each other. So it is
+    computed once, and its gradient is the sum of the answers'.
 
     Args:
         model: any decoder of this project.
-        batch: `input_ids`, `branch_ids` (B, T); `target_positions`, `labels` (B, 2, K), where the tokens of the chosen
-            and of the rejected answer are predicted, and those tokens.
+        batch: `input_ids`, `branch_ids` (B, T); `target_positions`, `labels` (B, A, K), where the tokens of the chosen
+            and of the rejected answer, and of a mismatched one where there is one, are predicted, and those tokens.
 
     Returns:
-        (B, 2) sums over the tokens of each answer, and the model's output.
+        (B, A) sums over the tokens of each answer, and the model's output.
     """
     output = _read(model, batch)
     B, T, d = output.hidden.shape
-    labels = batch["labels"].flatten()  # (B * 2 * K,)
+    labels = batch["labels"].flatten()  # (B * A * K,)
     rows = torch.arange(B, device=labels.device)[:, None, None] * T
     places = (rows + batch["target_positions"]).flatten()
     real = (labels != IGNORE_INDEX).nonzero()[:, 0]  # the head is computed nowhere else
     nll = linear_token_nll(output.hidden.reshape(-1, d)[places[real]], model.output_head, labels[real])
-    answers = real // batch["labels"].shape[2]
-    sums = torch.zeros(B * 2, dtype=nll.dtype, device=nll.device).index_add(0, answers, -nll)
-    return sums.view(B, 2), output
+    A, K = batch["labels"].shape[1:]
+    sums = torch.zeros(B * A, dtype=nll.dtype, device=nll.device).index_add(0, real // K, -nll)
+    return sums.view(B, A), output
+
+
+def _of_answers(batch: Batch, which: slice) -> Batch:
+    """The batch with some of the answers to be predicted; the model still reads all of them."""
+    return batch | {name: batch[name][:, which] for name in ("target_positions", "labels")}
 
 
 def _read(model: BranchingLM, batch: Batch) -> Any:
@@ -63,7 +75,10 @@ class PreferenceOptimisation(Objective):
     counts half); `reward_margin`; `chosen_reward` and `rejected_reward`; `chosen_log_prob` and `rejected_log_prob`;
     with a reference, `kl_estimate`, half the squared log-ratio: an estimate of the divergence between policy and
     reference, in nats per answer (k2 of Schulman 2020, "Approximating KL divergence"), taken on the answers at hand
-    and not on samples of the policy.
+    and not on samples of the policy; for KTO, `reference_point`, in nats.
+
+    Mismatched answers are read for their log-probabilities alone. Where a step is cut, they are surveyed by one forward
+    pass more, so that the reference point is that of the whole batch; an evaluation is surveyed as one batch.
 
     Args:
         loss: one of `preference_losses.py`.
@@ -81,20 +96,38 @@ class PreferenceOptimisation(Objective):
         return int(batch["lengths"].sum())
 
     def survey(self, model: BranchingLM, micro_batches: Iterable[Batch]) -> Batch:
-        return survey_experts(model, micro_batches, _read)
+        if not self.loss.needs_mismatched:
+            return survey_experts(model, micro_batches, _read)
+        with torch.no_grad():
+            return means_over_rows(micro_batches, lambda batch: _mismatched(model, batch))
+
+    @property
+    def surveys_evaluation(self) -> bool:
+        return self.loss.needs_mismatched
 
     def __call__(self, model: BranchingLM, batch: Batch) -> LossOutput:
-        """batch: as in `answer_log_probs`, and `reference_log_probs` (B, 2) where the loss needs a reference."""
+        """batch: as in `answer_log_probs`; `reference_log_probs` (B, A) where the loss needs a reference; what `survey`
+        found, where the batch is a part of one."""
+        known = batch.get("mismatched_log_ratio")
+        if known is not None:
+            batch = _of_answers(batch, slice(2))
         sums, output = answer_log_probs(model, batch)
-        tokens = (batch["labels"] != IGNORE_INDEX).sum(-1)  # (B, 2)
+        tokens = (batch["labels"] != IGNORE_INDEX).sum(-1)
         reference = batch["reference_log_probs"].to(sums.dtype) if self.loss.needs_reference else torch.zeros_like(sums)
-        pairs = PairLogProbs(*sums.unbind(1), *tokens.unbind(1), *reference.unbind(1))
+        pairs = PairLogProbs.of(sums, tokens, reference, known)
         loss = self.loss(pairs).sum()
         result = LossOutput(loss, {name: values.sum() for name, values in measures(self.loss, pairs).items()})
         if output.aux_losses:
             result.metrics["preference_loss"] = loss
         add_expert_losses(result, output, len(sums))
         return result
+
+
+def _mismatched(model: BranchingLM, batch: Batch) -> Batch:
+    """The mean log-ratio of the mismatched answers of a micro-batch, and the load of its experts where that counts."""
+    sums, output = answer_log_probs(model, _of_answers(batch, slice(2, 3)))
+    found = {"mismatched_log_ratio": (sums[:, 0] - batch["reference_log_probs"][:, 2].to(sums.dtype)).mean()}
+    return found | ({"expert_load": output.expert_load} if getattr(model, "balances_experts", False) else {})
 
 
 @torch.no_grad()
@@ -113,4 +146,6 @@ def measures(loss: PreferenceLoss, pairs: PairLogProbs) -> dict[str, Tensor]:
     if loss.needs_reference:
         # Half of each answer's square, averaged over the two.
         found["kl_estimate"] = (pairs.chosen_ratio.square() + pairs.rejected_ratio.square()) / 4
+    if pairs.reference_point is not None:
+        found["reference_point"] = pairs.reference_point.expand_as(chosen)
     return found

@@ -22,6 +22,7 @@ class PairLogProbs:
         chosen_tokens, rejected_tokens: (B,) tokens of the answers, end of text included.
         reference_chosen, reference_rejected: (B,) the same log-probabilities under the reference model; zeros for
             a loss that needs none.
+        reference_point: scalar, from which KTO counts gains and losses; None where nothing is known of it.
     """
 
     chosen: Tensor
@@ -30,6 +31,21 @@ class PairLogProbs:
     rejected_tokens: Tensor
     reference_chosen: Tensor
     reference_rejected: Tensor
+    reference_point: Tensor | None = None
+
+    @classmethod
+    def of(cls, sums: Tensor, tokens: Tensor, reference: Tensor, mismatched: Tensor | None = None) -> PairLogProbs:
+        """From what is known of every answer.
+
+        Args:
+            sums, tokens, reference: (B, 2) of chosen and rejected answers; or (B, 3), the last of mismatched ones.
+            mismatched: scalar, the mean log-ratio of mismatched answers of more pairs than these; None: of these.
+        """
+        if mismatched is None and sums.shape[1] > 2:
+            mismatched = (sums[:, 2] - reference[:, 2]).mean()
+        point = None if mismatched is None else mismatched.detach().clamp(min=0)
+        (chosen, rejected), (reference_chosen, reference_rejected) = sums[:, :2].unbind(1), reference[:, :2].unbind(1)
+        return cls(chosen, rejected, tokens[:, 0], tokens[:, 1], reference_chosen, reference_rejected, point)
 
     @property
     def chosen_ratio(self) -> Tensor:
@@ -48,6 +64,10 @@ class PreferenceLoss(Protocol):
     @property
     def needs_reference(self) -> bool:
         """Whether log-probabilities of a reference model enter."""
+
+    @property
+    def needs_mismatched(self) -> bool:
+        """Whether answers to other prompts enter, through `PairLogProbs.reference_point`."""
 
     def rewards(self, pairs: PairLogProbs) -> tuple[Tensor, Tensor]:
         """(B,) implicit rewards of the chosen and of the rejected answers; their difference is the margin."""
@@ -79,6 +99,7 @@ class SigmoidDPO:
     beta: float = _SIGMOID_DPO("beta")
     label_smoothing: float = _SIGMOID_DPO("label_smoothing")
     needs_reference = True
+    needs_mismatched = False
 
     def __post_init__(self) -> None:
         _require_beta(self.beta)
@@ -112,6 +133,7 @@ class HingeDPO:
 
     beta: float = _HINGE_DPO("beta")
     needs_reference = True
+    needs_mismatched = False
 
     def __post_init__(self) -> None:
         _require_beta(self.beta)
@@ -142,6 +164,7 @@ class IPO:
 
     beta: float = _IPO("beta")
     needs_reference = True
+    needs_mismatched = False
 
     def __post_init__(self) -> None:
         _require_beta(self.beta)
@@ -174,6 +197,7 @@ class SimPO:
     beta: float = _SIM_PO("beta")
     gamma: float = _SIM_PO("gamma")
     needs_reference = False
+    needs_mismatched = False
 
     def __post_init__(self) -> None:
         _require_beta(self.beta)
@@ -208,6 +232,7 @@ class ORPO:
 
     beta: float = _ORPO("beta")
     needs_reference = False
+    needs_mismatched = False
 
     def __post_init__(self) -> None:
         _require_beta(self.beta)
@@ -230,3 +255,51 @@ def _log_odds(log_probs: Tensor) -> Tensor:
 
     below = log_probs.clamp(max=-torch.finfo(log_probs.dtype).eps)
     return below - (-torch.expm1(below)).log()
+
+
+_KTO = Defaults("task/loss/kto")
+
+
+@dataclass(frozen=True)
+class KTO:
+    """Kahneman-Tversky optimisation (Ethayarajh et al. 2024, arXiv 2402.01306, eq. 7 and 8), where each chosen answer
+    is a desirable one and each rejected answer an undesirable one.
+
+    With the log-ratio r = log pi(y | x) / pi_ref(y | x) and the reference point z0, the loss of a desirable answer is
+    w_d (1 - sigmoid(beta (r - z0))), that of an undesirable one w_u (1 - sigmoid(beta (z0 - r))), and that of a pair
+    the mean of its two.
+
+    z0 estimates the divergence KL(pi || pi_ref): the mean log-ratio of answers to other prompts, over the whole batch,
+    at least 0. It has no gradient.
+
+    Args:
+        beta: how soon gains and losses saturate: risk aversion.
+        desirable_weight, undesirable_weight: w_d and w_u, the paper's lambdas.
+    """
+
+    beta: float = _KTO("beta")
+    desirable_weight: float = _KTO("desirable_weight")
+    undesirable_weight: float = _KTO("undesirable_weight")
+    needs_reference = True
+    needs_mismatched = True
+
+    def __post_init__(self) -> None:
+        _require_beta(self.beta)
+        for key in ("desirable_weight", "undesirable_weight"):
+            value = getattr(self, key)
+            require(value >= 0, f"task.loss.{key}", value, "must not be negative", "Use 1.0")
+        both = self.desirable_weight + self.undesirable_weight
+        require(both > 0, "task.loss.desirable_weight", self.desirable_weight,
+                "and task.loss.undesirable_weight are both 0, so that nothing is learned", "Raise one")  # fmt: skip
+
+    def rewards(self, pairs: PairLogProbs) -> tuple[Tensor, Tensor]:
+        """As in DPO."""
+        return self.beta * pairs.chosen_ratio, self.beta * pairs.rejected_ratio
+
+    def __call__(self, pairs: PairLogProbs) -> Tensor:
+        if pairs.reference_point is None:
+            raise ValueError("KTO needs a reference point. Give the pairs mismatched answers (with_mismatched).")
+        chosen, rejected = self.rewards(pairs)
+        point = self.beta * pairs.reference_point
+        desirable = self.desirable_weight * (point - chosen).sigmoid()  # 1 - sigmoid(x) is sigmoid(-x)
+        return (desirable + self.undesirable_weight * (rejected - point).sigmoid()) / 2

@@ -226,11 +226,12 @@ def _conversation_loss(
 
 def _held_out(loaded: LoadedModel, dpo: DPO, measures: Measures, paths: Paths, seed: int) -> list[EncodedPair]:
     from modern_llm.data.chat import ChatWriter
-    from modern_llm.data.preferences.read import read_preferences
+    from modern_llm.data.preferences.read import read_preferences, with_mismatched
     from modern_llm.experiment.loading import room_in
 
     room, writer = room_in(loaded, dpo.max_tokens), ChatWriter(loaded.tokenizer)
-    return read_preferences(dpo.data, writer, "evaluation", room, paths.mirror, measures.max_pairs, seed).pairs
+    pairs = read_preferences(dpo.data, writer, "evaluation", room, paths.mirror, measures.max_pairs, seed).pairs
+    return with_mismatched(pairs, room, seed) if dpo.loss.needs_mismatched else pairs
 
 
 def _on_pairs(
@@ -254,7 +255,7 @@ def _on_pairs(
     )
     end = [loaded.tokenizer.eos_id]
     return {
-        "pairs": [[p.prompt_ids, p.chosen_ids, p.rejected_ids] for p in pairs],
+        "pairs": [[p.prompt_ids, *p.answers] for p in pairs],
         "log_probs": log_probs.tolist(),
         "prompts": prompts,
         "answers": [loaded.tokenizer.encode(w.text) + (end if w.ended else []) or end for w in written],
@@ -272,8 +273,10 @@ def _add_rewards(measured: dict[str, dict[str, Any]], dpo: DPO, seed: int) -> No
     for found in measured.values():
         reference: np.ndarray = np.array((before or found)["log_probs"])
         pairs = [
-            EncodedPair(i, prompt, chosen, rejected, (float(c), float(r)))
-            for i, ((prompt, chosen, rejected), (c, r)) in enumerate(zip(found["pairs"], reference, strict=True))
+            EncodedPair(i, prompt, chosen, rejected, tuple(row.tolist()), *mismatched)
+            for i, ((prompt, chosen, rejected, *mismatched), row) in enumerate(
+                zip(found["pairs"], reference, strict=True)
+            )
         ]
         scores, _ = score_pairs(dpo.loss, pairs, np.array(found["log_probs"]), seed)
         found["metrics"]["log_prob_accuracy"] = scores["log_prob_accuracy"]

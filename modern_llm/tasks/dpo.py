@@ -62,7 +62,7 @@ class DPO(ConversationTask):
 
     def parts(self, at: Session) -> Parts:
         from modern_llm.data.batches import LengthBatches
-        from modern_llm.data.preferences.read import PairBatch, read_preferences
+        from modern_llm.data.preferences.read import PairBatch, read_preferences, with_mismatched
         from modern_llm.objectives.preference import PreferenceOptimisation
 
         writer, room = self.writer(at)
@@ -70,6 +70,8 @@ class DPO(ConversationTask):
         for part in PARTS:
             found = read_preferences(self.data, writer, part, room, self.paths.mirror, self.limits.get(part), self.seed)
             tell_skipped(part, len(found.pairs), found.skipped)
+            if self.loss.needs_mismatched:
+                found = found._replace(pairs=with_mismatched(found.pairs, room, self.seed))
             at.data[part] = found
         # All before the first step: afterwards the model without adapters may be another one.
         known = self._with_reference(at, [at.data[part].pairs for part in PARTS])
@@ -89,7 +91,7 @@ class DPO(ConversationTask):
         measured, margins = score_pairs(self.loss, pairs, log_probs, self.seed)
         metrics = {f"evaluation_{name}": value for name, value in measured.items()}
         if self.loss.needs_reference:
-            ahead = [(pair.reference or (0.0, 0.0)) for pair in pairs]
+            ahead = [(pair.reference or (0.0, 0.0))[:2] for pair in pairs]
             metrics["reference_log_prob_accuracy"] = sum((c > r) + 0.5 * (c == r) for c, r in ahead) / len(ahead)
         worst = worst_pairs(pairs, margins, at.loaded.tokenizer)
         at.folder.write_lines("errors.jsonl", worst)

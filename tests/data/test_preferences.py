@@ -10,7 +10,14 @@ from typing import Any
 import pytest
 
 from modern_llm.data.chat import DEFAULT_TEMPLATE, ChatWriter
-from modern_llm.data.preferences.read import EncodedPair, dialogue_turns, pair_of, read_preferences
+from modern_llm.data.preferences.read import (
+    EncodedPair,
+    PairBatch,
+    dialogue_turns,
+    pair_of,
+    read_preferences,
+    with_mismatched,
+)
 from modern_llm.data.preferences.settings import PreferenceData
 from modern_llm.data.rows import FileRows, HubRows
 from modern_llm.data.text.tokenizers import ByteTokenizer
@@ -142,3 +149,37 @@ def test_real_dialogues(mirror: Path) -> None:
     # The few pieces that speakers said in a row are joined, and are the only difference.
     assert sum((read_back - expected).values()) <= 3
     assert all(isinstance(pair, EncodedPair) and pair.prompt_ids for pair in found.pairs)
+
+
+PAIRS = [EncodedPair(i, [7, i // 3], [20 + i] * (1 + i % 5), [50 + i, 0]) for i in range(12)]
+
+
+class TestMismatched:
+    def test_each_is_an_answer_to_another_prompt_and_drawn_by_the_seed_alone(self) -> None:
+        found = with_mismatched(PAIRS, 90, seed=3)
+        assert found == with_mismatched(PAIRS, 90, seed=3)
+        assert found != with_mismatched(PAIRS, 90, seed=4)
+        owners = {tuple(answer): p.prompt_ids for p in PAIRS for answer in p.answers}
+        for pair, plain in zip(found, PAIRS, strict=True):
+            assert pair.answers[:2] == plain.answers
+            assert owners[tuple(pair.answers[2])] != pair.prompt_ids
+            assert pair.length == plain.length + len(pair.answers[2]) - 1
+        taken = {tuple(pair.answers[2]) for pair in found}
+        assert {answer[0] >= 50 for answer in taken} == {True, False}  # both kinds of answers
+        assert len(taken) > 4
+
+    def test_what_does_not_fit_is_cut_off(self) -> None:
+        found = with_mismatched(PAIRS, 3, seed=0)
+        assert max(len(pair.answers[2]) for pair in found) == 2
+        assert max(len(pair.prompt_ids) + len(pair.answers[2]) - 1 for pair in found) == 3
+
+    def test_one_prompt_alone(self) -> None:
+        with pytest.raises(ValueError, match="the 3 pairs of a part of the data have one prompt alone"):
+            with_mismatched(PAIRS[:3], 90, seed=0)
+
+    def test_a_third_branch(self) -> None:
+        batch = PairBatch(99)([EncodedPair(0, [1, 2], [3, 4], [5], (0.0, 0.0, 0.0), [6, 7, 8])])
+        assert batch["input_ids"].tolist() == [[1, 2, 3, 6, 7, 99, 99, 99]]
+        assert batch["branch_ids"][0, :5].tolist() == [0, 0, 1, 3, 3]
+        assert batch["labels"][0].tolist() == [[3, 4, -100], [5, -100, -100], [6, 7, 8]]
+        assert batch["target_positions"][0, 2].tolist() == [1, 3, 4]

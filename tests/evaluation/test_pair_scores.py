@@ -11,13 +11,13 @@ import numpy as np
 import pytest
 import torch
 
-from modern_llm.data.preferences.read import EncodedPair
+from modern_llm.data.preferences.read import EncodedPair, with_mismatched
 from modern_llm.evaluation import pairs as preferences
 from modern_llm.evaluation.pairs import pair_log_probs, score_pairs, with_reference
 from modern_llm.models.config import ModernLLMConfig
 from modern_llm.models.output_head import OutputHead
 from modern_llm.models.transformer import ModernDecoderLM
-from modern_llm.objectives.preference_losses import SigmoidDPO, SimPO
+from modern_llm.objectives.preference_losses import KTO, SigmoidDPO, SimPO
 
 CPU = torch.device("cpu")
 
@@ -101,6 +101,24 @@ class TestCache:
         (file,) = (tmp_path / "reference_log_probs").iterdir()
         file.write_bytes(file.read_bytes()[:90])
         assert reference(decoder(), tmp_path, pairs()) == first
+
+
+class TestMismatched:
+    def test_their_log_probabilities_are_kept_and_scored(self, tmp_path: Path) -> None:
+        """The reference point is the mean over all pairs, however many are computed at a time."""
+        items = with_mismatched(pairs(), 40, seed=1)
+        known = reference(decoder(), tmp_path, items)
+        assert reference(decoder(1), tmp_path, items) == known  # read
+        swapped = [replace(p, chosen_ids=p.answers[2], mismatched_ids=None) for p in items]
+        log_probs = pair_log_probs(decoder(), items, 2, CPU)
+        assert log_probs[:, 2] == pytest.approx(pair_log_probs(decoder(), swapped, 6, CPU)[:, 0], abs=1e-4)
+        items = [replace(p, reference=(-9.0, -8.0, -20.0 - i)) for i, p in enumerate(items)]
+        metrics, _ = score_pairs(KTO(0.5), items, log_probs, seed=0)
+        point = max(0.0, float((log_probs[:, 2] + 20 + np.arange(6)).mean()))
+        assert metrics["reference_point"] == pytest.approx(point)
+        losses = [1 - 1 / (1 + math.exp(-0.5 * (c + 9 - point))) for c in log_probs[:, 0]]
+        losses += [1 - 1 / (1 + math.exp(-0.5 * (point - r - 8))) for r in log_probs[:, 1]]
+        assert metrics["loss"] == pytest.approx(np.mean(losses))
 
 
 class TestScores:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from dataclasses import replace
 from importlib.util import find_spec
 from types import SimpleNamespace
 from typing import Any
@@ -13,12 +14,12 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from modern_llm.data.preferences.read import EncodedPair, PairBatch
+from modern_llm.data.preferences.read import EncodedPair, PairBatch, with_mismatched
 from modern_llm.models.attention.sinks import LearnableSinks, StreamingSinks
 from modern_llm.models.config import GQAConfig, ModernLLMConfig
 from modern_llm.models.transformer import ModernDecoderLM
 from modern_llm.objectives.preference import PreferenceOptimisation, answer_log_probs, measures
-from modern_llm.objectives.preference_losses import IPO, ORPO, HingeDPO, PairLogProbs, SigmoidDPO, SimPO
+from modern_llm.objectives.preference_losses import IPO, KTO, ORPO, HingeDPO, PairLogProbs, SigmoidDPO, SimPO
 
 NAMES = ("chosen", "rejected", "chosen_tokens", "rejected_tokens", "reference_chosen", "reference_rejected")
 LOSSES = {
@@ -147,6 +148,8 @@ class TestFormulas:
             (lambda: SigmoidDPO(0.1, 0.5), r"task\.loss\.label_smoothing=0\.5: must lie in \[0, 0\.5\)"),
             (lambda: SimPO(gamma=-1.0), r"task\.loss\.gamma=-1\.0"),
             (lambda: ORPO(-0.1), r"task\.loss\.beta=-0\.1"),
+            (lambda: KTO(undesirable_weight=-1.0), r"task\.loss\.undesirable_weight=-1\.0: must not be negative"),
+            (lambda: KTO(0.1, 0.0, 0.0), r"task\.loss\.desirable_weight=0\.0: and.*are both 0"),
         ],
     )
     def test_impossible_settings(self, make: Callable[[], Any], message: str) -> None:
@@ -257,8 +260,6 @@ class TestSharedPrompts:
             torch.testing.assert_close(a, b, atol=1e-8, rtol=1e-8)
 
     def test_loss_metrics_and_micro_batches(self) -> None:
-        from dataclasses import replace
-
         model = decoder()
         items = [replace(item, reference=(-20.0 - i, -21.0)) for i, item in enumerate(encoded())]
         objective = PreferenceOptimisation(SigmoidDPO(0.1))
@@ -289,3 +290,81 @@ class TestSharedPrompts:
         assert "kl_estimate" not in metrics
         output = PreferenceOptimisation(SimPO())(decoder(), PairBatch(0)(encoded()))
         assert output.loss_sum > 0
+
+
+def trls_kto(sums: Tensor, reference: Tensor, beta: float, desirable: float, undesirable: float) -> Tensor:
+    """The mean over all answers as TRL's `KTOTrainer.kto_loss` has it, from (B, 3) log-probabilities."""
+    chosen, rejected, other = (sums - reference).unbind(1)
+    divergence = other.mean().clamp(min=0).detach()
+    chosen_losses = 1 - torch.sigmoid(beta * (chosen - divergence))
+    rejected_losses = 1 - torch.sigmoid(beta * (divergence - rejected))
+    return torch.cat([desirable * chosen_losses, undesirable * rejected_losses]).mean()
+
+
+class TestKTO:
+    LOSS = KTO(0.3, desirable_weight=1.2, undesirable_weight=0.7)
+
+    def given(self, drift: float) -> tuple[list[EncodedPair], dict[str, Tensor]]:
+        """Pairs whose reference has `drift` nats less of every answer than some numbers around the model's."""
+        items = with_mismatched(encoded(), 30, seed=0)
+        items = [replace(item, reference=(-40.0 - i - drift, -45.0 - drift, -50.0 + 3 * i - drift))
+                 for i, item in enumerate(items)]  # fmt: skip
+        return items, PairBatch(0)(items)
+
+    @pytest.mark.parametrize("drift", [30.0, -300.0], ids=["above", "at least 0"])
+    def test_a_batch_against_trls_formula_on_separate_texts(self, drift: float) -> None:
+        model, (items, batch) = decoder(), self.given(drift)
+        apart = torch.stack(
+            [torch.stack([*separate(model, p), separate(model, replace(p, chosen_ids=p.answers[2]))[0]]) for p in items]
+        )
+        expected = trls_kto(apart, batch["reference_log_probs"], 0.3, 1.2, 0.7)
+        output = PreferenceOptimisation(self.LOSS)(model, batch)
+        torch.testing.assert_close(output.loss_sum / 5, expected)
+        point = (apart[:, 2] - batch["reference_log_probs"][:, 2]).mean().clamp(min=0)
+        assert (point > 0) == (drift > 0)
+        torch.testing.assert_close(output.metrics["reference_point"] / 5, point)
+        parameters = [p for p in model.parameters() if p.requires_grad]
+        ours = torch.autograd.grad(output.loss_sum / 5, parameters)
+        for a, b in zip(ours, torch.autograd.grad(expected, parameters), strict=True):
+            torch.testing.assert_close(a, b, atol=1e-8, rtol=1e-8)
+
+    def test_the_reference_point_is_that_of_the_whole_batch(self) -> None:
+        model, (_, batch) = decoder(), self.given(30.0)
+        objective = PreferenceOptimisation(self.LOSS)
+        whole = objective(model, batch)
+        parts = [{k: t[i:j] for k, t in batch.items()} for i, j in ((0, 1), (1, 4), (4, 5))]
+        known = objective.survey(model, parts)
+        assert not known["mismatched_log_ratio"].requires_grad
+        cut = [objective(model, part | known) for part in parts]
+        torch.testing.assert_close(sum(part.loss_sum for part in cut), whole.loss_sum)
+        for name, value in whole.metrics.items():
+            torch.testing.assert_close(sum(part.metrics[name] for part in cut), value)
+        alone = sum(objective(model, part).loss_sum for part in parts)
+        assert (alone - whole.loss_sum).abs() > 1e-3  # parts by themselves have other points
+
+    def test_its_gradient_is_that_with_a_fixed_reference_point(self) -> None:
+        """By finite differences along the gradient itself."""
+        model, (_, batch) = decoder(), self.given(30.0)
+        objective = PreferenceOptimisation(self.LOSS)
+        known = objective.survey(model, [batch])
+        parameters = [p for p in model.parameters() if p.requires_grad]
+        slopes = torch.autograd.grad(objective(model, batch).loss_sum, parameters)
+        losses = []
+        with torch.no_grad():
+            for step in (1e-6, -2e-6):
+                for parameter, slope in zip(parameters, slopes, strict=True):
+                    parameter += step * slope
+                losses.append(objective(model, batch | known).loss_sum)
+        expected = sum(slope.square().sum() for slope in slopes)
+        torch.testing.assert_close((losses[0] - losses[1]) / 2e-6, expected, rtol=1e-6, atol=0)
+
+    def test_by_hand(self) -> None:
+        tokens, reference = torch.ones(1, 3), torch.tensor([[-4.0, -4.0, -4.0]])
+        sums = torch.tensor([[-1.0, -6.0, -3.5]])  # log-ratios 3, -2 and 0.5
+        found = KTO(0.5, 2.0, 3.0)(PairLogProbs.of(sums, tokens, reference))
+        expected = (2 * (1 - 1 / (1 + math.exp(-1.25))) + 3 * (1 - 1 / (1 + math.exp(-1.25)))) / 2
+        assert found.item() == pytest.approx(expected)
+
+    def test_without_a_reference_point(self) -> None:
+        with pytest.raises(ValueError, match="KTO needs a reference point"):
+            KTO()(pairs())

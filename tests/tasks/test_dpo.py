@@ -25,7 +25,7 @@ from modern_llm.experiment.contract import Paths, RunFolder
 from modern_llm.experiment.loading import load_model
 from modern_llm.experiment.samples import Samples
 from modern_llm.objectives.preference import PreferenceOptimisation, answer_log_probs
-from modern_llm.objectives.preference_losses import IPO, ORPO, SigmoidDPO, SimPO
+from modern_llm.objectives.preference_losses import IPO, KTO, ORPO, SigmoidDPO, SimPO
 from modern_llm.pretrained.loaded import LoadedModel
 from modern_llm.pretrained.settings import FullFinetuning, LoRA, ModelFromRun, PretrainedModel
 from modern_llm.tasks.dpo import DPO
@@ -67,8 +67,9 @@ class TestRuns:
             ("made/llama", FullFinetuning(), IPO(0.5)),
             ("made/llama", LORA, SimPO()),
             ("made/llama", FullFinetuning(), ORPO()),
+            ("made/llama", LORA, KTO(0.5)),
         ],
-        ids=["gpt2-lora-dpo", "llama-full-ipo", "llama-lora-simpo", "llama-full-orpo"],
+        ids=["gpt2-lora-dpo", "llama-full-ipo", "llama-lora-simpo", "llama-full-orpo", "llama-lora-kto"],
     )
     def test_it_learns_and_is_resumed_exactly(self, hub: Path, tmp_path: Path, name: str, lora: Any, loss: Any) -> None:
         made = task(hub, name, tmp_path / "cache", 10, lora, loss=loss)
@@ -190,15 +191,19 @@ class TestRefusals:
             replace(made, trainer=replace(made.trainer, monitor="accuracy"))
 
 
-def test_micro_batches_change_nothing(hub: Path, tmp_path: Path) -> None:
-    losses = []
-    for size in (None, 1):
-        made = replace(
-            task(hub, "made/llama", tmp_path / "cache", 3), hardware=replace(HARDWARE, micro_batch_size=size)
+@pytest.mark.parametrize("loss", [SigmoidDPO(), KTO(2.0)], ids=["dpo", "kto"])
+def test_micro_batches_change_nothing(hub: Path, tmp_path: Path, loss: Any) -> None:
+    """Neither in training nor in what is measured, whose batches are smaller, too."""
+    found = []
+    for size, rows in ((None, 8), (1, 3)):
+        hardware = replace(HARDWARE, micro_batch_size=size, eval_batch_size=rows)
+        metrics = run(
+            task(hub, "made/llama", tmp_path / "cache", 3, loss=loss, hardware=hardware), tmp_path / str(rows)
         )
-        run(made, tmp_path / str(size))
-        losses.append([row["loss"] for row in rows_of(tmp_path / str(size)) if "loss" in row])
-    assert losses[0] == pytest.approx(losses[1], abs=1e-5)
+        names = ("loss", "validation_loss", "reference_point")
+        found.append([row[name] for row in rows_of(tmp_path / str(rows)) for name in names if name in row])
+        found[-1] += [metrics["evaluation_loss"], metrics["evaluation_reward_margin"]]
+    assert found[0] == pytest.approx(found[1], abs=1e-5)
 
 
 def test_the_objective_counts_pairs() -> None:

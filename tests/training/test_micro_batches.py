@@ -13,11 +13,15 @@ from loops import Ragged, model, rows, trainer
 from torch import nn
 from torch.nn import functional as F
 
+from modern_llm.data.batches import LengthBatches
+from modern_llm.data.preferences.read import EncodedPair, PairBatch, with_mismatched
 from modern_llm.data.text.tokens import TokenCorpus
 from modern_llm.models import MoEConfig
 from modern_llm.objectives.base import Objective
 from modern_llm.objectives.classification import Classification
 from modern_llm.objectives.language_modeling import LanguageModeling
+from modern_llm.objectives.preference import PreferenceOptimisation
+from modern_llm.objectives.preference_losses import KTO
 from modern_llm.training.dropout import dropout_by_row
 from modern_llm.training.optimization.optimizers import AdamW
 
@@ -83,6 +87,18 @@ def test_recomputed_blocks_draw_the_masks_of_their_first_pass(tmp_path: Path, co
         net = model(dropout=0.3, moe=EXPERTS)
         outcomes.append(trained(tmp_path / str(on), net, data, LanguageModeling(), 3, 4, activation_checkpointing=on))
     assert all(torch.equal(a, b) for a, b in zip(*outcomes, strict=True))
+
+
+def test_ktos_reference_point_and_experts(tmp_path: Path) -> None:
+    """Both are of the whole batch."""
+    ids = torch.randint(1, 50, (21, 30), generator=torch.Generator().manual_seed(3)).tolist()
+    pairs = [EncodedPair(i, row[: 3 + i % 3], row[8 : 10 + i % 5], row[18 : 21 + i % 4], (-21.0, -19.0, -22.0 - i % 3))
+             for i, row in enumerate(ids)]  # fmt: skip
+    pairs = with_mismatched(pairs, 16, seed=0)
+    data = lambda: LengthBatches(pairs, 7, 0, PairBatch(0), "pairs")  # noqa: E731
+    objective = PreferenceOptimisation(KTO(0.5, 1.3))
+    assert_the_same_however_cut(tmp_path, lambda: model(moe=EXPERTS), data, objective, steps=8)
+    assert {row["reference_point"] > 0 for row in rows(tmp_path / "1")} == {True}
 
 
 def gpt2(lora: bool, attention: str) -> nn.Module:

@@ -16,7 +16,7 @@ from made_models import byte_tokenizer
 from parts import ALL
 
 from modern_llm.data.batches import LengthBatches
-from modern_llm.data.preferences.read import EncodedPair, PairBatch
+from modern_llm.data.preferences.read import EncodedPair, PairBatch, with_mismatched
 from modern_llm.evaluation.metrics.registry import directions
 from modern_llm.evaluation.perplexity import perplexity
 from modern_llm.models import MoEConfig
@@ -24,7 +24,7 @@ from modern_llm.models.attention.sinks import LearnableSinks
 from modern_llm.models.feed_forward.kinds import ReLU2
 from modern_llm.objectives.language_modeling import LanguageModeling
 from modern_llm.objectives.preference import PreferenceOptimisation
-from modern_llm.objectives.preference_losses import SigmoidDPO
+from modern_llm.objectives.preference_losses import KTO
 from modern_llm.pretrained.loaded import OwnDecoder
 from modern_llm.pretrained.settings import LoRA
 from modern_llm.processes import agreed, gathered, world
@@ -77,13 +77,14 @@ def adapters(folder: Path, dtype: torch.dtype, sharding: str) -> Any:
 
 
 def preferences(folder: Path, dtype: torch.dtype, sharding: str) -> Any:
-    """DPO on pairs of many lengths."""
+    """KTO on pairs of many lengths, whose reference point is the whole batch's."""
     ids = torch.randint(1, 50, (24, 30), generator=torch.Generator().manual_seed(3)).tolist()
-    pairs = [EncodedPair(i, row[: 3 + i % 5], row[8 : 10 + i % 7], row[18 : 21 + i % 9], (-9.0, -8.0 - i % 3))
+    pairs = [EncodedPair(i, row[: 3 + i % 5], row[8 : 10 + i % 7], row[18 : 21 + i % 9], (-9.0, -8.0 - i % 3, -30.0))
              for i, row in enumerate(ids)]  # fmt: skip
+    pairs = with_mismatched(pairs, 16, seed=0)
     data = LengthBatches(pairs, 8, 0, PairBatch(0), "pairs")
     optimizer = AdamW(lr=0.003)
-    return fitted(folder, dtype, model(), PreferenceOptimisation(SigmoidDPO()), data, sharding, optimizer=optimizer)
+    return fitted(folder, dtype, model(), PreferenceOptimisation(KTO(0.5)), data, sharding, optimizer=optimizer)
 
 
 EXPERTS = {"moe": MoEConfig(4, 2, balance_loss_weight=0.1, z_loss_weight=0.01)}

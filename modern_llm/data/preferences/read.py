@@ -6,9 +6,10 @@ from __future__ import annotations
 import re
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
+import numpy as np
 import torch
 
 from modern_llm.data.batches import padded
@@ -29,20 +30,27 @@ class EncodedPair:
         index: of the row in its split.
         prompt_ids: what both answers continue; not empty.
         chosen_ids, rejected_ids: the answers, end of text included; not empty.
-        reference: log-probabilities of the chosen and of the rejected answer under the reference, in nats; None
-            where they are not known.
+        reference: log-probabilities of the answers under the reference, in nats; None where they are not known.
+        mismatched_ids: an answer to another prompt, or what of it fits behind this one; None: there is none.
     """
 
     index: int
     prompt_ids: list[int]
     chosen_ids: list[int]
     rejected_ids: list[int]
-    reference: tuple[float, float] | None = None
+    reference: tuple[float, ...] | None = None
+    mismatched_ids: list[int] | None = None
+
+    @property
+    def answers(self) -> tuple[list[int], ...]:
+        """Chosen and rejected answer, and the mismatched one where there is one."""
+        both = self.chosen_ids, self.rejected_ids
+        return both if self.mismatched_ids is None else (*both, self.mismatched_ids)
 
     @property
     def length(self) -> int:
         """Tokens that are computed: the prompt once, and of each answer all but the last."""
-        return len(self.prompt_ids) + len(self.chosen_ids) + len(self.rejected_ids) - 2
+        return len(self.prompt_ids) + sum(len(answer) - 1 for answer in self.answers)
 
     @property
     def context(self) -> int:
@@ -162,8 +170,40 @@ def read_preferences(
     return Preferences(pairs, dict(skipped), rows.split, content_fingerprint(settings), content)
 
 
+def with_mismatched(pairs: Sequence[EncodedPair], max_tokens: int, seed: int) -> list[EncodedPair]:
+    """The pairs, each with an answer to another prompt: what KTO's reference point is estimated on.
+
+    Each pair stands on a circle in an order that the seed draws, and takes its answer, chosen or rejected by a toss,
+    from the next one on it that has another prompt. So it has the same answer in every epoch and in every process, and
+    the reference's log-probabilities of it are computed once.
+
+    Args:
+        pairs: of one part of the data.
+        max_tokens: longest prompt with an answer; what goes beyond is cut off.
+        seed: of the draw.
+
+    Raises:
+        ValueError: all pairs have one prompt.
+    """
+    if all(pair.prompt_ids == pairs[0].prompt_ids for pair in pairs):
+        raise ValueError(
+            f"task.loss: KTO compares with answers to other prompts, and the {len(pairs)} pairs of a part of the data "
+            "have one prompt alone. Use more data (task.data), or another loss."
+        )
+    random = np.random.Generator(np.random.Philox(key=[seed, len(pairs)]))
+    order, tosses = random.permutation(len(pairs)).tolist(), random.integers(2, size=len(pairs)).tolist()
+    found = list(pairs)
+    for place, i in enumerate(order):
+        pair = pairs[i]
+        around = (pairs[order[(place + step) % len(pairs)]] for step in range(1, len(pairs)))
+        other = next(each for each in around if each.prompt_ids != pair.prompt_ids)
+        room = max_tokens + 1 - len(pair.prompt_ids)  # the last token of an answer is not read
+        found[i] = replace(pair, mismatched_ids=other.answers[tosses[i]][:room])
+    return found
+
+
 class PairBatch:
-    """Prompt, chosen and rejected answer of a pair in one row, the answers as branches behind their shared prompt.
+    """Prompt and answers of a pair in one row, the answers as branches behind their shared prompt.
 
     Padding stands on the right; every padding token is a branch of its own, so that it is seen by nobody and stands
     right behind the prompt, inside the context.
@@ -172,30 +212,29 @@ class PairBatch:
         fill_id: at padding.
 
     Returns (when called):
-        `input_ids`, `branch_ids` (B, T), 0 in the prompt, 1 in the chosen and 2 in the rejected answer;
-        `target_positions`, `labels` (B, 2, K); `lengths`, `sequence_ids` (B,); where they are known,
-        `reference_log_probs` (B, 2) in float64.
+        `input_ids`, `branch_ids` (B, T), 0 in the prompt, 1 in the chosen, 2 in the rejected and 3 in the mismatched
+        answer; `target_positions`, `labels` (B, A, K) of the A = 2 or 3 answers; `lengths`, `sequence_ids` (B,); where
+        they are known, `reference_log_probs` (B, A) in float64.
     """
 
     def __init__(self, fill_id: int) -> None:
         self.fill_id = fill_id
 
     def __call__(self, items: Sequence[EncodedPair]) -> Batch:
-        rows = [[*p.prompt_ids, *p.chosen_ids[:-1], *p.rejected_ids[:-1]] for p in items]
+        rows = [[*p.prompt_ids, *(token for answer in p.answers for token in answer[:-1])] for p in items]
         input_ids = padded(rows, self.fill_id)
         B, T = input_ids.shape
-        K = max(max(len(p.chosen_ids), len(p.rejected_ids)) for p in items)
-        branch_ids = torch.arange(T).expand(B, T) + 3
-        branch_ids = branch_ids.clone()
-        positions = torch.zeros(B, 2, K, dtype=torch.long)
-        labels = torch.full((B, 2, K), IGNORE_INDEX)
+        A, K = len(items[0].answers), max(len(answer) for p in items for answer in p.answers)
+        branch_ids = (torch.arange(T) + A + 1).repeat(B, 1)
+        positions = torch.zeros(B, A, K, dtype=torch.long)
+        labels = torch.full((B, A, K), IGNORE_INDEX)
         for row, pair in enumerate(items):
             start = len(pair.prompt_ids)
             branch_ids[row, :start] = 0
-            for branch, answer in enumerate((pair.chosen_ids, pair.rejected_ids)):
+            for branch, answer in enumerate(pair.answers):
                 n = len(answer)
                 labels[row, branch, :n] = torch.tensor(answer)
-                # The first token of either answer is predicted at the end of the prompt.
+                # The first token of every answer is predicted at the end of the prompt.
                 positions[row, branch, 0] = len(pair.prompt_ids) - 1
                 positions[row, branch, 1:n] = torch.arange(start, start + n - 1)
                 branch_ids[row, start : start + n - 1] = branch + 1
