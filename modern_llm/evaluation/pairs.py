@@ -7,7 +7,7 @@ import math
 import os
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -150,9 +150,14 @@ def score_pairs(
     given = PairLogProbs.of(policy, tokens, reference)
     values = {"loss": loss(given), **measures(loss, given)}
     values["log_prob_accuracy"] = ((policy[:, 0] - policy[:, 1]).sign() + 1) / 2
+    return with_intervals(values, seed), values["reward_margin"].numpy()
+
+
+def with_intervals(values: Mapping[str, torch.Tensor], seed: int) -> dict[str, float]:
+    """Means of what each of N pairs has, (N,) each; accuracy and margin with the bounds of their 95 % intervals."""
     metrics: dict[str, float] = {}
     for name, each in values.items():
         metrics[name] = float(each.mean())
         if name in ("preference_accuracy", "reward_margin"):
             metrics[f"{name}_low"], metrics[f"{name}_high"] = bootstrap_interval(each.numpy(), seed=seed)
-    return metrics, values["reward_margin"].numpy()
+    return metrics

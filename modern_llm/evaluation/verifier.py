@@ -37,6 +37,15 @@ class AnswerVerifier:
     threshold: float
     known: frozenset[str]
 
+    @property
+    def truncated(self) -> int:
+        """Texts so far that had to be shortened."""
+        return self.writer.truncated
+
+    def weights(self, probabilities: np.ndarray) -> np.ndarray:
+        """(P, n) weights of the votes of n answers to each of P problems: their probabilities."""
+        return probabilities
+
     def facts(self) -> dict[str, Any]:
         """All of it but the model, as JSON."""
         return {

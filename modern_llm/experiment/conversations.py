@@ -1,4 +1,4 @@
-"""What the tasks that train on conversations share: a language model with a chat template, and its texts."""
+"""What the tasks that train on conversations share: a decoder with a chat template, and its texts."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from modern_llm.data.rows import look_at
-from modern_llm.experiment.samples import Samples
 from modern_llm.experiment.training import Session, TrainingTask
 from modern_llm.pretrained.settings import ModelFromRun, PretrainedModel
 
@@ -17,13 +16,12 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class ConversationTask(TrainingTask):
-    """A task that trains a language model on conversations.
+    """A task that trains a decoder on conversations.
 
     Args:
         data: the rows, with `source` and `columns`.
         max_tokens: longest text; longer ones are left out, and counted.
         max_train_examples, max_evaluation_examples: samples drawn by the seed; null: all.
-        samples: prompts that the trained model answers.
     """
 
     model: PretrainedModel | ModelFromRun
@@ -31,7 +29,6 @@ class ConversationTask(TrainingTask):
     max_tokens: int
     max_train_examples: int | None
     max_evaluation_examples: int | None
-    samples: Samples
 
     def read(self, at: Session) -> None:
         look_at(self.data, self.paths.mirror)

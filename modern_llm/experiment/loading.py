@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -197,15 +198,17 @@ def _from_checkpoint(
     return loaded.with_classes(labels) if labels and not had else loaded
 
 
-def load_chat_model(choice: PretrainedChoice, runtime: Runtime, mirror: str | None, train: bool) -> LoadedModel:
-    """A language model with a chat template: its own, or the default one. Arguments as in `load_model`.
+def load_chat_model(
+    choice: PretrainedChoice, runtime: Runtime, mirror: str | None, train: bool, labels: Sequence[str] = ()
+) -> LoadedModel:
+    """A decoder with a chat template: its own, or the default one. Arguments as in `load_model`.
 
     Raises:
         ValueError: an encoder-decoder.
     """
     if is_encoder_decoder(choice, mirror):
         raise ValueError("model: an encoder-decoder holds no conversation. Choose a decoder, such as model=gpt2.")
-    loaded = load_model(choice, runtime, mirror, [], train)
+    loaded = load_model(choice, runtime, mirror, list(labels), train)
     if loaded.tokenizer.chat_template is None:
         say("the model's tokenizer has no chat template; the default one is used, and saved with it")
     return replace(loaded, tokenizer=with_chat(loaded.tokenizer))

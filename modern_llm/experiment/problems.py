@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from modern_llm.data.solutions.problems import Problem
+    from modern_llm.evaluation.rewards import AnswerRewards
     from modern_llm.evaluation.rollouts import Attempts
     from modern_llm.evaluation.verifier import AnswerVerifier
     from modern_llm.pretrained.loaded import LoadedModel
@@ -160,19 +161,19 @@ def ask(
 
 
 def scored(
-    verifier: AnswerVerifier, problems: Sequence[Problem], attempts: Sequence[Attempts], batch_size: int
+    judge: AnswerVerifier | AnswerRewards, problems: Sequence[Problem], attempts: Sequence[Attempts], batch_size: int
 ) -> list[list[float]]:
-    """(P, n) probabilities that the samples of P problems are right, as `rerank` takes them."""
+    """(P, n) probabilities that the samples of P problems are right, or the preferred ones, as `rerank` takes them."""
     from modern_llm.experiment.contract import progress_of
 
     pairs = [
         (problem.question, sample.text) for problem, a in zip(problems, attempts, strict=True) for sample in a.samples
     ]
     questions, answers = ([pair[i] for pair in pairs] for i in (0, 1))
-    scores = verifier.score(questions, answers, batch_size, progress_of("verifying"))
-    if verifier.writer.truncated:
-        say(f"{verifier.writer.truncated} answers are read without the beginning of their problem, to fit")
-    return scores.reshape(len(problems), -1).tolist()
+    scores = judge.score(questions, answers, batch_size, progress_of("judging answers"))
+    if judge.truncated:
+        say(f"{judge.truncated} answers are read without the beginning of their problem, to fit")
+    return judge.weights(scores.reshape(len(problems), -1)).tolist()
 
 
 _SAMPLED_SOLUTIONS = Defaults("task/data/sampled")

@@ -130,19 +130,23 @@ def _mismatched(model: BranchingLM, batch: Batch) -> Batch:
     return found | ({"expert_load": output.expert_load} if getattr(model, "balances_experts", False) else {})
 
 
-@torch.no_grad()
-def measures(loss: PreferenceLoss, pairs: PairLogProbs) -> dict[str, Tensor]:
-    """What is logged of B pairs, (B,) each; the class above says what they are."""
-    chosen, rejected = loss.rewards(pairs)
+def reward_measures(chosen: Tensor, rejected: Tensor) -> dict[str, Tensor]:
+    """What is logged of the rewards of B pairs, (B,) each."""
     margin = chosen - rejected
-    found = {
+    return {
         "preference_accuracy": (margin.sign() + 1) / 2,
         "reward_margin": margin,
         "chosen_reward": chosen,
         "rejected_reward": rejected,
-        "chosen_log_prob": pairs.chosen,
-        "rejected_log_prob": pairs.rejected,
     }
+
+
+@torch.no_grad()
+def measures(loss: PreferenceLoss, pairs: PairLogProbs) -> dict[str, Tensor]:
+    """What is logged of B pairs, (B,) each; the class above says what they are."""
+    chosen, rejected = loss.rewards(pairs)
+    found = reward_measures(chosen, rejected)
+    found |= {"chosen_log_prob": pairs.chosen, "rejected_log_prob": pairs.rejected}
     if loss.needs_reference:
         # Half of each answer's square, averaged over the two.
         found["kl_estimate"] = (pairs.chosen_ratio.square() + pairs.rejected_ratio.square()) / 4

@@ -55,8 +55,15 @@ class Classifier(nn.Module):
         """(B, C) logits of texts (B, T) padded on the right, whose last real tokens stand at `last` (B,)."""
         return self._classify(self.body.hidden_states(input_ids).hidden, last)
 
+    def branch_logits(self, input_ids: Tensor, branch_ids: Tensor, last: Tensor) -> Tensor:
+        """(B, A, C) logits of the A texts of each row (B, T): branches behind one trunk, none of which sees another,
+        whose last tokens stand at `last` (B, A). branch_ids (B, T) as in `hidden_states` of the body."""
+        return self._classify(self.body.hidden_states(input_ids, branch_ids=branch_ids).hidden, last)
+
     def _classify(self, hidden: Tensor, last: Tensor) -> Tensor:
+        """Logits (B, …, C) at the places `last` (B, …)."""
         # Adapters replace the head inside the Hugging Face model, so it is looked up at each call.
         score = self.score if "score" in self._modules else self.body.model.score
-        pooled = hidden[torch.arange(len(hidden), device=hidden.device), last]  # (B, d)
+        rows = torch.arange(len(hidden), device=hidden.device).view(-1, *[1] * (last.dim() - 1))
+        pooled = hidden[rows, last]  # (B, …, d)
         return score(pooled.to(next(score.parameters()).dtype))

@@ -10,6 +10,7 @@ from modern_llm.data.rows import PARTS
 from modern_llm.defaults import Defaults
 from modern_llm.experiment.contract import progress_of
 from modern_llm.experiment.conversations import ConversationTask
+from modern_llm.experiment.samples import Samples
 from modern_llm.experiment.training import Parts, Selection, Session, require_metric, tell_skipped
 from modern_llm.objectives.preference_losses import PreferenceLoss, SigmoidDPO
 from modern_llm.processes import after_first
@@ -40,6 +41,7 @@ class DPO(ConversationTask):
     Args:
         data: the pairs; the others as in `ConversationTask`.
         loss: what is minimised, one of `objectives/preference_losses.py`.
+        samples: prompts that the trained model answers.
 
     Raises:
         ValueError: an impossible combination.
@@ -47,6 +49,7 @@ class DPO(ConversationTask):
 
     data: PreferenceData
     loss: PreferenceLoss = field(default_factory=SigmoidDPO)
+    samples: Samples
 
     def __post_init__(self) -> None:
         super().__post_init__()

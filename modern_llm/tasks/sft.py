@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from modern_llm.data.instructions.settings import InstructionData
 from modern_llm.defaults import Defaults
 from modern_llm.experiment.conversations import ConversationTask
+from modern_llm.experiment.samples import Samples
 from modern_llm.experiment.training import Parts, Selection, Session, require_metric, tell_skipped
 from modern_llm.objectives.settings import NextToken, TextObjective
 
@@ -32,6 +33,7 @@ class SFT(ConversationTask):
         objective: what is minimised.
         packing: put several conversations into a row of `max_tokens`, each invisible to the others;
             `trainer.batch_size` then counts rows. False: one conversation a row.
+        samples: prompts that the trained model answers.
 
     Raises:
         ValueError: an impossible combination.
@@ -40,6 +42,7 @@ class SFT(ConversationTask):
     data: InstructionData
     objective: TextObjective = field(default_factory=NextToken)
     packing: bool = _DEFAULTS("packing")
+    samples: Samples
 
     def __post_init__(self) -> None:
         super().__post_init__()

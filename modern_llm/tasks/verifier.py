@@ -312,4 +312,5 @@ def _facts(path: str) -> dict[str, Any]:
 def require_verifier(path: str) -> None:
     """Refuse a folder that holds no verifier."""
     require((Path(path).expanduser() / VERIFIER_FILE).is_file(), "task.verifier", path, "holds no finished verifier",
-            "Give the folder of a run of task=verifier, or null for none")  # fmt: skip
+            "Give the folder of a run of task=verifier (for task=best_of_n, of task=reward_model, too), or null "
+            "for none")  # fmt: skip

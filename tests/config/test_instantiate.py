@@ -97,6 +97,7 @@ PRETRAINED_TASKS = (
     "merge",
     "sft",
     "dpo",
+    "reward_model",
     "verifier",
     "best_of_n",
     "generate",

@@ -251,3 +251,32 @@ class PairBatch:
         if len(known) == len(items):
             batch["reference_log_probs"] = torch.tensor(known, dtype=torch.float64)
         return batch
+
+
+class RewardBatch:
+    """As `PairBatch`, with whole answers: their rewards are read at their last tokens.
+
+    Args:
+        fill_id: at padding.
+
+    Returns (when called):
+        `input_ids`, `branch_ids` (B, T), 0 in the prompt, 1 in the chosen and 2 in the rejected answer; `last` (B, 2),
+        where the answers end; `lengths`, `sequence_ids` (B,).
+    """
+
+    def __init__(self, fill_id: int) -> None:
+        self.fill_id = fill_id
+
+    def __call__(self, items: Sequence[EncodedPair]) -> Batch:
+        input_ids = padded([[*p.prompt_ids, *p.chosen_ids, *p.rejected_ids] for p in items], self.fill_id)
+        parts = torch.tensor([[len(p.prompt_ids), len(p.chosen_ids), len(p.rejected_ids)] for p in items])
+        ends = parts.cumsum(1)  # (B, 3)
+        place = torch.arange(input_ids.shape[1])  # (T,)
+        branch_ids = (place >= ends[:, :, None]).sum(1)  # 3 at padding
+        return {
+            "input_ids": input_ids,
+            "branch_ids": torch.where(branch_ids == 3, place + 3, branch_ids),  # every padding a branch of its own
+            "last": ends[:, 1:] - 1,
+            "lengths": ends[:, 2],
+            "sequence_ids": torch.tensor([pair.index for pair in items]),
+        }

@@ -1,0 +1,171 @@
+"""A reward model: trained on preferences, it gives an answer a number that tells how good it is."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from modern_llm.checks import require
+from modern_llm.data.preferences.settings import PreferenceData
+from modern_llm.data.rows import PARTS
+from modern_llm.defaults import Defaults
+from modern_llm.experiment.conversations import ConversationTask
+from modern_llm.experiment.training import Parts, Selection, Session, require_metric, tell_model, tell_skipped
+from modern_llm.pretrained.settings import ModelFromRun
+from modern_llm.tasks.dpo import worst_pairs
+
+if TYPE_CHECKING:
+    from modern_llm.evaluation.rewards import AnswerRewards
+    from modern_llm.experiment.record import Measured
+    from modern_llm.objectives.reward import BradleyTerry
+    from modern_llm.pretrained.loaded import LoadedModel
+    from modern_llm.training.runtime import Runtime
+
+REWARD_FILE = "reward_model.json"
+_LABELS = ["reward"]  # the head's one number
+_MEASURED = ("evaluation_preference_accuracy", "evaluation_reward_margin", "evaluation_loss")
+_WORST = 50
+
+_DEFAULTS = Defaults("task/reward_model")
+
+
+@dataclass(frozen=True, kw_only=True)
+class RewardModel(ConversationTask):
+    """Train a scalar head on a body to order pairs of answers, choose the best checkpoint on held-out pairs, report on
+    others.
+
+    Args:
+        data: the pairs; the others as in `ConversationTask`.
+        margin, centering: of the loss, as in `objectives.reward.BradleyTerry`.
+
+    Raises:
+        ValueError: an impossible combination.
+    """
+
+    data: PreferenceData
+    margin: float = _DEFAULTS("margin")
+    centering: float = _DEFAULTS("centering")
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for key in ("margin", "centering"):
+            value = getattr(self, key)
+            require(value >= 0, f"task.{key}", value, "must not be negative", "Use 0 for none")
+        require_metric(self, _MEASURED, ("loss", "preference_accuracy", "reward_margin"))
+
+    def load(self, at: Session) -> LoadedModel:
+        from modern_llm.experiment.loading import load_chat_model
+
+        return load_chat_model(self.model, at.runtime, self.paths.mirror, train=True, labels=_LABELS)
+
+    def parts(self, at: Session) -> Parts:
+        from modern_llm.data.batches import LengthBatches
+        from modern_llm.data.preferences.read import RewardBatch, read_preferences
+
+        writer, room = self.writer(at)
+        at.data = {}
+        for part in PARTS:
+            # One token less: an answer's last token, which a language model only writes, is read here.
+            limit, mirror = self.limits.get(part), self.paths.mirror
+            found = read_preferences(self.data, writer, part, room - 1, mirror, limit, self.seed)
+            tell_skipped(part, len(found.pairs), found.skipped)
+            at.data[part] = found
+        train, collate = at.data["train"], RewardBatch(at.loaded.tokenizer.eos_id)
+        stream = LengthBatches(train.pairs, self.trainer.batch_size, self.seed, collate, train.fingerprint)
+        objective = self._objective()
+        return Parts(stream, objective, Selection(at, objective, at.data["selection"].pairs, collate))
+
+    def measure(self, at: Session) -> Measured:
+        from modern_llm.evaluation.rewards import pair_rewards, score_rewards
+        from modern_llm.experiment.record import Measured, evaluated_on
+        from modern_llm.pretrained.classifier import Classifier
+
+        train, evaluation, model = at.data["train"], at.data["evaluation"], at.loaded.classifier
+        assert isinstance(model, Classifier)
+        pairs = evaluation.pairs
+        rewards = pair_rewards(model, pairs, at.rows, at.runtime.device)
+        measured = score_rewards(self._objective(), rewards, self.seed)
+        worst = worst_pairs(pairs, rewards[:, 0] - rewards[:, 1], at.loaded.tokenizer)
+        at.folder.write_lines("errors.jsonl", worst)
+        assert at.checkpoint is not None
+        facts = {
+            "checkpoint": at.checkpoint.relative_to(at.folder.path).as_posix(),
+            "max_tokens": self.writer(at)[1],
+            "system": self.data.system,
+            "known_problems": self._known_problems(),
+        }
+        at.folder.write_json(REWARD_FILE, facts)
+        return Measured(
+            {f"evaluation_{name}": value for name, value in measured.items()},
+            _MEASURED[:2],
+            {"": evaluated_on(evaluation.content, len(pairs))},
+            {
+                "data": self.data.source.name,
+                "train_pairs": len(train.pairs),
+                "train_fingerprint": train.fingerprint,
+                "left_out_of_training": train.skipped,
+                "evaluation_split": evaluation.split,
+                "left_out_of_evaluation": evaluation.skipped,
+            },
+            {"errors": worst[:_WORST]},
+        )
+
+    def _objective(self) -> BradleyTerry:
+        from modern_llm.objectives.reward import BradleyTerry
+
+        return BradleyTerry(self.margin, self.centering)
+
+    def _known_problems(self) -> list[str]:
+        """`problem_id` of the user's last turns in the parts that the model and its checkpoint were chosen by."""
+        from modern_llm.data.preferences.read import pair_of
+        from modern_llm.data.solutions.settings import problem_id
+
+        known = set()
+        for part in PARTS[:2]:
+            rows = self.data.source.rows(part, self.paths.mirror, self.limits.get(part), self.seed)
+            for index, row in zip(rows.indices, rows.rows, strict=True):
+                read = pair_of(self.data, row, index)
+                if not isinstance(read, str):
+                    known.add(problem_id(read[0][-2]["content"]))
+        return sorted(known)
+
+
+def is_reward_model(path: str) -> bool:
+    """Whether a folder holds a finished reward model."""
+    return (Path(path).expanduser() / REWARD_FILE).is_file()
+
+
+def known_prompts(path: str) -> frozenset[str]:
+    """`problem_id` of every prompt that the reward model of a run was trained or chosen on, without loading it."""
+    return frozenset(_facts(path)["known_problems"])
+
+
+def load_reward_model(path: str, runtime: Runtime, mirror: str | None = None) -> AnswerRewards:
+    """The reward model that a run of `task=reward_model` trained.
+
+    Args:
+        path: folder of the run.
+        runtime: the machine it is for.
+        mirror: root of the mirror, where its body is from the hub.
+
+    Raises:
+        ValueError: the folder is of no such run, or of one that has not finished.
+    """
+    from modern_llm.data.chat import ChatWriter
+    from modern_llm.evaluation.rewards import AnswerRewards
+    from modern_llm.experiment.loading import load_chat_model
+
+    facts = _facts(path)
+    choice = ModelFromRun(str(Path(path).expanduser().resolve() / facts["checkpoint"]))
+    loaded = load_chat_model(choice, runtime, mirror, train=False, labels=_LABELS)
+    loaded.model.eval()
+    tell_model(loaded, runtime, train=False)
+    return AnswerRewards(loaded.classifier, ChatWriter(loaded.tokenizer), runtime, facts["max_tokens"], facts["system"])
+
+
+def _facts(path: str) -> dict[str, Any]:
+    require(is_reward_model(path), "task.verifier", path, "holds no finished reward model",
+            "Give the folder of a run of task=reward_model")  # fmt: skip
+    return json.loads((Path(path).expanduser() / REWARD_FILE).read_text())
