@@ -15,7 +15,7 @@ from modern_llm.checks import require
 from modern_llm.defaults import ROOT
 from modern_llm.evaluation.metrics.registry import directions
 from modern_llm.experiment.contract import Paths, RunFolder, say
-from modern_llm.files import write_json
+from modern_llm.files import write_json, write_text
 from modern_llm.processes import join, world
 from modern_llm.training.logs.loggers import FilesOnly, Logger
 from modern_llm.training.settings import Hardware, TrainerSettings
@@ -165,7 +165,21 @@ class TrainingTask(ABC):
         measured.protocol |= {"base_fingerprint": at.loaded.fingerprint}
         if not world().is_first:
             return measured.metrics
-        return conclude(folder, at.runtime, self.objective_metric, measured, at.checkpoint)
+        metrics = conclude(folder, at.runtime, self.objective_metric, measured, at.checkpoint)
+        if self.trains():
+            self._write_card(at)
+        return metrics
+
+    def _write_card(self, at: Session) -> None:
+        """Beside what was saved in Hugging Face's format, what it is."""
+        from modern_llm.reporting.model_card import model_card
+
+        loaded, folder = at.loaded, at.folder.path
+        for name, form in (("model", "hugging_face"), ("adapter", "adapter")):
+            if (folder / name).is_dir():
+                size, kind = loaded.parameter_counts()[0], type(loaded.base).__name__
+                card = model_card(folder, loaded.name, kind, size, loaded.context, form, None)
+                write_text(folder / name / "README.md", card)
 
     def _watchers(self, folder: RunFolder) -> list[Callback]:
         """Who watches the training."""
@@ -189,10 +203,10 @@ class TrainingTask(ABC):
         def save_extras(checkpoint: Path) -> None:
             checkpoint.joinpath("config.yaml").write_text(describe_model(self.model, loaded))
             loaded.tokenizer.save(checkpoint / "tokenizer")
-            known = auto_config(loaded)
-            if known is not None:
-                write_json(checkpoint / "config.json", known)
-                write_json(folder.path / "config.json", known)
+            described = auto_config(loaded)
+            if described is not None:
+                write_json(checkpoint / "config.json", described)
+                write_json(folder.path / "config.json", described)
 
         parts = self.parts(at)
         trainer = Trainer(

@@ -29,16 +29,14 @@ def model_card(
         architecture: its class in transformers.
         parameters: learned numbers.
         context: tokens that it was made for; None: any number.
-        form: `hugging_face` or `gguf`.
+        form: `hugging_face`, `gguf`, or `adapter`, in peft's format.
         license_name: as the hub abbreviates it; None: nobody has said.
     """
     run = None if folder is None else RunRecord.read(folder)
     figures = [] if run is None else _figures(run)
     data = None if run is None else _data(run)
-    head: dict[str, Any] = {"license": license_name or "unknown", "library_name": "transformers",
-                            "pipeline_tag": "text-generation", "tags": ["modern_llm"]}  # fmt: skip
-    if form == "gguf":
-        head["library_name"] = "gguf"
+    head: dict[str, Any] = {"license": license_name or "unknown", "library_name": _LIBRARIES[form],
+                            "pipeline_tag": _does(architecture), "tags": ["modern_llm"]}  # fmt: skip
     if data is not None and "/" in data:
         head["datasets"] = [data]
     if run is not None and "/" in name and not Path(name).exists():
@@ -47,7 +45,7 @@ def model_card(
     parts = [f"---\n{yaml.safe_dump(head, sort_keys=False)}---\n", f"# {title}\n"]
     length = "any number of" if context is None else f"{context:,}"
     parts.append(f"{architecture}, {parameters / 1e6:,.1f} million parameters, made for {length} tokens.\n")
-    parts.append("## Use\n\n" + (_USE_GGUF if form == "gguf" else _USE) + "\n")
+    parts.append(f"## Use\n\n{_USE[form]}\n")
     if run is not None:
         about = [f"It was trained on `{data}`." if data else "Its record names no data."]
         if run.command:
@@ -62,18 +60,33 @@ def model_card(
     return "\n".join(parts)
 
 
-_USE = """```python
-from transformers import AutoModelForCausalLM, AutoTokenizer
+_LIBRARIES = {"hugging_face": "transformers", "gguf": "gguf", "adapter": "peft"}
+_USE = {
+    "hugging_face": """```python
+from transformers import AutoModel, AutoTokenizer  # or the Auto class of its task
 
-model, tokenizer = (kind.from_pretrained("<this folder>") for kind in (AutoModelForCausalLM, AutoTokenizer))
-```"""
-_USE_GGUF = """```console
+model, tokenizer = (kind.from_pretrained("<this folder>") for kind in (AutoModel, AutoTokenizer))
+```""",
+    "gguf": """```console
 llama-cli -m model.gguf -p "Once"
-```"""
+```""",
+    "adapter": """```python
+from peft import AutoPeftModel  # or the class of its task
+
+model = AutoPeftModel.from_pretrained("<this folder>")
+```""",
+}
 _LIMITS = (
     "A small model for experiments. What it writes may be wrong, and may repeat what its training text says of people "
     "and things. It has been measured on the data above alone; nobody has tested it for any use."
 )
+
+
+def _does(architecture: str) -> str:
+    """The hub's word for what a class of transformers is for."""
+    if "Classification" in architecture:
+        return "text-classification"
+    return "text2text-generation" if "ConditionalGeneration" in architecture else "text-generation"
 
 
 def _figures(run: RunRecord) -> list[dict[str, str]]:

@@ -66,6 +66,12 @@ def run(made: Any, folder: Path) -> dict[str, float]:
     return made.run(RunFolder(folder, {}))
 
 
+def _figure(card: Path, name: str) -> float:
+    """A figure of the table in a model's card."""
+    cells = next(line for line in card.read_text().splitlines() if line.startswith(f"| {name} ")).split("|")
+    return float(cells[2])
+
+
 class TestLoRA:
     @pytest.mark.parametrize(
         ("kind", "targets"),
@@ -296,6 +302,9 @@ class TestRuns:
         texts = [(tmp_path / f / "predictions.jsonl").read_text() for f in ("first", "again")]
         assert texts[0] == texts[1]
         assert "steps" not in measured
+
+        (card,) = (tmp_path / "first").glob("*/README.md")
+        assert first[again.objective_metric] == pytest.approx(_figure(card, again.objective_metric), rel=1e-3, abs=1e-3)
 
         run(Export(ModelFromRun(str(tmp_path / "first")), Paths(mirror=str(hub))), tmp_path / "merged")
         folder = str(tmp_path / "merged" / "model")
