@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
-from commands import Workplace, read_rows
+from commands import Workplace, read_rows, with_path
 
 from modern_llm.data.text.packing import PackedStream
 from modern_llm.data.text.shard_stream import ShardStream
@@ -99,6 +101,32 @@ def test_a_run_is_resumed_exactly_and_tokenises_what_it_comes_to(mirror: Path, t
     assert whole == resumed
     # Of four files to train on, the one that was read and the two behind it; and the one for validation.
     assert len(list((tmp_path / "whole" / "cache" / "tokens").glob("*/ids.bin"))) == 4
+
+
+def test_a_command_ends_while_files_are_being_tokenised(mirror: Path) -> None:
+    script = f"""
+import time
+from pathlib import Path
+from modern_llm.data.text import shard_stream
+from modern_llm.data.text.shards import ShardedText
+from modern_llm.data.text.tokenizers import ByteTokenizer
+
+real = shard_stream.tokenise
+
+def slow(shard, *arguments):
+    if shard != stream.shards[int(stream.order[0])]:
+        time.sleep(1000)
+    return real(shard, *arguments)
+
+shard_stream.tokenise = slow
+text = ShardedText("made/edu", "sample/0*.parquet", workers=2)
+cache = Path({str(mirror.parent / "cache")!r})
+stream = shard_stream.ShardStream(text, ByteTokenizer().prepare(text, cache, None), cache, {str(mirror)!r}, 32, 4, 0)
+print(next(stream)["input_ids"].shape)
+"""
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, env=with_path(), timeout=100)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout == "torch.Size([4, 32])\n"
 
 
 def test_what_is_no_text_of_shards_is_refused(mirror: Path) -> None:

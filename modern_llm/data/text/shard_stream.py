@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future
 from pathlib import Path
+from threading import Semaphore, Thread
 from typing import Any
 
 import numpy as np
@@ -53,7 +54,7 @@ class ShardStream:
         self.seq_len = seq_len
         self.shards = text.shards("train", mirror)
         self.fingerprint = f"{text.fingerprint('train', mirror)} {tokenizer.fingerprint}"
-        self.pool = ThreadPoolExecutor(text.workers, thread_name_prefix="tokenising")
+        self.room = Semaphore(text.workers)
         self.ahead: dict[int, Future[TokenCorpus]] = {}
         self.workers = text.workers
         self.progress = 0.0
@@ -67,9 +68,19 @@ class ShardStream:
     def _tokens(self, shard: int) -> Future[TokenCorpus]:
         """The ids of a shard, being made if they are not yet."""
         if shard not in self.ahead:
-            self.ahead[shard] = self.pool.submit(
-                tokenise, self.shards[shard], "train", self.tokenizer, self.cache, self.mirror
-            )
+            future = self.ahead[shard] = Future[TokenCorpus]()
+
+            def work() -> None:
+                with self.room:
+                    try:
+                        future.set_result(
+                            tokenise(self.shards[shard], "train", self.tokenizer, self.cache, self.mirror)
+                        )
+                    except BaseException as failure:
+                        future.set_exception(failure)
+
+            # A run that ends does not wait for what it would have read next, as a pool of threads would.
+            Thread(target=work, name="tokenising", daemon=True).start()
         return self.ahead[shard]
 
     def _open(self) -> PackedStream:
