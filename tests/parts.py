@@ -8,6 +8,7 @@ from typing import Any
 
 from modern_llm.models.attention.layers import LayerPattern
 from modern_llm.models.attention.rope import NoRope, PlainRope
+from modern_llm.models.attention.sinks import LearnableSinks, StreamingSinks
 from modern_llm.models.branches.short_convolution import ShortConvolution
 from modern_llm.models.embedding.learned_positions import LearnedPositions
 from modern_llm.models.embedding.normed import NormedEmbedding
@@ -75,3 +76,28 @@ ALL: dict[str, Any] = {
     "tie_embeddings": False,
 }
 EVERY = PARTS | {"all": ALL}
+# Layers that see unlike each other, under sinks.
+UNLIKE_LAYERS: dict[str, dict[str, Any]] = {
+    "learnable, short and long, some without positions": {
+        "n_layers": 4,
+        "group_size": 2,
+        "use_attention_sinks": True,
+        "sinks": LearnableSinks(window=7, num_sinks=3),
+        "layers": LayerPattern("SSL", 4, "RRN"),
+    },
+    "streaming, two bases, partly rotated, capped": {
+        "n_layers": 4,
+        "group_size": 2,
+        "use_attention_sinks": True,
+        "sinks": StreamingSinks(window=5, num_sinks=2),
+        "layers": LayerPattern("SL", 3, "RB", 100.0),
+        "rope": PlainRope(fraction=0.75),
+        "attention_softcap": 1.5,
+    },
+    "streaming, short and long, some without positions": {
+        "n_layers": 4,
+        "use_attention_sinks": True,
+        "sinks": StreamingSinks(window=5, num_sinks=2),
+        "layers": LayerPattern("SL", 3, "RN"),
+    },
+}

@@ -160,13 +160,24 @@ def classify(
     device: torch.device,
     progress: Progress = silent,
 ) -> np.ndarray:
-    """(N, C) log-probabilities of the classes of each text, given as ids."""
-    scores = np.zeros((len(texts), len(model.labels)))
+    """(N, C) log-probabilities of the classes of each text; arguments as in `text_logits`."""
+    return text_logits(model, texts, batch_size, device, progress).log_softmax(-1).double().numpy()
+
+
+@torch.no_grad()
+def text_logits(
+    model: TextClassifier,
+    texts: Sequence[Sequence[int]],
+    batch_size: int,
+    device: torch.device,
+    progress: Progress = silent,
+) -> torch.Tensor:
+    """(N, C) logits in fp32, on the CPU, of the classes of each text, given as ids."""
+    scores = torch.zeros(len(texts), len(model.labels))
     collate = ClassificationBatch(0)
     for places in _sized_batches(list(map(len, texts)), batch_size, progress):
         batch = collate([Encoded(i, list(texts[i]), []) for i in places])
-        logits = model.logits(batch["input_ids"].to(device), batch["last"].to(device))
-        scores[places] = logits.float().log_softmax(-1).cpu().numpy()
+        scores[places] = model.logits(batch["input_ids"].to(device), batch["last"].to(device)).float().cpu()
     return scores
 
 

@@ -9,10 +9,11 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 
-from modern_llm.data.batches import ClassificationBatch, Encoded, by_length
+from modern_llm.data.batches import by_length
 from modern_llm.data.chat import ChatWriter, Message, with_system
 from modern_llm.data.preferences.read import EncodedPair, RewardBatch
-from modern_llm.evaluation.likelihood import Progress, silent
+from modern_llm.evaluation.answering import text_logits
+from modern_llm.evaluation.likelihood import silent
 from modern_llm.evaluation.pairs import with_intervals
 from modern_llm.objectives.base import on_device
 from modern_llm.objectives.classification import TextClassifier
@@ -47,25 +48,6 @@ def score_rewards(objective: BradleyTerry, rewards: np.ndarray, seed: int) -> di
     chosen, rejected = torch.from_numpy(rewards).unbind(1)
     values = {"loss": objective.losses(chosen, rejected), **reward_measures(chosen, rejected)}
     return with_intervals(values, seed)
-
-
-@torch.no_grad()
-def text_rewards(
-    model: TextClassifier,
-    texts: Sequence[Sequence[int]],
-    batch_size: int,
-    device: torch.device,
-    progress: Progress = silent,
-) -> np.ndarray:
-    """(N,) float64 rewards of whole texts, given as ids; the model in evaluation mode."""
-    items = [Encoded(i, list(ids), []) for i, ids in enumerate(texts)]
-    rewards, collate, done = np.zeros(len(items)), ClassificationBatch(0), 0
-    for places in by_length(items, batch_size):
-        batch = on_device(collate([items[i] for i in places]), device)
-        rewards[places] = model.logits(batch["input_ids"], batch["last"])[:, 0].float().cpu().double().numpy()
-        done += len(places)
-        progress(done, len(items))
-    return rewards
 
 
 @dataclass
@@ -110,7 +92,8 @@ class AnswerRewards:
         self.truncated += sum(len(text.ids) > self.max_tokens for text in written)
         texts = [text.ids[-self.max_tokens :] for text in written]
         with self.runtime.autocast():
-            rewards[there] = text_rewards(self.model, texts, batch_size, self.runtime.device, progress or silent)
+            found = text_logits(self.model, texts, batch_size, self.runtime.device, progress or silent)
+        rewards[there] = found[:, 0].double().numpy()
         return rewards
 
     def _turns(self, problem: str, answer: str) -> list[Message]:

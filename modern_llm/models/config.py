@@ -35,6 +35,18 @@ from modern_llm.models.parts.part import (
 if TYPE_CHECKING:
     from modern_llm.models.norm import Norm
 
+
+def rows_for(configured: int | None, ids: int) -> int:
+    """Rows of the embedding for a tokenizer: those that are configured, or as many as it has ids.
+
+    Raises:
+        ValueError: fewer are configured.
+    """
+    require(configured is None or configured >= ids, "model.vocab_size", configured,
+            f"is smaller than the tokenizer's {ids} ids", "Use null to take the tokenizer's size")  # fmt: skip
+    return ids if configured is None else configured
+
+
 _DECODER = Defaults("model/decoder")
 
 
@@ -304,14 +316,7 @@ class ModernLLMConfig:
         Raises:
             ValueError: `vocab_size` is set already and smaller than the tokenizer's.
         """
-        require(
-            self.vocab_size is None or self.vocab_size >= vocab_size,
-            "model.vocab_size",
-            self.vocab_size,
-            f"is smaller than the tokenizer's {vocab_size} ids",
-            "Use null to take the tokenizer's size",
-        )
-        return self if self.vocab_size is not None else replace(self, vocab_size=vocab_size)
+        return replace(self, vocab_size=rows_for(self.vocab_size, vocab_size))
 
     def parameters(self, active_only: bool = False) -> Counter[str]:
         """Learned numbers by kind (`parameter_kinds.KINDS`), embeddings included; `active_only` counts `top_k` experts

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, ClassVar, Self
 
 from modern_llm.checks import require
-from modern_llm.models.config import ModernLLMConfig
+from modern_llm.models.config import ModernLLMConfig, rows_for
 
 if TYPE_CHECKING:
     from torch import nn
@@ -49,14 +49,7 @@ class CustomModel(ABC):
         Raises:
             ValueError: `vocab_size` is set already and smaller than the tokenizer's.
         """
-        require(
-            self.vocab_size is None or self.vocab_size >= vocab_size,
-            "model.vocab_size",
-            self.vocab_size,
-            f"is smaller than the tokenizer's {vocab_size} ids",
-            "Use null to take the tokenizer's size",
-        )
-        return self if self.vocab_size is not None else replace(self, vocab_size=vocab_size)
+        return replace(self, vocab_size=rows_for(self.vocab_size, vocab_size))
 
 
 FromScratch = ModernLLMConfig | CustomModel  # settings of what begins with random weights

@@ -9,7 +9,7 @@ from modern_llm.checks import require
 from modern_llm.defaults import Defaults
 from modern_llm.models.attention.grouping import GQAConfig
 from modern_llm.models.attention.rope import NoRope, PlainRope
-from modern_llm.models.config import ModernLLMConfig
+from modern_llm.models.config import ModernLLMConfig, rows_for
 from modern_llm.models.feed_forward.kinds import FeedForwardKind, SwiGLU
 from modern_llm.models.initialisation.gpt2 import GPT2Init
 from modern_llm.models.initialisation.scheme import InitScheme
@@ -61,4 +61,4 @@ class VerifierConfig:
 
     def with_vocab_size(self, vocab_size: int) -> VerifierConfig:
         """This configuration for a tokenizer of `vocab_size` ids; raises as `ModernLLMConfig.with_vocab_size`."""
-        return replace(self, vocab_size=self.blocks.with_vocab_size(vocab_size).vocab_size)
+        return replace(self, vocab_size=rows_for(self.vocab_size, vocab_size))

@@ -76,15 +76,31 @@ class PreferenceLoss(Protocol):
         """(B,) loss of each pair."""
 
 
-def _require_beta(beta: float) -> None:
-    require(beta > 0, "task.loss.beta", beta, "must be above 0", "Use 0.1")
+class _Loss:
+    """What most losses share: beta is above 0, and no answers to other prompts enter."""
+
+    beta: float
+    needs_mismatched = False
+
+    def __post_init__(self) -> None:
+        require(self.beta > 0, "task.loss.beta", self.beta, "must be above 0", "Use 0.1")
+
+
+class _OnLogRatios(_Loss):
+    """A loss on DPO's implicit rewards."""
+
+    needs_reference = True
+
+    def rewards(self, pairs: PairLogProbs) -> tuple[Tensor, Tensor]:
+        """beta times the log-ratios (Rafailov et al. 2023, arXiv 2305.18290, eq. 5, up to a constant of the prompt)."""
+        return self.beta * pairs.chosen_ratio, self.beta * pairs.rejected_ratio
 
 
 _SIGMOID_DPO = Defaults("task/loss/dpo")
 
 
 @dataclass(frozen=True)
-class SigmoidDPO:
+class SigmoidDPO(_OnLogRatios):
     """Direct preference optimisation (Rafailov et al. 2023, arXiv 2305.18290, eq. 7), with conservative label
     smoothing (Mitchell 2023, "A note on DPO with noisy preferences & relationship to IPO", eq. 3).
 
@@ -98,17 +114,11 @@ class SigmoidDPO:
 
     beta: float = _SIGMOID_DPO("beta")
     label_smoothing: float = _SIGMOID_DPO("label_smoothing")
-    needs_reference = True
-    needs_mismatched = False
 
     def __post_init__(self) -> None:
-        _require_beta(self.beta)
+        super().__post_init__()
         require(0 <= self.label_smoothing < 0.5, "task.loss.label_smoothing", self.label_smoothing,
                 "must lie in [0, 0.5)", "Use 0 for clean preferences")  # fmt: skip
-
-    def rewards(self, pairs: PairLogProbs) -> tuple[Tensor, Tensor]:
-        """beta times the log-ratios (eq. 5, up to a constant of the prompt)."""
-        return self.beta * pairs.chosen_ratio, self.beta * pairs.rejected_ratio
 
     def __call__(self, pairs: PairLogProbs) -> Tensor:
         from torch.nn import functional as F
@@ -123,7 +133,7 @@ _HINGE_DPO = Defaults("task/loss/hinge")
 
 
 @dataclass(frozen=True)
-class HingeDPO:
+class HingeDPO(_OnLogRatios):
     """max(0, 1 - m) on DPO's margin m (SLiC, Zhao et al. 2023, arXiv 2305.10425, eq. 1, in the form of Liu et al. 2023,
     arXiv 2309.06657, eq. 9, with gamma = beta).
 
@@ -132,15 +142,6 @@ class HingeDPO:
     """
 
     beta: float = _HINGE_DPO("beta")
-    needs_reference = True
-    needs_mismatched = False
-
-    def __post_init__(self) -> None:
-        _require_beta(self.beta)
-
-    def rewards(self, pairs: PairLogProbs) -> tuple[Tensor, Tensor]:
-        """As in DPO."""
-        return self.beta * pairs.chosen_ratio, self.beta * pairs.rejected_ratio
 
     def __call__(self, pairs: PairLogProbs) -> Tensor:
         chosen, rejected = self.rewards(pairs)
@@ -151,7 +152,7 @@ _IPO = Defaults("task/loss/ipo")
 
 
 @dataclass(frozen=True)
-class IPO:
+class IPO(_Loss):
     """Identity preference optimisation (Azar et al. 2023, arXiv 2310.12036, eq. 17): (h - 1 / (2 beta))^2.
 
     The paper writes h as the difference of the answers' whole log-ratios. Here, as in TRL and in the authors' own
@@ -164,10 +165,6 @@ class IPO:
 
     beta: float = _IPO("beta")
     needs_reference = True
-    needs_mismatched = False
-
-    def __post_init__(self) -> None:
-        _require_beta(self.beta)
 
     def rewards(self, pairs: PairLogProbs) -> tuple[Tensor, Tensor]:
         """beta times the log-ratios per token."""
@@ -185,7 +182,7 @@ _SIM_PO = Defaults("task/loss/simpo")
 
 
 @dataclass(frozen=True)
-class SimPO:
+class SimPO(_Loss):
     """Simple preference optimisation (Meng et al. 2024, arXiv 2405.14734, eq. 6): without a reference, on
     log-probabilities per token, -log sigmoid(beta log pi(y_w | x) / |y_w| - beta log pi(y_l | x) / |y_l| - gamma).
 
@@ -197,10 +194,9 @@ class SimPO:
     beta: float = _SIM_PO("beta")
     gamma: float = _SIM_PO("gamma")
     needs_reference = False
-    needs_mismatched = False
 
     def __post_init__(self) -> None:
-        _require_beta(self.beta)
+        super().__post_init__()
         require(self.gamma >= 0, "task.loss.gamma", self.gamma, "must not be negative", "Use 0 for none")
 
     def rewards(self, pairs: PairLogProbs) -> tuple[Tensor, Tensor]:
@@ -218,7 +214,7 @@ _ORPO = Defaults("task/loss/orpo")
 
 
 @dataclass(frozen=True)
-class ORPO:
+class ORPO(_Loss):
     """Odds ratio preference optimisation (Hong et al. 2024, arXiv 2403.07691, eq. 6 and 7): finetuning on the chosen
     answer and the preference at once, without a reference.
 
@@ -232,10 +228,6 @@ class ORPO:
 
     beta: float = _ORPO("beta")
     needs_reference = False
-    needs_mismatched = False
-
-    def __post_init__(self) -> None:
-        _require_beta(self.beta)
 
     def rewards(self, pairs: PairLogProbs) -> tuple[Tensor, Tensor]:
         """Log-odds of the answers (eq. 4); their difference is the log of the odds ratio."""
@@ -261,7 +253,7 @@ _KTO = Defaults("task/loss/kto")
 
 
 @dataclass(frozen=True)
-class KTO:
+class KTO(_OnLogRatios):
     """Kahneman-Tversky optimisation (Ethayarajh et al. 2024, arXiv 2402.01306, eq. 7 and 8), where each chosen answer
     is a desirable one and each rejected answer an undesirable one.
 
@@ -280,21 +272,16 @@ class KTO:
     beta: float = _KTO("beta")
     desirable_weight: float = _KTO("desirable_weight")
     undesirable_weight: float = _KTO("undesirable_weight")
-    needs_reference = True
     needs_mismatched = True
 
     def __post_init__(self) -> None:
-        _require_beta(self.beta)
+        super().__post_init__()
         for key in ("desirable_weight", "undesirable_weight"):
             value = getattr(self, key)
             require(value >= 0, f"task.loss.{key}", value, "must not be negative", "Use 1.0")
         both = self.desirable_weight + self.undesirable_weight
         require(both > 0, "task.loss.desirable_weight", self.desirable_weight,
                 "and task.loss.undesirable_weight are both 0, so that nothing is learned", "Raise one")  # fmt: skip
-
-    def rewards(self, pairs: PairLogProbs) -> tuple[Tensor, Tensor]:
-        """As in DPO."""
-        return self.beta * pairs.chosen_ratio, self.beta * pairs.rejected_ratio
 
     def __call__(self, pairs: PairLogProbs) -> Tensor:
         if pairs.reference_point is None:

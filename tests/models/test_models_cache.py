@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import pytest
 import torch
-from parts import ALL, PARTS
+from parts import ALL, PARTS, UNLIKE_LAYERS
 from torch import Tensor
 
 from modern_llm.models import ModernDecoderLM
 from modern_llm.models.attention.layers import LayerPattern
-from modern_llm.models.attention.rope import NoRope, PlainRope, YarnRope
+from modern_llm.models.attention.rope import NoRope, YarnRope
 from modern_llm.models.attention.sinks import LearnableSinks, SinkLogits, StreamingSinks
 from modern_llm.models.config import MoEConfig
 from modern_llm.models.feed_forward.kinds import GeGLU, ReLU2
@@ -38,28 +38,7 @@ MODELS = {
     **{f"with {name}": settings for name, settings in PARTS.items()},
     "short and long": {"n_layers": 3, "layers": LayerPattern("SL", 4)},
     "some without positions": {"n_layers": 3, "layers": LayerPattern(rotary="RN")},
-    "learnable, short and long, some without positions": {
-        "n_layers": 4,
-        "group_size": 2,
-        "use_attention_sinks": True,
-        "sinks": LearnableSinks(window=7, num_sinks=3),
-        "layers": LayerPattern("SSL", 4, "RRN"),
-    },
-    "streaming, two bases, partly rotated, capped": {
-        "n_layers": 4,
-        "group_size": 2,
-        "use_attention_sinks": True,
-        "sinks": StreamingSinks(window=5, num_sinks=2),
-        "layers": LayerPattern("SL", 3, "RB", 100.0),
-        "rope": PlainRope(fraction=0.75),
-        "attention_softcap": 1.5,
-    },
-    "streaming, short and long, some without positions": {
-        "n_layers": 4,
-        "use_attention_sinks": True,
-        "sinks": StreamingSinks(window=5, num_sinks=2),
-        "layers": LayerPattern("SL", 3, "RN"),
-    },
+    **UNLIKE_LAYERS,
     **{
         f"{name} gqa all parts": settings | {"group_size": 2, "n_layers": 3} | ALL
         for name, settings in WINDOWED.items()
