@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import os
-import sys
 from collections.abc import Callable, Iterator, Sequence
 from copy import deepcopy
 from dataclasses import fields
-from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -19,32 +17,49 @@ from hydra.core.object_type import ObjectType
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.plugins import Plugins
 from hydra.core.utils import JobReturn, JobStatus
+from hydra.plugins.config_source import ConfigResult
 from hydra.plugins.launcher import Launcher
 from hydra.types import HydraContext, TaskFunction
-from omegaconf import DictConfig, OmegaConf, open_dict
+from omegaconf import Container, DictConfig, OmegaConf, open_dict
 
 from modern_llm.config.choices import is_base
 from modern_llm.config.instantiate import ConfigError
-from modern_llm.config.messages import in_words
-from modern_llm.config.overrides import quoted
 from modern_llm.processes import world
 from modern_llm.reporting.record import is_complete
 from modern_llm.runs.commands import run_in_process
 from modern_llm.runs.devices import places, run_side_by_side, usable_cores, visible_gpus
 from modern_llm.runs.folder import register_resolvers, require_name
+from modern_llm.runs.launching import hand_over
 from modern_llm.runs.search.settings import Search
 from modern_llm.runs.search.space import Space
 from modern_llm.runs.search.study import Study, objective_and_direction
-from modern_llm.runs.sweep import JobFailedError, Sweep, note_failure, objective_of, refuse_job, refused_jobs
+from modern_llm.runs.sweep import JobFailedError, Sweep, objective_of, refuse_job, refused_jobs
+
+# Tables whose keys are names of a person's own, which need no + in front.
+_OPEN = {"arms", "sizes", "callbacks", "vars", "weights", "repeats"}
 
 
 class FileConfigSource(file_config_source.FileConfigSource):
     """Configuration files as Hydra finds them. Bases can be named, and are no choices in help, completion and
-    messages."""
+    messages; tables of names of one's own take new ones."""
+
+    def load_config(self, config_path: str) -> ConfigResult:
+        result = super().load_config(config_path)
+        _open_tables(result.config)
+        return result
 
     def list(self, config_path: str, results_filter: ObjectType | None) -> list[str]:
         folder = Path(self.path, config_path)
         return [name for name in super().list(config_path, results_filter) if not is_base(folder / f"{name}.yaml")]
+
+
+def _open_tables(config: Container) -> None:
+    for key in config if isinstance(config, DictConfig) and not config._is_none() else ():
+        node = config._get_node(key)
+        if isinstance(node, DictConfig):
+            if key in _OPEN:
+                OmegaConf.set_struct(node, False)
+            _open_tables(node)
 
 
 # Hydra keeps the first source that is registered for files, which is its own.
@@ -135,22 +150,7 @@ class AblationSweeper(BasicSweeper):
         if isinstance(self.launcher, ProcessLauncher):
             self.launcher.run(jobs, ended)
             return
-        while batch := list(islice(jobs, self.max_batch_size)):
-            told = []
-            for number, job in batch:
-                # They compose each job anew, from its overrides alone, and count jobs by themselves.
-                folder = quoted(str(self.folder / str(number)))
-                place = [f"hydra.sweep.dir={quoted(str(self.folder))}", f"hydra.sweep.subdir='{number}'"]
-                told.append([*job, f"resume={folder}", *place])
-            try:
-                returned = self.launcher.launch(told, initial_job_idx=batch[0][0])
-            except Exception as cause:  # one worker that is killed may take the launcher's answer for all with it
-                print(f"the launcher failed: {type(cause).__name__}: {in_words(cause)}", file=sys.stderr)
-                returned = [JobReturn() for _ in batch]
-            for (number, _), job in zip(batch, returned, strict=True):
-                if job.status == JobStatus.FAILED:
-                    note_failure(self.folder / str(number), job._return_value)
-                ended(number)
+        hand_over(self.launcher, self.folder, self.max_batch_size, jobs, ended)
 
 
 class OptunaSweeper(AblationSweeper):

@@ -216,7 +216,8 @@ class TrainingTask(ABC):
             callbacks=self._watchers(folder) if world().is_first else [],
             save_extras=save_extras,
         )
-        result = trainer.fit(loaded.model, parts.objective, parts.stream, parts.evaluator, self.flops_per_token(at))
+        per_token = self.flops_per_token(at)
+        result = trainer.fit(loaded.model, parts.objective, parts.stream, parts.evaluator, per_token)
         at.checkpoint = result.best_checkpoint or result.last_checkpoint
         in_pieces = trainer.parallel.in_pieces
         if in_pieces:  # what measures and writes takes whole weights, and needs nothing else of the training
@@ -232,6 +233,7 @@ class TrainingTask(ABC):
             "train_loss": result.train_loss,
             "steps": result.step,
             "tokens": result.tokens,
+            "flops": per_token * result.tokens,
             "seconds": result.seconds,
             "tokens_per_second": result.tokens / result.seconds if result.seconds else 0.0,
             "skipped_steps": result.skipped_steps,

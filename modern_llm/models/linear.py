@@ -54,5 +54,11 @@ class Linear(nn.Linear):
         self.stacked_rows = {} if rows is None else {"weight": rows}
         self.ends_branch = ends_branch
 
+    def reset_parameters(self) -> None:
+        """Zero: the whole model's weights are drawn together, see `initialisation/draw.py`."""
+        nn.init.zeros_(self.weight)
+        if self.bias is not None:
+            nn.init.zeros_(self.bias)
+
     def forward(self, x: Tensor) -> Tensor:
         return linear(x, self.weight, self.bias)

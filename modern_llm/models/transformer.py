@@ -63,7 +63,7 @@ class ModernDecoderLM(nn.Module):
         self.looks_back = bool(config.embedding or config.branches or config.projections)
         self.distinct_views = list(dict.fromkeys(views))
         self.view_of_layer = [self.distinct_views.index(view) for view in views]
-        self.embedding = nn.Embedding(config.vocab_size, config.d_model)
+        self.embedding = nn.Embedding.from_pretrained(torch.zeros(config.vocab_size, config.d_model), freeze=False)
         self.embedding_parts = Parts(config.embedding, config.sizes)
         self.rotary = Rotary.of_model(config)
         self.blocks = nn.ModuleList(DecoderBlock(config, layer) for layer in range(config.n_layers))

@@ -35,7 +35,7 @@ class VerifierModel(nn.Module):
         if config.vocab_size is None:
             raise ValueError("model.vocab_size=None: not known yet. Call config.with_vocab_size(tokenizer size) first.")
         self.config, self.labels = config, labels
-        self.embedding = nn.Embedding(config.vocab_size, config.d_model)
+        self.embedding = nn.Embedding.from_pretrained(torch.zeros(config.vocab_size, config.d_model), freeze=False)
         self.rotary = Rotary(config.rope, config.blocks.head_size, config.max_seq_len)
         self.blocks = nn.ModuleList(DecoderBlock(config.blocks, layer) for layer in range(config.n_layers))
         self.final_norm = RMSNorm(config.d_model, config.norm_eps)

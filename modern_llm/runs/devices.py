@@ -127,6 +127,7 @@ def run_side_by_side(
     where: Sequence[Place],
     sweep: Path,
     ended: Callable[[int], None] = lambda number: None,
+    quiet: bool = False,
 ) -> None:
     """Run jobs, as many at a time as there are places. The next one is asked for when a place is free.
 
@@ -135,6 +136,7 @@ def run_side_by_side(
         where: the places.
         sweep: folder with a folder per job.
         ended: told the number of each job that has ended, before the next one is asked for.
+        quiet: what jobs say goes to their files alone.
 
     Raises:
         SweepInterrupted: a signal came; all jobs got it and have ended.
@@ -150,7 +152,7 @@ def run_side_by_side(
 
     before = {number: signal.signal(number, pass_on) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
-        with SweepView(sweep) as view:
+        with SweepView(sweep, quiet) as view:
             try:
                 while True:
                     while free and not stop and (entry := next(waiting, None)) is not None:

@@ -21,10 +21,11 @@ class SweepView:
 
     Args:
         sweep: folder with `sweep.json` and a folder per job.
+        quiet: where there is no terminal, only how jobs end is told.
     """
 
-    def __init__(self, sweep: Path) -> None:
-        self.sweep = sweep
+    def __init__(self, sweep: Path, quiet: bool = False) -> None:
+        self.sweep, self.quiet = sweep, quiet
         self._lines: dict[int, tuple[str, str, float, str]] = {}  # number -> place, choices, start, last words
         self._lock = threading.Lock()
         self._live: Any = None
@@ -53,7 +54,7 @@ class SweepView:
         choices = " ".join(self._own(overrides))
         with self._lock:
             self._lines[number] = (place, choices, time.monotonic(), "")
-        if self._live is None:
+        if self._live is None and not self.quiet:
             self._print(f"job {number} starts on {place}: {choices}")
 
     def said(self, number: int, line: str) -> None:
@@ -62,7 +63,7 @@ class SweepView:
         with self._lock:
             if line.strip() and number in self._lines:
                 self._lines[number] = (*self._lines[number][:3], line.strip())
-        if self._live is None:
+        if self._live is None and not self.quiet:
             self._print(f"job {number} | {line}")
 
     def ended(self, number: int) -> None:

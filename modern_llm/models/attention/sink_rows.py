@@ -43,7 +43,7 @@ class SinkRows(nn.Module):
         """
 
     @abstractmethod
-    def reset(self, std: float) -> None:
+    def reset(self, std: float, generator: torch.Generator) -> None:
         """Draw the initial values; std is that of the model's matrices."""
 
 
@@ -68,8 +68,8 @@ class LearnedRows(SinkRows):
         values = self.values.to(v.dtype).expand(len(v), -1, -1, -1)
         return q, torch.cat([keys, k], dim=1), torch.cat([values, v], dim=1)
 
-    def reset(self, std: float) -> None:
-        nn.init.normal_(self.keys, std=std)
+    def reset(self, std: float, generator: torch.Generator) -> None:
+        nn.init.normal_(self.keys, std=std, generator=generator)
         nn.init.zeros_(self.values)
 
 
@@ -101,5 +101,5 @@ class LogitRow(SinkRows):
         k = torch.cat([row.expand(B, 1, -1, -1), F.pad(k, (0, extra))], dim=1)
         return q, k, F.pad(v, (0, extra, 0, 0, 1, 0))
 
-    def reset(self, std: float) -> None:
+    def reset(self, std: float, generator: torch.Generator) -> None:
         nn.init.zeros_(self.logits)

@@ -31,10 +31,10 @@ class PartModule(nn.Module):
         return self.declared[name].kind
 
     @torch.no_grad()
-    def reset(self) -> None:
+    def reset(self, generator: torch.Generator) -> None:
         """Draw the initial values."""
         for name, weight in self.declared.items():
-            nn.init.normal_(getattr(self, name), weight.mean, weight.std)
+            nn.init.normal_(getattr(self, name), weight.mean, weight.std, generator)
 
 
 class Parts(nn.ModuleDict):

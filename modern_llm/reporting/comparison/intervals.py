@@ -10,26 +10,37 @@ from functools import lru_cache
 
 
 @lru_cache(maxsize=4096)
-def t_quantile(degrees: float) -> float:
-    """97.5 % quantile of Student's t.
+def t_quantile(degrees: float, level: float = 0.05) -> float:
+    """What the size of Student's t exceeds with a probability of `level`: its 97.5 % quantile for 5 %.
 
     With t = sqrt(degrees) tan(angle), the probability is an integral of cos(angle) ** (degrees - 1), which is smooth
-    and bounded; Newton's method finds the angle where it reaches 95 % on both sides together.
+    and bounded; Newton's method finds the angle where it reaches 1 - level on both sides together.
 
     Args:
         degrees: of freedom, at least 1; Welch's need not be whole.
+        level: above 0 and below 1.
     """
-    scale = 2 * math.exp(math.lgamma((degrees + 1) / 2) - math.lgamma(degrees / 2)) / math.sqrt(math.pi)
+    scale = _scale(degrees)
     angle = 0.0
-    for _ in range(60):  # the integral bends down, so each step stays below the solution and comes nearer
-        step = (0.95 / scale - _integral(angle, degrees - 1)) / math.cos(angle) ** (degrees - 1)
+    for _ in range(200):  # the integral bends down, so each step stays below the solution and comes nearer
+        step = ((1 - level) / scale - _integral(angle, degrees - 1)) / math.cos(angle) ** (degrees - 1)
         angle += step
-        if step < 1e-10:
+        if step < 1e-12:
             break
     return math.sqrt(degrees) * math.tan(angle)
 
 
-def _integral(end: float, power: float, intervals: int = 32) -> float:
+def t_tails(t: float, degrees: float) -> float:
+    """Probability that the size of Student's t exceeds that of `t`."""
+    angle = math.atan(abs(t) / math.sqrt(degrees))
+    return max(1 - _scale(degrees) * _integral(angle, degrees - 1), 0.0)
+
+
+def _scale(degrees: float) -> float:
+    return 2 * math.exp(math.lgamma((degrees + 1) / 2) - math.lgamma(degrees / 2)) / math.sqrt(math.pi)
+
+
+def _integral(end: float, power: float, intervals: int = 128) -> float:
     """Of cos ** power from 0 to `end`, by Simpson's rule."""
     width = end / intervals
     inner = sum((4 if n % 2 else 2) * math.cos(n * width) ** power for n in range(1, intervals))

@@ -1,0 +1,169 @@
+"""What an ablation compares: the overrides of every run, checked before the first one."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from omegaconf import OmegaConf
+
+from modern_llm.checks import require
+from modern_llm.config.composing import composed
+from modern_llm.config.differences import differences
+from modern_llm.config.instantiate import LINKS, ConfigError
+from modern_llm.config.messages import in_words, is_mistake
+from modern_llm.config.overrides import as_overrides, group_of, laid_over, override, require_own
+from modern_llm.runs.checked import checked, task_of
+from modern_llm.runs.resume import settled
+
+BASELINE, A_A = "baseline", "a_a"
+# What a difference must not come from: the text and what it is cut into, what is measured, on what it is begun.
+EQUAL = ("task._target_", "task.data", "task.tokenizer", "task.evaluation", "seed")
+# What the budget says.
+_LENGTH = ("trainer.max_steps", "trainer.max_tokens", "trainer.max_minutes")
+_SHARED = ("hardware", "logger", "paths")
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One arm at one size: what is run with several seeds.
+
+    Attributes:
+        size: its name; empty where there is one.
+        arm: its name.
+    """
+
+    size: str
+    arm: str
+
+    def __str__(self) -> str:
+        return f"{self.arm} ({self.size})" if self.size else self.arm
+
+
+class Arms:
+    """The arms of an ablation, and the overrides of their runs.
+
+    Args:
+        baseline: overrides of every run.
+        arms: name -> overrides laid over them.
+        sizes: name -> overrides laid over the baseline's, below the arms'.
+        allow: keys in which arms may differ although they belong to what must be equal.
+
+    Raises:
+        ValueError: names or overrides that are none.
+        ConfigError: an override that no run may be given.
+    """
+
+    def __init__(self, baseline: list[str], arms: Any, sizes: Any, allow: Sequence[str]) -> None:
+        self.baseline, self.allow = baseline, tuple(allow)
+        self.arms, self.sizes = _named("task.arms", arms), _named("task.sizes", sizes) or {"": []}
+        require(bool(self.arms), "task.arms", arms, "names none",
+                "Give one: 'task.arms.sinks=[\"model.use_attention_sinks=true\"]'")  # fmt: skip
+        reserved = [name for name in self.arms if name in (BASELINE, A_A)]
+        require(not reserved, "task.arms", reserved, "is the name of a part of every ablation", "Choose another name")
+        require_own("task.baseline", baseline)
+
+    @property
+    def cells(self) -> list[Cell]:
+        """All that is trained, the baseline of each size first."""
+        return [Cell(size, arm) for size in self.sizes for arm in (BASELINE, *self.arms)]
+
+    def own(self, cell: Cell) -> list[str]:
+        """Overrides of a cell's runs, without those that all runs of this command have."""
+        return laid_over(self.baseline, self.sizes[cell.size], self.arms.get(cell.arm, []))
+
+    def check(self, record: Mapping[str, Any]) -> None:
+        """Compose and build every arm at every size, and see what it changes. Nothing is loaded.
+
+        Args:
+            record: of the ablation itself, whose machine, logger and paths all runs have.
+
+        Raises:
+            ConfigError: an arm that cannot run, that changes nothing, or what must be equal.
+        """
+        self._shared = as_overrides(record, [group for group in _SHARED if group in record])
+        baselines = {}
+        for cell in self.cells:
+            key = "task.baseline" if cell.arm == BASELINE else f"task.arms.{cell.arm}"
+            overrides = self.overrides(cell)
+            try:
+                config = composed(overrides)
+                checked(config, overrides)
+            except Exception as cause:
+                if not is_mistake(cause):
+                    raise
+                at = f" with task.sizes.{cell.size}" if cell.size else ""
+                raise ConfigError(f"{key}{at}: {in_words(cause, overrides)}") from cause
+            if "trainer" not in config.task:
+                raise ConfigError(f"{key}: task={config.task.get('_target_')} does not train. Choose one that does.")
+            whole = settled(config)
+            if cell.arm == BASELINE:
+                baselines[cell.size] = whole
+            else:
+                self._compare(key, differences(baselines[cell.size], whole))
+        self.steps = {size: whole["trainer"].get("max_steps") for size, whole in baselines.items()}
+        self.objective = task_of(baselines[next(iter(self.sizes))]).objective_metric
+
+    def _compare(self, key: str, changed: Mapping[str, Any]) -> None:
+        if not changed:
+            raise ConfigError(f"{key}={self.arms[key.rsplit('.', 1)[-1]]}: changes nothing. Change something in it.")
+        for name in changed:
+            if name in _LENGTH:
+                raise ConfigError(f"{key}: sets {name}, and task.budget says how long runs are. Leave it out.")
+            if _below(name, EQUAL) and not _below(name, self.allow):
+                raise ConfigError(
+                    f"{key}: changes {name}, which must be equal in all arms: the difference would not be the part's. "
+                    f'Leave it out, or say that it is meant: task.allow=["{name}"].'
+                )
+
+    def overrides(self, cell: Cell, *further: str) -> list[str]:
+        """Overrides of a run of a cell.
+
+        Args:
+            cell: of it.
+            further: laid over the cell's own.
+        """
+        own = laid_over(self.own(cell), further)
+        task = composed(own).task
+        read = {"paths", *(link for link in LINKS if link in task)}
+        return [*(text for text in self._shared if group_of(text) in read), *own]
+
+    def scaled(self, cell: Cell, factors: Mapping[str, float]) -> list[str]:
+        """Overrides that multiply numbers of a cell's configuration.
+
+        Args:
+            cell: whose.
+            factors: key -> factor.
+
+        Raises:
+            ConfigError: a key that is no number there.
+        """
+        config, found = composed(self.overrides(cell)), []
+        for key, factor in factors.items():
+            value = OmegaConf.select(config, key)
+            if isinstance(value, bool) or not isinstance(value, int | float) or value == 0:
+                raise ConfigError(
+                    f"task.tuning.keys: {key} is {value!r} in {cell}, and only a number other than 0 can be tuned. "
+                    "Leave it out, or set it in the baseline and the arms."
+                )
+            found.append(override(key, float(f"{value * factor:.6g}")))
+        return found
+
+
+def _named(key: str, given: Any) -> dict[str, list[str]]:
+    """Names and their overrides."""
+    require(given is None or isinstance(given, dict), key, given, "is no table of names",
+            "Write name: [overrides]")  # fmt: skip
+    for name, overrides in (given or {}).items():
+        require(re.fullmatch(r"\w+", str(name)) is not None, key, name, "is no name", "Use letters, digits and _")
+        right = isinstance(overrides, list) and all(isinstance(text, str) for text in overrides)
+        require(right, f"{key}.{name}", overrides, "must be a list of overrides",
+                'Write ["model.use_attention_sinks=true"]')  # fmt: skip
+        require_own(f"{key}.{name}", overrides)
+    return {str(name): list(overrides) for name, overrides in (given or {}).items()}
+
+
+def _below(name: str, keys: Sequence[str]) -> bool:
+    return any(f"{name}.".startswith(f"{key}.") for key in keys)
