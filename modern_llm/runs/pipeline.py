@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 from omegaconf import DictConfig, OmegaConf
 
@@ -87,6 +87,7 @@ class Pipeline:
     best_of_n: list[str] = _DEFAULTS("best_of_n")
     measures: Measures = field(default_factory=Measures)
     objective_metric: str = _DEFAULTS("objective_metric")
+    more: ClassVar[str] = "further stages: task.stages=[…]"
 
     def __post_init__(self) -> None:
         require(bool(self.stages), "task.stages", self.stages, "names none", f"Choose among {', '.join(STAGES)}")

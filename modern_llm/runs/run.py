@@ -165,7 +165,7 @@ def _require_further_work(task: Task, path: Path, record: dict[str, Any]) -> Non
     further_work = getattr(task, "further_work", None)
     if further_work is not None:
         if not further_work(path):
-            raise ConfigError(f"resume={path}: this pipeline is finished. Ask for further stages: task.stages=[…].")
+            raise ConfigError(f"resume={path}: this is finished. Ask for {task.more}.")  # type: ignore[attr-defined]
         return
     length = (record.get("trainer") or {}).get("max_steps")
     if not is_number(length):

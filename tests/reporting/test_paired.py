@@ -6,6 +6,8 @@ import math
 
 import numpy as np
 import pytest
+from scipy import stats
+
 from modern_llm.reporting.comparison.intervals import Mean, t_quantile, t_tails
 from modern_llm.reporting.comparison.paired import (
     StepsCurve,
@@ -17,7 +19,6 @@ from modern_llm.reporting.comparison.paired import (
     trend,
     verdict,
 )
-from scipy import stats
 
 
 @pytest.mark.parametrize("seeds", [2, 3, 5, 12])

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -12,10 +11,10 @@ from omegaconf import OmegaConf
 from modern_llm.checks import require
 from modern_llm.config.composing import composed
 from modern_llm.config.differences import differences
-from modern_llm.config.instantiate import LINKS, ConfigError
-from modern_llm.config.messages import in_words, is_mistake
-from modern_llm.config.overrides import as_overrides, group_of, laid_over, override, require_own
-from modern_llm.runs.checked import checked, task_of
+from modern_llm.config.instantiate import ConfigError
+from modern_llm.config.overrides import laid_over, override, require_own
+from modern_llm.runs.checked import task_of
+from modern_llm.runs.own_jobs import OwnJobs, named_overrides
 from modern_llm.runs.resume import settled
 
 BASELINE, A_A = "baseline", "a_a"
@@ -23,7 +22,6 @@ BASELINE, A_A = "baseline", "a_a"
 EQUAL = ("task._target_", "task.data", "task.tokenizer", "task.evaluation", "seed")
 # What the budget says.
 _LENGTH = ("trainer.max_steps", "trainer.max_tokens", "trainer.max_minutes")
-_SHARED = ("hardware", "logger", "paths")
 
 
 @dataclass(frozen=True)
@@ -58,7 +56,7 @@ class Arms:
 
     def __init__(self, baseline: list[str], arms: Any, sizes: Any, allow: Sequence[str]) -> None:
         self.baseline, self.allow = baseline, tuple(allow)
-        self.arms, self.sizes = _named("task.arms", arms), _named("task.sizes", sizes) or {"": []}
+        self.arms, self.sizes = named_overrides("task.arms", arms), named_overrides("task.sizes", sizes) or {"": []}
         require(bool(self.arms), "task.arms", arms, "names none",
                 "Give one: 'task.arms.sinks=[\"model.use_attention_sinks=true\"]'")  # fmt: skip
         reserved = [name for name in self.arms if name in (BASELINE, A_A)]
@@ -83,21 +81,11 @@ class Arms:
         Raises:
             ConfigError: an arm that cannot run, that changes nothing, or what must be equal.
         """
-        self._shared = as_overrides(record, [group for group in _SHARED if group in record])
+        self._jobs = OwnJobs(record)
         baselines = {}
         for cell in self.cells:
             key = "task.baseline" if cell.arm == BASELINE else f"task.arms.{cell.arm}"
-            overrides = self.overrides(cell)
-            try:
-                config = composed(overrides)
-                checked(config, overrides)
-            except Exception as cause:
-                if not is_mistake(cause):
-                    raise
-                at = f" with task.sizes.{cell.size}" if cell.size else ""
-                raise ConfigError(f"{key}{at}: {in_words(cause, overrides)}") from cause
-            if "trainer" not in config.task:
-                raise ConfigError(f"{key}: task={config.task.get('_target_')} does not train. Choose one that does.")
+            config = self._jobs.checked(f"{key} with task.sizes.{cell.size}" if cell.size else key, self.own(cell))
             whole = settled(config)
             if cell.arm == BASELINE:
                 baselines[cell.size] = whole
@@ -125,10 +113,7 @@ class Arms:
             cell: of it.
             further: laid over the cell's own.
         """
-        own = laid_over(self.own(cell), further)
-        task = composed(own).task
-        read = {"paths", *(link for link in LINKS if link in task)}
-        return [*(text for text in self._shared if group_of(text) in read), *own]
+        return self._jobs.whole(laid_over(self.own(cell), further))
 
     def scaled(self, cell: Cell, factors: Mapping[str, float]) -> list[str]:
         """Overrides that multiply numbers of a cell's configuration.
@@ -150,19 +135,6 @@ class Arms:
                 )
             found.append(override(key, float(f"{value * factor:.6g}")))
         return found
-
-
-def _named(key: str, given: Any) -> dict[str, list[str]]:
-    """Names and their overrides."""
-    require(given is None or isinstance(given, dict), key, given, "is no table of names",
-            "Write name: [overrides]")  # fmt: skip
-    for name, overrides in (given or {}).items():
-        require(re.fullmatch(r"\w+", str(name)) is not None, key, name, "is no name", "Use letters, digits and _")
-        right = isinstance(overrides, list) and all(isinstance(text, str) for text in overrides)
-        require(right, f"{key}.{name}", overrides, "must be a list of overrides",
-                'Write ["model.use_attention_sinks=true"]')  # fmt: skip
-        require_own(f"{key}.{name}", overrides)
-    return {str(name): list(overrides) for name, overrides in (given or {}).items()}
 
 
 def _below(name: str, keys: Sequence[str]) -> bool:

@@ -19,10 +19,11 @@ from modern_llm.reporting.comparison.paired import smallest_effect
 from modern_llm.reporting.record import RunRecord
 from modern_llm.reporting.tables import shown
 from modern_llm.runs.ablation.arms import A_A, BASELINE, Arms, Cell
-from modern_llm.runs.ablation.jobs import Clock, JobFolder, in_minutes
 from modern_llm.runs.ablation.settings import RunBudget, Tuning
 from modern_llm.runs.ablation.tuning import Factors, tune
+from modern_llm.runs.job_folder import Clock, JobFolder, diverged, in_minutes
 from modern_llm.runs.launching import launch_of_this_command
+from modern_llm.runs.rates import FIRST_STEPS, Rates, of_length, rates_of, short_run
 from modern_llm.training.logs.loggers import FilesOnly, Logger
 from modern_llm.training.settings import Hardware
 
@@ -33,26 +34,7 @@ _DEFAULTS = Defaults("task/ablation")
 _STATE = "ablation.json"
 # Seeds of each use, added to the command's: more seeds of arms leave the others as they are.
 _OF_A_A, _OF_TUNING, _OF_PROBES = 1000, 2000, 3000
-_FIRST_STEPS = 2  # whose times tell of warming up
 _ROUNDS = 3  # of probes, all arms in turn, where seconds become steps
-_STARTUP = 3.0  # seconds that a run takes before its folder is written
-
-
-@dataclass(frozen=True)
-class Rates:
-    """What a step of a cell takes.
-
-    Attributes:
-        tokens, flops, seconds: of one step.
-        around: seconds of a run around its steps: its start and its evaluation.
-        parameters: of the model.
-    """
-
-    tokens: float
-    flops: float
-    seconds: float
-    around: float
-    parameters: float
 
 
 @dataclass(frozen=True)
@@ -100,6 +82,7 @@ class Ablation:
     probe_steps: int = _DEFAULTS("probe_steps")
     allow: list[str] = _DEFAULTS("allow")
     objective_metric: ClassVar[str] = "arms_better"
+    more: ClassVar[str] = "more seeds: task.seeds=…"
 
     def __post_init__(self) -> None:
         require(2 <= self.seeds <= _OF_A_A, "task.seeds", self.seeds,
@@ -109,8 +92,8 @@ class Ablation:
         require(all(share > 0 and share != 1 for share in self.curve), "task.curve", self.curve,
                 "must be shares of the budget, above 0 and other than 1", "Use [0.7, 1.4], or [] for none")  # fmt: skip
         require(self.curve_seeds >= 1, "task.curve_seeds", self.curve_seeds, "must be at least 1", "Raise it")
-        require(self.probe_steps > _FIRST_STEPS + 1, "task.probe_steps", self.probe_steps,
-                f"must be above {_FIRST_STEPS + 1}, because the first steps are slower", "Use 8")  # fmt: skip
+        require(self.probe_steps > FIRST_STEPS + 1, "task.probe_steps", self.probe_steps,
+                f"must be above {FIRST_STEPS + 1}, because the first steps are slower", "Use 8")  # fmt: skip
         object.__setattr__(self, "_arms", Arms(self.baseline, self.arms, self.sizes, self.allow))
 
     @property
@@ -134,6 +117,8 @@ class Ablation:
         way = direction(metric)
         if way is None:
             raise ConfigError(f"task.metric={metric}: which way it is better is not known. Choose another one.")
+        for cell in self.planned.cells:
+            self.planned.scaled(cell, dict.fromkeys(self.tuning.keys, 1.0))
         state = _state(folder.path)
         rates = self._rates(folder, state, metric)
         steps = {cell: self._steps(cell, rates) for cell in rates}
@@ -156,17 +141,19 @@ class Ablation:
         rounds = _ROUNDS if self.budget.name == "seconds" else 1
         say(f"measuring what a step takes: {len(cells)} short runs" + (f", {rounds} times" if rounds > 1 else ""))
         n = self.probe_steps
-        short = ("trainer.max_tokens=null", "trainer.max_minutes=null", f"trainer.max_steps={n}",
-                 f"trainer.eval_every={n}", "trainer.log_every=1")  # fmt: skip
         jobs = [
-            self.planned.overrides(cell, *short, override("seed", self.seed + _OF_PROBES + place))
+            self.planned.overrides(cell, *short_run(n), override("seed", self.seed + _OF_PROBES + place))
             for place in range(rounds)
             for cell in cells
         ]
         probes = self._launched(folder.path / "rates").run(jobs)
-        rates = {}
+        rates: dict[Cell, Rates] = {}
         for place, cell in enumerate(cells):
             own = probes[place :: len(cells)]
+            if cell.arm != BASELINE and any(diverged(run) for run in own):
+                say(f"  {cell} diverges in its first {n} steps; its cost is taken to be the baseline's")
+                rates[cell] = rates[Cell(cell.size, BASELINE)]
+                continue
             failed = next((run for run in own if run.status != "finished"), None)
             if failed is not None:
                 raise ConfigError(
@@ -175,7 +162,7 @@ class Ablation:
             if metric not in own[0].metrics:
                 scored = [name for name in own[0].metrics if direction(name) is not None]
                 raise ConfigError(f"task.metric={metric}: is not measured by {cell}. Choose among {', '.join(scored)}.")
-            rates[cell] = _rates_of(own)
+            rates[cell] = rates_of(own)
         folder.write_json(_STATE, state | {"rates": {str(cell): asdict(found) for cell, found in rates.items()}})
         return rates
 
@@ -189,7 +176,8 @@ class Ablation:
                 f"cannot be counted for {cell}", "Use tokens or seconds")  # fmt: skip
         steps = self.budget.steps(own.tokens, own.flops, own.seconds, configured or 0)
         least = 10 * self.probe_steps // 8
-        require(steps >= least, f"task.budget.{self.budget.name}", getattr(self.budget, self.budget.name, steps),
+        given = steps if self.budget.name == "steps" else getattr(self.budget, self.budget.name)
+        require(steps >= least, f"task.budget.{self.budget.name}", given,
                 f"is enough for {steps} steps of {cell}, and a schedule takes {least}",
                 f"Give at least {least * getattr(own, self.budget.name, 1):.3g}")  # fmt: skip
         return steps
@@ -228,10 +216,6 @@ class Ablation:
 
     # -- the runs ---------------------------------------------------------------------------------------------------
 
-    def _length(self, steps: int, share: float) -> list[str]:
-        n = max(round(share * steps), 1)
-        return ["trainer.max_tokens=null", "trainer.max_minutes=null", f"trainer.max_steps={n}"]
-
     def _tuned(
         self,
         folder: RunFolder,
@@ -245,8 +229,6 @@ class Ablation:
         if not self.tuning.keys:
             return {arm: {} for arm in arms}, []
         size = next(iter(self.planned.sizes))
-        for arm in arms:
-            self.planned.scaled(Cell(size, arm), dict.fromkeys(self.tuning.keys, 1.0))
         jobs = self._launched(folder.path / "tuning")
         say(f"tuning {', '.join(self.tuning.keys)}: {self.tuning.trials_per_arm} trials of each arm")
 
@@ -255,10 +237,10 @@ class Ablation:
             for arm, factors in asked:
                 cell = Cell(size, arm)
                 for seed in range(self.tuning.seeds):
-                    scaled, length = self.planned.scaled(cell, factors), self._length(steps[cell], self.tuning.share)
+                    scaled, length = self.planned.scaled(cell, factors), _share_of(steps[cell], self.tuning.share)
                     own = override("seed", self.seed + _OF_TUNING + seed)
                     overrides.append(self.planned.overrides(cell, *scaled, *length, own))
-                    expected.append(steps[cell] * self.tuning.share * rates[cell].seconds + rates[cell].around)
+                    expected.append(rates[cell].run_seconds(self.tuning.share * steps[cell]))
             records = jobs.run(overrides, Clock("tuning", expected))
             values = [_value(record, metric) for record in records]
             trials = [values[n : n + self.tuning.seeds] for n in range(0, len(values), self.tuning.seeds)]
@@ -298,9 +280,9 @@ class Ablation:
         for cell, _, seed, share in asked:
             real = Cell(cell.size, BASELINE) if cell.arm == A_A else cell
             scaled = self.planned.scaled(real, factors[real.arm])
-            own = self.planned.overrides(real, *scaled, *self._length(steps[real], share), override("seed", seed))
+            own = self.planned.overrides(real, *scaled, *_share_of(steps[real], share), override("seed", seed))
             jobs.append(own)
-            expected.append(share * steps[real].__float__() * rates[real].seconds + rates[real].around)
+            expected.append(rates[real].run_seconds(share * steps[real]))
         records = self._launched(folder.path / "runs").run(jobs, Clock("runs", expected))
         folder.write_json(_STATE, _state(folder.path) | {"seeds": self.seeds})
         return [
@@ -336,6 +318,11 @@ class Ablation:
         return metrics
 
 
+def _share_of(steps: int, share: float) -> list[str]:
+    """Overrides of a run that has a share of the steps."""
+    return of_length(max(round(share * steps), 1))
+
+
 def _metrics(found: Sequence[Outcome]) -> dict[str, float]:
     """Figures of an ablation by name."""
     metrics: dict[str, float] = {"arms_better": sum(o.words.word == "better" for o in found if o.words is not None)}
@@ -355,28 +342,6 @@ def _value(record: RunRecord, metric: str) -> float | None:
 
     value = record.metrics.get(metric) if record.status == "finished" else None
     return log(value) if value is not None and "perplexity" in metric else value
-
-
-def _rates_of(probes: Sequence[RunRecord]) -> Rates:
-    """From short runs of one cell."""
-    times = []
-    for run in probes:
-        seconds = [row["seconds"] for row in run.rows if "seconds" in row]
-        times += [b - a for a, b in zip(seconds[_FIRST_STEPS:], seconds[_FIRST_STEPS + 1 :], strict=False)]
-    last = probes[-1]
-    whole = (last.folder / "result.json").stat().st_mtime - (last.folder / "config.yaml").stat().st_mtime + _STARTUP
-    steps = last.metrics["steps"]
-    return (
-        Rates(
-            statistics.fmean(run.metrics["tokens"] / run.metrics["steps"] for run in probes),
-            statistics.fmean(run.metrics.get("flops", 0.0) / run.metrics["steps"] for run in probes),
-            statistics.median(times),
-            max(whole - last.metrics["seconds"], _STARTUP),
-            last.metrics["parameters"],
-        )
-        if steps
-        else Rates(0, 0, 0, 0, 0)
-    )
 
 
 def _state(folder: Path) -> dict[str, Any]:

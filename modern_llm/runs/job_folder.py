@@ -1,4 +1,4 @@
-"""Runs of an ablation in numbered folders, found again by their overrides; what has ended is not done again."""
+"""Runs that a command starts, in numbered folders, found again by their overrides; what has ended stays."""
 
 from __future__ import annotations
 
@@ -11,6 +11,8 @@ from modern_llm.experiment.contract import say
 from modern_llm.reporting.record import RunRecord, is_complete
 from modern_llm.runs.sweep import Launch, Sweep
 
+# What is done to the folder of a job, whose overrides it is given, before the job begins.
+Prepare = Callable[[list[str], Path], None]
 _DIVERGED = "TrainingDivergedError"
 
 
@@ -33,13 +35,16 @@ class JobFolder:
         with suppress(FileNotFoundError):
             self.sweep = Sweep.read(folder)
 
-    def run(self, jobs: Sequence[list[str]], clock: Clock | None = None) -> list[RunRecord]:
+    def run(
+        self, jobs: Sequence[list[str]], clock: Clock | None = None, prepare: Prepare | None = None
+    ) -> list[RunRecord]:
         """Run those that have not ended. One that fails is a result like any other; what was interrupted goes on, and
         what failed for another reason than its own numbers is tried again by each command.
 
         Args:
             jobs: overrides of each.
             clock: tells how long the rest takes.
+            prepare: fills the folder of a job that has none yet.
 
         Raises:
             SweepInterrupted: a signal came.
@@ -58,6 +63,8 @@ class JobFolder:
 
         def each() -> Iterator[tuple[int, list[str]]]:
             for number in pending:
+                if prepare is not None and not (self.folder / str(number)).exists():
+                    prepare(self.sweep.jobs[number], self.folder / str(number))
                 yield number, self.sweep.jobs[number]
 
         def ended(number: int) -> None:
