@@ -153,7 +153,9 @@ def check_overrides(config: DictConfig, overrides: Sequence[str]) -> None:
             raise ConfigError(_said_elsewhere(".".join(below), below[1]))
         # Every run has a folder, which `paths` places.
         if group in LINKS and group not in (*read, "paths"):
-            raise ConfigError(f"{override}: this task does not read {group}. It reads {', '.join(read) or 'none'}.")
+            handed_on = f" Give it to its runs: task.baseline=[{override}]" if "baseline" in config.task else ""
+            reads = ", ".join(read) or "none"
+            raise ConfigError(f"{override}: this task does not read {group}. It reads {reads}.{handed_on}")
         if override.startswith("~") and key.count(".") + key.count("/") == 1 and group in LINKS:
             raise ConfigError(
                 f"{override}: a part may be chosen, and not be taken out. Choose one: {key.replace('.', '/')}=…"

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
 LEAST_POINTS = 6  # one more than the law has numbers
 _EXPONENTS = (0.02, 2.0)  # between which a and b are looked for
-_GRID, _ROUNDS = 41, 7  # exponents tried at a time, and how often the grid closes in on the best
+_GRID, _ROUNDS = 21, 9  # exponents tried at a time, and how often the grid closes in on the best
 
 
 @dataclass(frozen=True)
@@ -111,33 +111,31 @@ def _solved(n: np.ndarray, d: np.ndarray, y: np.ndarray, a: np.ndarray, b: np.nd
     subsets of the three that are left out as 0, the best solution that has none below 0."""
     import numpy as np
 
-    shape = (len(a), len(b), len(y))
-    columns = np.stack([
-        np.broadcast_to(1.0, shape),
-        np.broadcast_to(n ** -a[:, None, None], shape),
-        np.broadcast_to(d ** -b[None, :, None], shape),
-    ], axis=-1) / y[:, None]  # fmt: skip
-    error = np.full(shape[:2], np.inf)
-    numbers = np.zeros((*shape[:2], 3))
+    pairs = np.array([(p, q) for p in a for q in b])
+    columns = np.stack([np.ones((len(pairs), len(y))), n ** -pairs[:, :1], d ** -pairs[:, 1:]], axis=-1) / y[:, None]
+    error, numbers = np.full(len(pairs), np.inf), np.zeros((len(pairs), 3))
+    at = np.arange(len(pairs))
     for kept in ([0, 1, 2], [0, 1], [0, 2], [1, 2], [0], [1], [2]):
-        part = columns[..., kept]
-        gram, right = np.einsum("abki,abkj->abij", part, part), part.sum(axis=2)
-        ridge = 1e-12 * np.trace(gram, axis1=-2, axis2=-1)[..., None, None] * np.eye(len(kept))
-        found = np.linalg.solve(gram + ridge, right[..., None])[..., 0]
-        left = ((part @ found[..., None])[..., 0] - 1) ** 2
-        better = (found >= 0).all(axis=-1) & (left.sum(axis=-1) < error)
-        error = np.where(better, left.sum(axis=-1), error)
-        whole = np.zeros_like(numbers)
-        whole[..., kept] = found
-        numbers = np.where(better[..., None], whole, numbers)
-    return error, numbers
+        part = columns[at][..., kept]
+        gram, right = np.einsum("pki,pkj->pij", part, part), part.sum(axis=1)
+        gram += 1e-12 * np.trace(gram, axis1=-2, axis2=-1)[:, None, None] * np.eye(len(kept))
+        found = np.linalg.solve(gram, right[..., None])[..., 0]
+        left = ((np.einsum("pki,pi->pk", part, found) - 1) ** 2).sum(axis=1)
+        better = (found >= 0).all(axis=1) & (left < error[at])
+        whole = np.zeros((len(at), 3))
+        whole[:, kept] = found
+        error[at[better]], numbers[at[better]] = left[better], whole[better]
+        if len(kept) == 3:
+            at = np.flatnonzero(np.isinf(error))  # where all three are not below 0, nothing left out is better
+    return error.reshape(len(a), len(b)), numbers.reshape(len(a), len(b), 3)
 
 
 def resampled(
     parameters: Sequence[float], tokens: Sequence[float], losses: Sequence[float], times: int, seed: int
 ) -> list[ScalingLaw]:
-    """Laws fitted to losses that the fitted law and its own errors, drawn anew, could have given: what noise does to a
-    fit (Efron 1979's bootstrap of residuals, which are relative here).
+    """Laws fitted to losses that the fitted law could have given: with relative errors drawn anew from a normal
+    distribution, whose spread is drawn as well, because few errors tell it badly (a parametric bootstrap with the
+    chi-squared spread of n - 5 degrees of freedom).
 
     Args:
         parameters, tokens, losses: as in `fit`.
@@ -148,10 +146,12 @@ def resampled(
 
     law, draws = fit(parameters, tokens, losses), np.random.default_rng(seed)
     told = np.array([law.loss(n, d) for n, d in zip(parameters, tokens, strict=True)])
-    errors = np.asarray(losses) / told - 1
-    # A fit leaves smaller errors than there are: five numbers are fitted.
-    errors *= math.sqrt(len(errors) / max(len(errors) - 5, 1))
-    return [fit(parameters, tokens, list(told * (1 + draws.choice(errors, len(errors))))) for _ in range(times)]
+    left, freedom = float(((np.asarray(losses) / told - 1) ** 2).sum()), max(len(told) - 5, 1)
+    found = []
+    for _ in range(times):
+        spread = math.sqrt(left / draws.chisquare(freedom))
+        found.append(fit(parameters, tokens, list(told * (1 + spread * draws.normal(size=len(told))))))
+    return found
 
 
 def between(values: Sequence[float]) -> tuple[float, float]:
