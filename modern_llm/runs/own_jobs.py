@@ -49,9 +49,14 @@ class OwnJobs:
     def __init__(self, record: Mapping[str, Any]) -> None:
         self._shared = as_overrides(record, [group for group in _SHARED if group in record])
 
-    def whole(self, own: Sequence[str]) -> list[str]:
-        """A run's own overrides, on top of those of the command that its task reads."""
-        task = composed(own).task
+    def whole(self, own: Sequence[str], task: Mapping[str, Any] | None = None) -> list[str]:
+        """A run's own overrides, on top of those of the command that its task reads.
+
+        Args:
+            own: of the run.
+            task: that they compose to; None: it is composed for that.
+        """
+        task = composed(own).task if task is None else task
         read = {"paths", *(link for link in LINKS if link in task)}
         return [*(text for text in self._shared if group_of(text) in read), *own]
 

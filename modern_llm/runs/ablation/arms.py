@@ -6,10 +6,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from omegaconf import OmegaConf
+from omegaconf import DictConfig, OmegaConf
 
 from modern_llm.checks import require
-from modern_llm.config.composing import composed
 from modern_llm.config.differences import differences
 from modern_llm.config.instantiate import ConfigError
 from modern_llm.config.overrides import laid_over, override, require_own
@@ -82,11 +81,12 @@ class Arms:
             ConfigError: an arm that cannot run, that changes nothing, or what must be equal.
         """
         self._jobs = OwnJobs(record)
+        self._configs: dict[Cell, DictConfig] = {}
         baselines = {}
         for cell in self.cells:
             key = "task.baseline" if cell.arm == BASELINE else f"task.arms.{cell.arm}"
             config = self._jobs.checked(f"{key} with task.sizes.{cell.size}" if cell.size else key, self.own(cell))
-            whole = settled(config)
+            self._configs[cell], whole = config, settled(config)
             if cell.arm == BASELINE:
                 baselines[cell.size] = whole
             else:
@@ -113,7 +113,7 @@ class Arms:
             cell: of it.
             further: laid over the cell's own.
         """
-        return self._jobs.whole(laid_over(self.own(cell), further))
+        return self._jobs.whole(laid_over(self.own(cell), further), self._configs[cell].task)
 
     def scaled(self, cell: Cell, factors: Mapping[str, float]) -> list[str]:
         """Overrides that multiply numbers of a cell's configuration.
@@ -125,7 +125,7 @@ class Arms:
         Raises:
             ConfigError: a key that is no number there.
         """
-        config, found = composed(self.overrides(cell)), []
+        config, found = self._configs[cell], []
         for key, factor in factors.items():
             value = OmegaConf.select(config, key)
             if isinstance(value, bool) or not isinstance(value, int | float) or value == 0:

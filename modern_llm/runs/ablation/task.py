@@ -15,7 +15,7 @@ from modern_llm.defaults import ROOT, Defaults
 from modern_llm.evaluation.metrics.registry import direction
 from modern_llm.experiment.contract import Paths, RunFolder, say, tell_paths
 from modern_llm.files import DamagedError, read_json
-from modern_llm.reporting.comparison.paired import smallest_effect
+from modern_llm.reporting.comparison.paired import seeds_needed, smallest_effect
 from modern_llm.reporting.record import RunRecord
 from modern_llm.reporting.tables import shown
 from modern_llm.runs.ablation.arms import A_A, BASELINE, Arms, Cell
@@ -53,6 +53,8 @@ class Ablation:
         metric: final metric that is compared; None: what the runs' task is optimised by. Perplexities are compared as
             their logarithms, nats per token.
         effect: size of a difference that matters; None: what a twentieth of the steps is worth.
+        noise: standard deviation of a paired difference, as an earlier ablation showed it: what can be seen is then told
+            in the metric's unit before the first run, and how many seeds `effect` takes.
         a_a: whether the baseline is run once more under other seeds.
         curve: lengths of further runs of the baseline, as shares of the budget.
         curve_seeds: of each.
@@ -76,6 +78,7 @@ class Ablation:
     tuning: Tuning = field(default_factory=Tuning)
     metric: str | None = _DEFAULTS("metric")
     effect: float | None = _DEFAULTS("effect")
+    noise: float | None = _DEFAULTS("noise")
     a_a: bool = _DEFAULTS("a_a")
     curve: list[float] = _DEFAULTS("curve")
     curve_seeds: int = _DEFAULTS("curve_seeds")
@@ -91,6 +94,8 @@ class Ablation:
                 "Use null for what a twentieth of the steps is worth")  # fmt: skip
         require(all(share > 0 and share != 1 for share in self.curve), "task.curve", self.curve,
                 "must be shares of the budget, above 0 and other than 1", "Use [0.7, 1.4], or [] for none")  # fmt: skip
+        require(self.noise is None or self.noise > 0, "task.noise", self.noise, "must be above 0",
+                "Use null where it is not known")  # fmt: skip
         require(self.curve_seeds >= 1, "task.curve_seeds", self.curve_seeds, "must be at least 1", "Raise it")
         require(self.probe_steps > FIRST_STEPS + 1, "task.probe_steps", self.probe_steps,
                 f"must be above {FIRST_STEPS + 1}, because the first steps are slower", "Use 8")  # fmt: skip
@@ -208,7 +213,10 @@ class Ablation:
                 f"{each * one.seconds:.0f} s of training; {shown(int(one.parameters))} parameters")  # fmt: skip
         visible = smallest_effect(self.seeds, arms)
         say(f"  an effect of {visible:.2g} times the noise (the standard deviation of a paired difference) is found "
-            "with a chance of 80 %; what that is, the first runs tell")  # fmt: skip
+            "with a chance of 80 %" + (f": {visible * self.noise:.3g}" if self.noise is not None else ""))  # fmt: skip
+        if self.noise is not None and self.effect is not None:
+            enough = seeds_needed(self.effect / self.noise, arms)
+            say(f"  an effect of {self.effect:.3g} takes {'more than 10,000' if enough is None else enough} seeds")
 
     @property
     def _on_curve(self) -> int:
