@@ -53,8 +53,8 @@ class Ablation:
         metric: final metric that is compared; None: what the runs' task is optimised by. Perplexities are compared as
             their logarithms, nats per token.
         effect: size of a difference that matters; None: what a twentieth of the steps is worth.
-        noise: standard deviation of a paired difference, as an earlier ablation showed it: what can be seen is then told
-            in the metric's unit before the first run, and how many seeds `effect` takes.
+        noise: standard deviation of a paired difference, as an earlier ablation showed it: what can be seen is then
+            told in the metric's unit before the first run, and how many seeds `effect` takes.
         a_a: whether the baseline is run once more under other seeds.
         curve: lengths of further runs of the baseline, as shares of the budget.
         curve_seeds: of each.
