@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import re
 import sys
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 from modern_llm.models.attention.layers import LayerPattern
@@ -25,6 +27,19 @@ from modern_llm.models.values.value_residual import ValueResidual
 
 sys.path.append(str(Path(__file__).resolve().parents[1] / "examples" / "lab"))
 from my_lab.attention import LinearAttention
+from my_lab.state_space import StateSpace
+
+
+def from_page(page: str, name: str) -> Any:
+    """A class that a page of the docs shows."""
+    text = (Path(__file__).resolve().parents[1] / "docs" / "extend" / f"{page}.md").read_text()
+    (code,) = re.findall(r"^```python[^\n]*\n(.*?)^```$", text, re.MULTILINE | re.DOTALL)
+    module = sys.modules[f"page_{page}"] = ModuleType(f"page_{page}")  # so that a configuration can name its classes
+    exec(compile(code, page, "exec", dont_inherit=True), module.__dict__)
+    return getattr(module, name)
+
+
+Parallel = from_page("block", "Parallel")
 
 PARTS: dict[str, dict[str, Any]] = {
     "normed": {"embedding": {"normed": NormedEmbedding()}},
@@ -42,6 +57,11 @@ PARTS: dict[str, dict[str, Any]] = {
     "gated": {"heads": {"gated": GatedHeads()}},
     "linear attention": {"attention": LinearAttention()},
     "linear attention in every second block": {"attention": LinearAttention(every=2)},
+    "parallel blocks": {"block": Parallel(wider=2)},
+    "parallel blocks, windows, some without positions": {
+        "block": Parallel(wider=1), "layers": LayerPattern("LS", 5, "RN")},
+    "state spaces": {"block": StateSpace(state_size=5, width=3)},
+    "state spaces, every second block ours": {"block": StateSpace(state_size=5, every=2)},
     "no gain": {"qk_norm": True, "qk_gain": False, "attention_scale": 1.44},
     "softcap": {"logit_softcap": 5.0},
     "norms behind": {"norm_place": "behind"},

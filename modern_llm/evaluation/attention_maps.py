@@ -63,7 +63,8 @@ def attention_maps(model: nn.Module, ids: Sequence[int]) -> AttentionMaps:
 def _of_our_own(model: ModernDecoderLM, input_ids: Tensor) -> AttentionMaps:
     """From the queries and keys of the modules themselves."""
     if model.config.softmax_layers < model.config.n_layers:
-        raise ValueError("model.attention: blocks without softmax attention have no maps. Choose another model.")
+        key = "model.attention" if model.config.block is None else "model.block"
+        raise ValueError(f"{key}: blocks without softmax attention have no maps. Choose another model.")
     found: list[Tensor] = []
 
     def look(module: Any, arguments: tuple[Any, ...]) -> None:

@@ -45,8 +45,9 @@ def watched(model: ModernDecoderLM) -> Iterator[dict[str, float]]:
     ]
     for block in blocks:
         handles.append(block.register_forward_hook(watch("stream behind a block")))
-        handles.append(block.attention.register_forward_hook(watch("attention")))
-        handles.append(block.ffn.register_forward_hook(watch("feed-forward layer")))
+        for branch, name in (("attention", "attention"), ("ffn", "feed-forward layer")):
+            if hasattr(block, branch):  # what stands in the place of a block has none
+                handles.append(getattr(block, branch).register_forward_hook(watch(name)))
     try:
         yield sizes
     finally:

@@ -1,4 +1,4 @@
-"""One block of the decoder, put together from its parts."""
+"""One block of the decoder, put together from its parts, or what stands in its place."""
 
 from __future__ import annotations
 
@@ -6,14 +6,15 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from modern_llm.models.attention.kv_cache import DecoderCache
-from modern_llm.models.attention.other import attention_of
+from modern_llm.models.attention.layer import Attention
 from modern_llm.models.attention.plan import AttentionPlan
 from modern_llm.models.config import ModernLLMConfig
 from modern_llm.models.feed_forward.dense import FeedForward
 from modern_llm.models.feed_forward.experts import MoE, Routing
 from modern_llm.models.norm import Norm
+from modern_llm.models.parts.mixing import Mixing
 from modern_llm.models.parts.module import Parts
-from modern_llm.models.parts.part import Branch, Carried
+from modern_llm.models.parts.part import Branch, Carried, MixingPart
 
 
 class DecoderBlock(nn.Module):
@@ -34,7 +35,9 @@ class DecoderBlock(nn.Module):
         self.residual = Parts(config.residual, config.sizes, layer)
         self.branches = Parts(config.branches, config.sizes, layer)
         self.attention_norm = config.built_norm() if before else None
-        self.attention = attention_of(config, layer)
+        other = config.mixing_part(layer)
+        self.attention: Attention | Mixing
+        self.attention = Attention(config, layer) if other is None else Mixing(other, config.sizes, layer)
         self.attention_end_norm = config.built_norm() if behind else None
         self.ffn_norm = config.built_norm() if before else None
         self.ffn: FeedForward | MoE
@@ -86,3 +89,44 @@ class DecoderBlock(nn.Module):
         """What is added to the stream of what a branch gives, (B, T, d_model)."""
         out = out if norm is None else norm(out)
         return out if self.branch_scale == 1 else self.branch_scale * out
+
+
+class OtherBlock(nn.Module):
+    """What stands in the place of a block, between what the parts of the residual stream do.
+
+    Args:
+        part: as it is configured.
+        config: of the model.
+        layer: number of the block, from 0.
+    """
+
+    def __init__(self, part: MixingPart, config: ModernLLMConfig, layer: int) -> None:
+        super().__init__()
+        self.layer, self.n_layers = layer, config.n_layers
+        self.residual = Parts(config.residual, config.sizes, layer)
+        self.mixing = Mixing(part, config.sizes, layer)
+        self._stream = self.residual.each
+
+    def forward(
+        self,
+        x: Tensor,
+        plan: AttentionPlan,
+        carried: Carried,
+        cache: DecoderCache | None = None,
+        expert_load: Tensor | None = None,
+    ) -> tuple[Tensor, Routing | None, Carried]:
+        """As `DecoderBlock.forward`, without experts."""
+        carried = dict(carried)
+        for part, weights in self._stream:
+            x = part.enter(weights, x, carried, self.layer, self.n_layers)
+        x = self.mixing(x, plan, carried, cache)
+        for part, weights in self._stream:
+            part.leave(weights, x, carried, self.layer, self.n_layers)
+        return x, None, carried
+
+
+def block_of(config: ModernLLMConfig, layer: int) -> DecoderBlock | OtherBlock:
+    """Block `layer` of a decoder."""
+    if config.block is None or config.is_plain(layer):
+        return DecoderBlock(config, layer)
+    return OtherBlock(config.block, config, layer)

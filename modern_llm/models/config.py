@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Literal
 
@@ -13,23 +13,24 @@ from modern_llm.models.attention.grouping import GQAConfig
 from modern_llm.models.attention.layers import AttentionView, LayerPattern
 from modern_llm.models.attention.rope import NoRope, PlainRope
 from modern_llm.models.attention.sinks import LearnableSinks, Sinks
+from modern_llm.models.counting import count_flops, count_parameters
 from modern_llm.models.feed_forward.kinds import FeedForwardKind, SwiGLU
 from modern_llm.models.feed_forward.mixture import MoEConfig
 from modern_llm.models.initialisation.gpt2 import GPT2Init
 from modern_llm.models.initialisation.scheme import InitScheme
 from modern_llm.models.norm_kinds import NormKind, RMSNormKind
-from modern_llm.models.parameter_kinds import EMBEDDINGS, HEADS, MATRICES, VECTORS
 from modern_llm.models.parts.part import (
     AttentionPart,
+    BlockPart,
     BranchPart,
     EmbeddingPart,
     HeadPart,
+    MixingPart,
     Part,
     ProjectionPart,
     ResidualPart,
     Sizes,
     ValuePart,
-    total_counts,
 )
 
 if TYPE_CHECKING:
@@ -68,6 +69,7 @@ class ModernLLMConfig:
         gqa: how query heads share key/value heads.
         sinks: the kind of attention sink that `use_attention_sinks` turns on, one of `models/attention/sinks.py`.
         use_attention_sinks: whether the sinks are there.
+        block: what stands in the place of whole blocks; null: nothing does.
         attention: what stands in the place of softmax attention; null: nothing does.
         layers: how attention differs from layer to layer.
         moe: mixture-of-experts feed-forward; null is the dense layer.
@@ -118,6 +120,7 @@ class ModernLLMConfig:
     gqa: GQAConfig = field(default_factory=GQAConfig)
     sinks: Sinks = field(default_factory=LearnableSinks)
     use_attention_sinks: bool = _DECODER("use_attention_sinks")
+    block: BlockPart | None = None
     attention: AttentionPart | None = None
     layers: LayerPattern = field(default_factory=LayerPattern)
     moe: MoEConfig | None = None
@@ -199,7 +202,7 @@ class ModernLLMConfig:
         require(self.norm_place in places, "model.norm_place", self.norm_place, "is unknown",
                 f"Choose among {', '.join(places)}")  # fmt: skip
         self.layers.check(self.n_layers)
-        for part in self.parts:
+        for part, _ in self.placed_parts:
             part.check(self.sizes)
         if self.use_attention_sinks:
             num_sinks = self.sinks.learned_rows + self.sinks.kept_tokens
@@ -220,20 +223,50 @@ class ModernLLMConfig:
             )
 
     @property
-    def parts(self) -> list[Part]:
-        """All that declare their own weights."""
-        groups = (self.embedding, self.residual, self.branches, self.projections, self.values, self.heads)
-        found: list[Part] = [part for group in groups for part in group.values()]
-        return found if self.attention is None else [*found, self.attention]
+    def placed_parts(self) -> list[tuple[Part, Sequence[int]]]:
+        """All that declare their own weights, and the blocks that each stands in."""
+        every = range(self.n_layers)
+        plain = [i for i in every if self.is_plain(i)]
+        softmax = [i for i in plain if self.has_softmax(i)]
+        groups: list[tuple[Mapping[str, Part], Sequence[int]]] = [
+            (self.embedding, every),
+            (self.residual, every),
+            (self.branches, plain),
+            (self.projections, softmax),
+            (self.values, softmax),
+            (self.heads, softmax),
+        ]
+        found = [(part, layers) for group, layers in groups for part in group.values()]
+        for part in (self.attention, self.block):
+            if part is not None:
+                found.append((part, [i for i in every if self.mixing_part(i) is part]))
+        return found
+
+    def is_plain(self, layer: int) -> bool:
+        """Whether a block is ours, and not what stands in its place."""
+        return self.block is None or not self.block.stands_in(layer, self.n_layers)
+
+    def mixing_part(self, layer: int) -> MixingPart | None:
+        """What stands in the place of a block or of its softmax attention; None: nothing does."""
+        if not self.is_plain(layer):
+            return self.block
+        if self.attention is not None and self.attention.stands_in(layer, self.n_layers):
+            return self.attention
+        return None
 
     def has_softmax(self, layer: int) -> bool:
-        """Whether a block has softmax attention, and not what stands in its place."""
-        return self.attention is None or not self.attention.stands_in(layer, self.n_layers)
+        """Whether a block has our softmax attention."""
+        return self.mixing_part(layer) is None
 
     @property
     def softmax_layers(self) -> int:
         """Blocks that have it."""
         return sum(map(self.has_softmax, range(self.n_layers)))
+
+    @property
+    def plain_layers(self) -> int:
+        """Blocks that are ours."""
+        return sum(map(self.is_plain, range(self.n_layers)))
 
     @property
     def sizes(self) -> Sizes:
@@ -301,14 +334,21 @@ class ModernLLMConfig:
     def views(self) -> list[AttentionView]:
         """What each layer sees."""
         rotary = not isinstance(self.rope, NoRope)
-        whole = AttentionView(self.sliding_window, rotary=rotary)
+        whole = bare = AttentionView(self.sliding_window, rotary=rotary)  # bare: sinks are softmax attention's own
         if self.use_attention_sinks:
             sinks = self.sinks
             window = sinks.window if sinks.window is not None else self.max_seq_len - sinks.kept_tokens
             whole = AttentionView(window, sinks.kept_tokens, sinks.learned_rows, sinks.rotated, rotary)
-        other = AttentionView(None, rotary=rotary, keeps_keys=False)
-        every = range(self.n_layers)
-        return [self.layers.of(i, whole, self.max_seq_len) if self.has_softmax(i) else other for i in every]
+        views = []
+        for layer in range(self.n_layers):
+            part = self.mixing_part(layer)
+            if part is None:
+                views.append(self.layers.of(layer, whole, self.max_seq_len))
+            elif part.keeps_keys:
+                views.append(self.layers.of(layer, bare, self.max_seq_len))
+            else:
+                views.append(bare._replace(window=None, keeps_keys=False))
+        return views
 
     def with_vocab_size(self, vocab_size: int) -> ModernLLMConfig:
         """This configuration for a tokenizer of `vocab_size` ids.
@@ -321,30 +361,7 @@ class ModernLLMConfig:
     def parameters(self, active_only: bool = False) -> Counter[str]:
         """Learned numbers by kind (`parameter_kinds.KINDS`), embeddings included; `active_only` counts `top_k` experts
         per layer instead of all. Exact: a test compares it with the built model."""
-        d, head, q_heads, kv_heads = self.d_model, self.head_size, self.n_heads, self.n_kv_heads
-        if self.vocab_size is None:
-            raise ValueError("model.vocab_size=None: the parameter count needs it. Use with_vocab_size first.")
-        qkv = (q_heads + 2 * kv_heads) * head
-        attention, matrices = d * qkv + q_heads * head * d, 0
-        norms = self.norm.vectors * d
-        beside = (qkv if self.qkv_bias else 0) + (d if self.o_bias else 0)
-        vectors = norms * (4 if self.norm_place == "both" else 2)
-        if self.qk_norm and self.qk_gain:
-            beside += 2 * head if self.qk_norm_per_head else (q_heads + kv_heads) * head
-        if self.active_sinks is not None:
-            beside += self.active_sinks.parameter_count(q_heads, kv_heads, head)
-        layers, hidden = 1, self.ffn_size
-        if self.moe is not None:
-            layers, hidden = self.moe.top_k if active_only else self.moe.n_experts, self.expert_size
-            matrices += self.moe.n_experts * d
-            vectors += self.moe.n_experts if self.moe.router_bias else 0
-        matrices += layers * (self.ffn.parts + 1) * d * hidden
-        vectors += layers * (self.ffn.parts * hidden + d) if self.ffn_bias else 0
-        found = Counter({MATRICES: self.softmax_layers * attention + self.n_layers * matrices,
-                         VECTORS: self.softmax_layers * beside + self.n_layers * vectors + norms})  # fmt: skip
-        found[HEADS] = self.vocab_size * d
-        found[EMBEDDINGS] = 0 if self.tie_embeddings else self.vocab_size * d
-        return found + total_counts(self.parts, self.sizes)
+        return count_parameters(self, active_only)
 
     @property
     def outside_blocks(self) -> int:
@@ -359,9 +376,4 @@ class ModernLLMConfig:
         """Floating-point operations of training on one token, forward and backward: 6 N + 12 H D T summed over the
         layers (Chowdhery et al. 2022, arXiv 2204.02311, appendix B), with N the active parameters that multiply (the
         output head counted once, look-ups not) and T the tokens attended to."""
-        found = self.parameters(active_only=True)
-        multiplied = found.total() - found[EMBEDDINGS]
-        attended = sum(min(seq_len, view.reach(seq_len)) for view in self.views if view.keeps_keys)
-        others = self.n_layers - self.softmax_layers
-        along = others * self.attention.flops_per_token(self.sizes, seq_len) if self.attention is not None else 0.0
-        return 6 * multiplied + 12 * self.n_heads * self.head_size * attended + along
+        return count_flops(self, seq_len)

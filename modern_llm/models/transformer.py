@@ -12,9 +12,10 @@ from torch.utils.checkpoint import checkpoint
 from modern_llm.models.attention.kv_cache import DecoderCache
 from modern_llm.models.attention.plan import plan_attention
 from modern_llm.models.attention.rotary import Rotary
-from modern_llm.models.block import DecoderBlock
+from modern_llm.models.block import block_of
 from modern_llm.models.config import ModernLLMConfig
 from modern_llm.models.embedding.predecessors import Predecessors
+from modern_llm.models.feed_forward.experts import Routing
 from modern_llm.models.fused_loss import IGNORE_INDEX, linear_cross_entropy
 from modern_llm.models.initialisation.draw import draw_weights
 from modern_llm.models.kernels import compute_dtype
@@ -33,7 +34,7 @@ class ModelOutput:
         logits: (B, T, V), or None when labels were given.
         loss: mean cross-entropy over the labelled positions in nats, or None without labels.
         aux_losses: weighted auxiliary losses by name, to be added to the loss; means over this batch's tokens.
-        expert_load: (layers, experts) share of the assignments of each expert; None in a dense model.
+        expert_load: (layers with experts, experts) share of the assignments of each expert; None where none has.
         cache: the cache that was given, now holding these tokens.
     """
 
@@ -60,13 +61,15 @@ class ModernDecoderLM(nn.Module):
         if config.vocab_size is None:
             raise ValueError("model.vocab_size=None: not known yet. Call config.with_vocab_size(tokenizer size) first.")
         self.config, views = config, config.views
-        self.looks_back = bool(config.embedding or config.branches or config.projections)
+        self.looks_back = bool(
+            config.embedding or config.branches or config.projections or config.attention or config.block
+        )
         self.distinct_views = list(dict.fromkeys(views))
         self.view_of_layer = [self.distinct_views.index(view) for view in views]
         self.embedding = nn.Embedding.from_pretrained(torch.zeros(config.vocab_size, config.d_model), freeze=False)
         self.embedding_parts = Parts(config.embedding, config.sizes)
         self.rotary = Rotary.of_model(config)
-        self.blocks = nn.ModuleList(DecoderBlock(config, layer) for layer in range(config.n_layers))
+        self.blocks = nn.ModuleList(block_of(config, layer) for layer in range(config.n_layers))
         self.residual = Parts(config.residual, config.sizes)
         self.final_norm = config.built_norm()
         self.head = Linear(config.d_model, config.vocab_size, bias=False)
@@ -84,7 +87,8 @@ class ModernDecoderLM(nn.Module):
     @property
     def balances_experts(self) -> bool:
         """Whether the loss depends on the load of experts over a whole batch."""
-        return self.config.moe is not None and self.config.moe.balance_loss_weight > 0
+        moe = self.config.moe
+        return moe is not None and moe.balance_loss_weight > 0 and self.config.plain_layers > 0
 
     def new_cache(self, batch_size: int, max_tokens: int | None) -> DecoderCache:
         """An empty cache for B texts of at most `max_tokens` tokens; None: unbounded (needs a window or sinks)."""
@@ -101,8 +105,8 @@ class ModernDecoderLM(nn.Module):
         expert_load: Tensor | None = None,
     ) -> ModelOutput:
         """Everything but the output head. Arguments as in `forward`, and `branch_ids` (B, T): 0 for a text's trunk,
-        other numbers for continuations of it, none of which sees another; `expert_load` (layers, experts): shares in
-        the whole batch, of which this is a part."""
+        other numbers for continuations of it, none of which sees another; `expert_load` (layers with experts,
+        experts): shares in the whole batch, of which this is a part."""
         tokens, dtype = input_ids.shape[1], compute_dtype(self.head.weight)
         plans = []
         for view in self.distinct_views:
@@ -117,10 +121,10 @@ class ModernDecoderLM(nn.Module):
             x = part.apply(weights, x, before)
         x = F.dropout(x, self.embedding_dropout, self.training)
         carried: Carried = {"input_ids": input_ids, "embedded": x, "before": before}
-        routings = []
+        routings: list[Routing] = []
         for layer, block in enumerate(self.blocks):
             plan = plans[self.view_of_layer[layer]]
-            load = None if expert_load is None else expert_load[layer]
+            load = expert_load[len(routings)] if expert_load is not None and self.config.is_plain(layer) else None
             if self.activation_checkpointing and self.training and cache is None:
                 x, routing, carried = checkpoint(block, x, plan, carried, None, load, use_reentrant=False)
             else:
@@ -134,7 +138,7 @@ class ModernDecoderLM(nn.Module):
             for view, plan in zip(self.distinct_views, plans, strict=True):
                 cache.of(view).advance(tokens, plan.real, plan.positions)
         output = ModelOutput(F.dropout(self.final_norm(x), self.output_dropout, self.training), cache=cache)
-        if self.config.moe is not None:
+        if self.config.moe is not None and routings:
             balance = torch.stack([r.balance_loss for r in routings]).mean()
             z_loss = torch.stack([r.z_loss for r in routings]).mean()
             output.aux_losses["balance_loss"] = self.config.moe.balance_loss_weight * balance

@@ -39,12 +39,14 @@ def add_lora(model: nn.Module, lora: LoRA, task: str | None, base_name: str) -> 
         base_name: what the saved adapter calls its base.
 
     Raises:
-        ValueError: a target that the model does not have.
+        ValueError: a target that the model does not have, or no linear map at all.
     """
     from peft import LoraConfig, get_peft_model
     from transformers.pytorch_utils import Conv1D
 
     known = lora_targets(model)
+    if not known:
+        raise ValueError("model/lora=on: the model's blocks have no linear map (model.block). Use model/lora=off.")
     unknown = [name for name in lora.targets or [] if name not in known]
     if unknown:
         raise ValueError(

@@ -41,7 +41,7 @@ MODELS: dict[str, dict[str, Any]] = {
 @pytest.fixture(autouse=True)
 def lab_is_allowed(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(plugins, "_named", {})
-    plugins.use_plugins(["my_lab"])  # one of the parts is its
+    plugins.use_plugins(["my_lab", "page_block"])  # some of the parts are theirs
 
 
 every_model = pytest.mark.parametrize("settings", MODELS.values(), ids=MODELS)

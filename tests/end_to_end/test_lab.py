@@ -21,6 +21,7 @@ sys.path.append(str(LAB))
 from my_lab.attention import LinearAttention  # noqa: E402
 from my_lab.brackets import Brackets  # noqa: E402
 from my_lab.optimizer import Lion  # noqa: E402
+from my_lab.state_space import StateSpace  # noqa: E402
 
 
 def test_one_command_outside_of_the_checkout_sweeps_what_is_its_own(tmp_path: Path) -> None:
@@ -65,6 +66,36 @@ def test_linear_attention_is_the_recurrence_of_its_paper() -> None:
     torch.testing.assert_close(found[0], torch.stack(expected))
 
 
+def test_a_state_space_is_the_recurrence_of_its_paper() -> None:
+    torch.manual_seed(0)
+    config = ModernLLMConfig(vocab_size=17, d_model=6, n_layers=1, n_heads=2, head_dim=4,
+                             block=StateSpace(state_size=3, width=3))  # fmt: skip
+    model = ModernDecoderLM(config).double()
+    own, N = model.blocks[0].mixing.own, 3  # type: ignore[union-attr, index]
+    for weight in own.parameters():
+        nn.init.normal_(weight)
+    ids, found = torch.randint(17, (1, 9)), []
+    model.blocks[0].register_forward_hook(lambda module, inputs, output: found.extend([inputs[0][0], output[0][0]]))
+    model(ids)
+    x, behind = found
+
+    def norm(t: torch.Tensor, gain: torch.Tensor) -> torch.Tensor:
+        return t / (t.square().mean() + 1e-5).sqrt() * gain
+
+    state, last, expected = torch.zeros(2, N, 6).double(), [torch.zeros(12 + 2 * N).double()] * 2, []
+    for token in x:
+        z, mixed, dt = (own.read @ norm(token, own.gain)).split([12, 12 + 2 * N, 2])
+        last.append(mixed)
+        mixed = mixed + sum(own.kernel[k] * last[-1 - k] for k in range(3))
+        u, b, c = nn.functional.silu(mixed).split([12, N, N])
+        u, dt = u.view(2, 6), nn.functional.softplus(dt + own.step)
+        a = (-dt * own.decay.exp()).exp()
+        state = a[:, None, None] * state + dt[:, None, None] * b[:, None] * u[:, None]
+        y = torch.einsum("n,hnp->hp", c, state) + own.skip[:, None] * u
+        expected.append(token + own.write @ norm(y.flatten() * nn.functional.silu(z), own.inner_gain))
+    torch.testing.assert_close(behind, torch.stack(expected))
+
+
 def test_nothing_is_kept_of_a_text_but_the_state() -> None:
     config = ModernLLMConfig(vocab_size=17, d_model=16, n_layers=2, n_heads=2, attention=LinearAttention())
     model = ModernDecoderLM(config).eval()
@@ -72,6 +103,17 @@ def test_nothing_is_kept_of_a_text_but_the_state() -> None:
     model.hidden_states(torch.ones(1, 40, dtype=torch.long), cache=cache)
     assert sum(t.numel() for part in cache.parts for t in part._keys) == 2 * 16  # one slot a layer
     assert {tuple(t.shape) for t in cache.last.values()} == {(1, 2, 8, 8), (1, 2, 8)}
+    config = ModernLLMConfig(vocab_size=17, d_model=16, n_layers=2, n_heads=2, block=StateSpace(state_size=3))
+    model = ModernDecoderLM(config).eval()
+    cache = model.new_cache(1, 10_000)
+    model.hidden_states(torch.ones(1, 40, dtype=torch.long), cache=cache)
+    assert sum(t.numel() for part in cache.parts for t in part._keys) == 2 * 16
+    # The state of each head, and three tokens in front of the convolution.
+    assert {tuple(t.shape) for t in cache.last.values()} == {(1, 2, 3, 16), (1, 3, 32 + 2 * 3)}
+    with pytest.raises(ValueError, match=r"model\.block: blocks without softmax attention have no maps"):
+        attention_maps(model, [1, 2, 3])
+    config = ModernLLMConfig(vocab_size=17, d_model=16, n_layers=2, n_heads=2, attention=LinearAttention())
+    model = ModernDecoderLM(config).eval()
     with pytest.raises(ValueError, match=r"model\.attention: blocks without softmax attention have no maps"):
         attention_maps(model, [1, 2, 3])
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from parts import ALL, EVERY, PARTS
+from parts import ALL, EVERY, PARTS, LinearAttention, Parallel, StateSpace
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -129,6 +129,79 @@ def _by_hand(model: Any, ids: Tensor) -> Tensor:
     return 5 * torch.tanh(0.7 * x @ model.head.weight.T / 5)
 
 
+@torch.no_grad()
+def test_a_block_of_ones_own_in_plain_lines(tiny, token_ids):
+    """The page's parallel block behind one of ours, with grouped heads and residual parts around both."""
+    residual = {"scaled": ScaledResidual()}
+    model: Any = tiny(n_layers=3, group_size=2, block=Parallel(wider=2), residual=residual)
+    ids = token_ids(2, 13)
+    first: Any = tiny(n_layers=1, group_size=2, residual=residual)
+    first.load_state_dict({n: w for n, w in model.state_dict().items() if n in first.state_dict()})
+    behind: list[Tensor] = []
+    first.blocks[0].register_forward_hook(lambda module, inputs, output: behind.append(output[0]))
+    first(ids)
+    x, embedded = behind[0], model.embedding.weight[ids]
+    angle = torch.arange(13)[:, None] * 10000.0 ** (-torch.arange(0, 8, 2) / 8)
+    turn = torch.polar(torch.ones_like(angle), angle)[:, None]
+
+    def turned(t: Tensor) -> Tensor:  # (B, T, H, D)
+        y = torch.complex(t[..., :4], t[..., 4:]) * turn
+        return torch.cat([y.real, y.imag], -1)
+
+    for block in model.blocks[1:]:
+        own, scaled = block.mixing.own, block.residual["scaled"]
+        x = scaled.scale * x + scaled.shortcut * embedded
+        n = x / (x.square().mean(-1, keepdim=True) + 1e-5).sqrt() * own.gain
+        q, k, v, hidden = (n @ own.read.T).split([32, 16, 16, 64], dim=-1)
+        q, k, v = turned(q.view(2, 13, 4, 8)), turned(k.view(2, 13, 2, 8)), v.view(2, 13, 2, 8)
+        k, v = k.repeat_interleave(2, 2), v.repeat_interleave(2, 2)
+        scores = torch.einsum("bthd,bshd->bhts", q, k) / 8**0.5
+        scores = scores.masked_fill(torch.ones(13, 13, dtype=torch.bool).triu(1), -torch.inf).softmax(-1)
+        attended = torch.einsum("bhts,bshd->bthd", scores, v).flatten(2)
+        x = x + attended @ own.write[:, :32].T + F.gelu(hidden) @ own.write[:, 32:].T
+    torch.testing.assert_close(model(ids).logits, model.final_norm(x) @ model.head.weight.T, atol=1e-4, rtol=1e-4)
+
+
+@torch.no_grad()
+def test_blocks_that_write_nothing_are_not_there(tiny, token_ids):
+    """What is left is ours, with experts, parts and sinks: the model of the blocks that stay."""
+    settings = ALL | {"moe": MoEConfig(4, 2), "use_attention_sinks": True, "sinks": LearnableSinks(num_sinks=2)}
+    settings |= {"residual": {}, "values": {"value_projection": ValueProjection()}, "ffn_bias": False}
+    ours, ids = tiny(n_layers=2, **settings), token_ids(2, 20)
+    model = ModernDecoderLM(replace(ours.config, n_layers=4, block=StateSpace(every=2))).eval()
+    named = ours.state_dict()
+    moved = {n.replace("blocks.1.", "blocks.3.").replace("blocks.0.", "blocks.1."): w for n, w in named.items()}
+    missing = model.load_state_dict(moved, strict=False)
+    assert not missing.unexpected_keys
+    assert all(".mixing." in name for name in missing.missing_keys)
+    output, expected = model(ids), ours(ids)
+    assert torch.equal(output.logits, expected.logits)
+    assert torch.equal(output.expert_load, expected.expert_load)
+    # Shares of a whole batch are those of the blocks that have experts.
+    load = torch.tensor([[0.7, 0.1, 0.1, 0.1], [0.1, 0.1, 0.1, 0.7]])
+    of_both = [m.hidden_states(ids, expert_load=load).aux_losses["balance_loss"] for m in (model, ours)]
+    assert torch.equal(*of_both)
+    more = model.config.block.counts(ours.config.sizes, [0, 2])
+    assert model.config.parameters() == ours.config.parameters() + more
+
+
+def test_experts_need_a_block_that_has_them(tiny, token_ids):
+    model = tiny(moe=MoEConfig(4, 2), block=StateSpace())
+    output = model(token_ids(1, 9), labels=token_ids(1, 9))
+    assert output.expert_load is None
+    assert not output.aux_losses
+    assert not model.balances_experts
+
+
+@pytest.mark.parametrize("settings", [{"attention": LinearAttention(every=2)}, {"block": StateSpace(every=2)}])
+def test_what_stands_in_another_place_takes_the_parts_there_with_it(settings):
+    """Tables of values, gates and sinks are counted where softmax attention is, alone."""
+    parts = {key: ALL[key] for key in ("branches", "projections", "values", "heads")}
+    config = ModernLLMConfig(vocab_size=50, d_model=32, n_layers=5, n_heads=4, use_attention_sinks=True, **settings,
+                             **parts)  # fmt: skip
+    assert config.parameter_count() == sum(p.numel() for p in ModernDecoderLM(config).parameters())
+
+
 @pytest.mark.parametrize("n_layers", [2, 3, 4])
 @torch.no_grad()
 def test_all_parts_in_plain_lines(tiny, token_ids, n_layers):
@@ -189,7 +262,7 @@ def test_gradients_equal_finite_differences(loud, token_ids, settings):
     model: Any = loud(ModernDecoderLM(ModernLLMConfig(**(shape | settings)))).double()
     ids, labels = token_ids(1, 5) % 7, token_ids(1, 5, seed=2) % 7
     # What the plain model has already is tested with the blocks.
-    new = ("embedding", "residual", "branches", "projections", "values", "heads", "head.")
+    new = ("embedding", "residual", "branches", "projections", "values", "heads", "head.", ".own.")
     named = {n: p for n, p in model.named_parameters() if any(group in n for group in new)}
     names, parameters = tuple(named), tuple(named.values())
 
@@ -198,7 +271,8 @@ def test_gradients_equal_finite_differences(loud, token_ids, settings):
         logits = torch.func.functional_call(model, overrides, (ids,), tie_weights=True).logits
         return F.cross_entropy(logits[0], labels[0])
 
-    assert torch.autograd.gradcheck(loss, parameters)
+    whole = "block" in settings or "attention" in settings  # so many weights that they are tried in random directions
+    assert torch.autograd.gradcheck(loss, parameters, fast_mode=whole)
 
 
 @every_part

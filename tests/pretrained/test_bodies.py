@@ -63,7 +63,8 @@ def test_logits_with_a_factor_or_a_cap_are_those_of_transformers(name: str) -> N
     torch.testing.assert_close(logits, theirs(ids).logits)
 
 
-@pytest.mark.parametrize("name", ["layer norms on both sides, biases", "clamped", "scales", "all"])
+@pytest.mark.parametrize("name", ["layer norms on both sides, biases", "clamped", "scales", "all",
+                                  "parallel blocks", "state spaces, every second block ours"])  # fmt: skip
 @torch.no_grad()
 def test_adapters_on_a_decoder_with_parts_merge_into_it(name: str) -> None:
     torch.manual_seed(0)
@@ -77,6 +78,13 @@ def test_adapters_on_a_decoder_with_parts_merge_into_it(name: str) -> None:
     adapted = logits_of(loaded, random_ids(2, 12))
     assert (adapted - before).abs().max() > 0.01
     torch.testing.assert_close(logits_of(loaded.merged(), random_ids(2, 12)), adapted, atol=1e-4, rtol=1e-4)
+
+
+def test_a_model_without_a_linear_map_in_its_blocks_has_no_place_for_adapters() -> None:
+    config = ModernLLMConfig(vocab_size=257, d_model=32, n_layers=3, n_heads=4, **PARTS["state spaces"])
+    loaded = OwnDecoder.of(ModernDecoderLM(config), byte_tokenizer(), "own")
+    with pytest.raises(ValueError, match=r"no linear map \(model\.block\)"):
+        loaded.with_lora(LoRA())
 
 
 @pytest.mark.parametrize("kind", ["t5", "flan"])

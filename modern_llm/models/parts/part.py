@@ -9,14 +9,15 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections import Counter
-from collections.abc import Hashable, Iterable
+from collections.abc import Sequence
 from dataclasses import dataclass
 from math import prod
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple
 
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from modern_llm.models.attention.kv_cache import DecoderCache
     from modern_llm.models.attention.plan import AttentionPlan
     from modern_llm.models.embedding.predecessors import Predecessors
 
@@ -81,10 +82,9 @@ class Part:
         """Whether block `layer` has the part at all."""
         return True
 
-    def counts(self, sizes: Sizes) -> Counter[str]:
-        """Learned numbers of a whole model, by kind."""
+    def counts(self, sizes: Sizes, layers: Sequence[int]) -> Counter[str]:
+        """Learned numbers of a whole model with the part in `layers`, by kind."""
         found: Counter[str] = Counter()
-        layers = [i for i in range(sizes.n_layers) if self.stands_in(i, sizes.n_layers)]
         for weights in (self.model_weights(sizes), *(self.weights(sizes, i) for i in layers)):
             for weight in weights.values():
                 found[weight.kind] += prod(weight.shape)
@@ -158,22 +158,30 @@ class HeadPart(Part, ABC):
 
 
 @dataclass(frozen=True)
-class AttentionPart(Part, ABC):
-    """What stands in the place of softmax attention, in the blocks that `stands_in` tells: a map along the text. It
-    brings all of its weights; sinks and the parts of queries, keys, values and heads are softmax attention's own."""
+class MixingPart(Part, ABC):
+    """A map along the text, in the blocks that `stands_in` tells. It brings all of its weights.
+
+    Attributes:
+        keeps_keys: whether it looks at keys and values of the tokens before, by `State.extend`. `plan` then tells of
+            them as well, and windows and positions are those of `model/layers`; else the plan is of the new tokens,
+            and a cache holds no keys for it.
+    """
+
+    keeps_keys: ClassVar[bool] = False
 
     @abstractmethod
     def mix(
         self, weights: Any, sizes: Sizes, x: Tensor, plan: AttentionPlan, carried: Carried, state: State | None
     ) -> Tensor:
-        """What is added to the stream, (B, T, d_model).
+        """What it makes of x, (B, T, d_model).
 
         Args:
             weights: of `Part.weights`.
             sizes: of the model.
-            x: (B, T, d_model), normed.
-            plan: who sees whom: `plan.causal`, or `plan.visible` where documents, padding or branches bound it;
-                `plan.real` (B, T) where texts are padded; `plan.rotation`, to be used with `rotary.rotate`.
+            x: (B, T, d_model).
+            plan: who sees whom: `plan.causal`, or `plan.visible` where documents, padding or branches bound it, which
+                is `plan.mask` for adding to scores; `plan.real` (B, T) where texts are padded; `plan.rotation`, to be
+                used with `rotary.rotate`.
             carried: what the blocks hand on.
             state: what was left of the tokens before; None: these are all. Whatever it needs for the next tokens it
                 leaves there.
@@ -184,24 +192,42 @@ class AttentionPart(Part, ABC):
         return 0.0
 
 
+@dataclass(frozen=True)
+class AttentionPart(MixingPart, ABC):
+    """What stands in the place of softmax attention: x is the normed stream, and what it gives is added to the stream.
+    Sinks and the parts of queries, keys, values and heads are softmax attention's own."""
+
+
+@dataclass(frozen=True)
+class BlockPart(MixingPart, ABC):
+    """What stands in the place of a whole block: x is the stream in front of it, and what it gives is the stream behind
+    it. Norms, dropout, attention, the feed-forward layer, experts and their parts are the plain block's own; the parts
+    of the residual stream act around either."""
+
+
 class State:
-    """What one block remembers of B texts besides keys and values.
+    """What one block remembers of B texts.
 
     Args:
-        held: (B, ...) tensors of all blocks, by block and name; the cache keeps and repeats their rows.
+        cache: of the model, which keeps and repeats rows.
         layer: the block.
     """
 
-    def __init__(self, held: dict[Hashable, Tensor], layer: int) -> None:
-        self.held, self.layer = held, layer
+    def __init__(self, cache: DecoderCache, layer: int) -> None:
+        self.cache, self.layer = cache, layer
 
     def get(self, name: str) -> Tensor | None:
         """(B, ...), or None before the first tokens."""
-        return self.held.get((self.layer, name))
+        return self.cache.last.get((self.layer, name))
 
     def put(self, name: str, value: Tensor) -> None:
         """value: (B, ...)."""
-        self.held[self.layer, name] = value
+        self.cache.last[self.layer, name] = value
+
+    def extend(self, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
+        """Rotated keys and values (B, T, Hkv, D) of the new tokens behind those that are held: (B, n, Hkv, D) each, in
+        the order of `plan.visible`. For a part with `keeps_keys`, once in a pass."""
+        return self.cache.extend(self.layer, keys, values, None)
 
 
 def first_to_last(first: float, last: float, layer: int, n_layers: int) -> float:
@@ -212,8 +238,3 @@ def first_to_last(first: float, last: float, layer: int, n_layers: int) -> float
 def in_layers(layers: str, layer: int, n_layers: int) -> bool:
     """Whether a part stands in a layer: `all`, or `alternate`, which are every second one, the last among them."""
     return layers == "all" or (n_layers - 1 - layer) % 2 == 0
-
-
-def total_counts(parts: Iterable[Part], sizes: Sizes) -> Counter[str]:
-    """Learned numbers of several parts, by kind."""
-    return sum((part.counts(sizes) for part in parts), Counter[str]())

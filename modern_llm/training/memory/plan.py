@@ -64,12 +64,11 @@ def activation_bytes_per_token(model: ModernLLMConfig, half: bool) -> float:
         fed = model.moe.top_k * size * (model.ffn.parts * model.expert_size + 2 * d) + 4 * 4 * model.moe.n_experts
     parts = sum(
         4 * part.kept_per_token(model.sizes, layer) + size * part.half_kept_per_token(model.sizes, layer)
-        for part in model.parts
-        for layer in range(model.n_layers)
-        if part.stands_in(layer, model.n_layers)
+        for part, layers in model.placed_parts
+        for layer in layers
     )
-    softmax = model.softmax_layers / model.n_layers
-    return stream + normed + softmax * (projected + attended) + fed + parts / model.n_layers
+    plain = model.plain_layers * (stream + normed + fed) + model.softmax_layers * (projected + attended)
+    return (plain + parts) / model.n_layers
 
 
 def plan_memory(
