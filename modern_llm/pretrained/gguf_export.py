@@ -12,7 +12,7 @@ import torch
 from modern_llm.data.text.tokenizers import Tokenizer
 from modern_llm.pretrained.loaded import HuggingFaceModel
 
-_ARCHITECTURES = {"llama": "llama", "mistral": "llama", "qwen2": "qwen2", "qwen3": "qwen3"}
+_ARCHITECTURES = {"llama": "llama", "mistral": "llama", "qwen2": "qwen2", "qwen3": "qwen3", "gpt_oss": "gpt-oss"}
 _FILE_TYPES = {"f32": 0, "f16": 1, "q8_0": 7}  # llama_ftype
 _BLOCK = 32  # numbers of a row that share a scale in q8_0
 # How llama.cpp splits texts in front of the merges, by what the tokenizer's own splitter says.
@@ -26,8 +26,8 @@ def write_gguf(model: HuggingFaceModel, path: Path, weights: str) -> None:
     Args:
         model: of transformers, adapters merged.
         path: of the file; folders are made.
-        weights: numbers of matrices: `f32`, `f16` or `q8_0`. Vectors are always f32; rows that are no multiple of 32
-            numbers stay f16 in q8_0.
+        weights: numbers of matrices: `f32`, `f16` or `q8_0`. Vectors and routers are always f32; rows that are no
+            multiple of 32 numbers stay f16 in q8_0.
 
     Raises:
         ValueError: an architecture, a part or a tokenizer that llama.cpp would read otherwise, by name.
@@ -54,6 +54,11 @@ def write_gguf(model: HuggingFaceModel, path: Path, weights: str) -> None:
     writer.add_rope_dimension_count(head_size)
     writer.add_rope_freq_base(float(config.rope_parameters["rope_theta"]))
     writer.add_layer_norm_rms_eps(config.rms_norm_eps)
+    if architecture == "gpt-oss":
+        writer.add_expert_count(config.num_local_experts)
+        writer.add_expert_used_count(config.num_experts_per_tok)
+        writer.add_expert_feed_forward_length(config.intermediate_size)
+        writer.add_sliding_window(_window(config))
     writer.add_tokenizer_model("gpt2")
     writer.add_tokenizer_pre(tokens["pre"])
     writer.add_token_list(tokens["list"])
@@ -67,18 +72,17 @@ def write_gguf(model: HuggingFaceModel, path: Path, weights: str) -> None:
         writer.add_chat_template(model.tokenizer.chat_template)
     names = gguf.get_tensor_name_map(_number_of(architecture), config.num_hidden_layers)
     for name, tensor in model.base.state_dict().items():
-        if name == "lm_head.weight" and config.tie_word_embeddings:
+        if name == "lm_head.weight" and config.tie_word_embeddings and architecture != "gpt-oss":
             continue
-        stem, _, suffix = name.rpartition(".")
-        content = tensor.detach().to(torch.float32).cpu().numpy()
-        if architecture == "llama" and stem.endswith(("q_proj", "k_proj")):
-            heads = config.num_attention_heads if stem.endswith("q_proj") else config.num_key_value_heads
-            content = _in_pairs(content, heads)
-        found = names.get_name(stem)
-        if found is None:
-            raise ValueError(f"{name}: llama.cpp has no such weight in {architecture}. Use task.format=hugging_face.")
-        kind = _kind(content, weights)
-        writer.add_tensor(f"{found}.{suffix}", gguf.quants.quantize(content, kind), raw_dtype=kind)
+        whole = tensor.detach().to(torch.float32).cpu().numpy()
+        for stem, suffix, content in _pieces(name, whole, architecture, config):
+            found = names.get_name(stem)
+            if found is None:
+                raise ValueError(
+                    f"{name}: llama.cpp has no such weight in {architecture}. Use task.format=hugging_face."
+                )
+            kind = _kind(f"{found}.{suffix}", content, weights)
+            writer.add_tensor(f"{found}.{suffix}", gguf.quants.quantize(content, kind), raw_dtype=kind)
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
@@ -100,13 +104,16 @@ def _checked(config: Any) -> str:
     refused = []
     if config.rope_parameters.get("rope_type", "default") != "default":
         refused.append(f"rope_type={config.rope_parameters['rope_type']}")
-    window = getattr(config, "sliding_window", None)
-    windowed = getattr(config, "use_sliding_window", True) and window is not None
-    if windowed and window < config.max_position_embeddings:
-        refused.append(f"sliding_window={window}")
-    for key in ("attention_bias", "mlp_bias"):
-        if getattr(config, key, False) and architecture != "qwen2":
-            refused.append(key)
+    if architecture == "gpt-oss":
+        refused += _unlike_gpt_oss(config)
+    else:
+        window = getattr(config, "sliding_window", None)
+        windowed = getattr(config, "use_sliding_window", True) and window is not None
+        if windowed and window < config.max_position_embeddings:
+            refused.append(f"sliding_window={window}")
+        for key in ("attention_bias", "mlp_bias"):
+            if getattr(config, key, False) and architecture != "qwen2":
+                refused.append(key)
     if config.hidden_act != "silu":
         refused.append(f"hidden_act={config.hidden_act}")
     if refused:
@@ -123,11 +130,54 @@ def _number_of(architecture: str) -> Any:
     return next(number for number, name in gguf.MODEL_ARCH_NAMES.items() if name == architecture)
 
 
-def _kind(content: np.ndarray, weights: str) -> Any:
-    """What a tensor is stored as."""
+def _unlike_gpt_oss(config: Any) -> list[str]:
+    """What llama.cpp takes as given in gpt-oss, and is otherwise here."""
+    refused = []
+    for key, given in (("swiglu_alpha", 1.702), ("swiglu_limit", 7.0)):
+        if getattr(config, key) != given:
+            refused.append(f"{key}={getattr(config, key)}")
+    if not config.attention_bias:
+        refused.append("attention_bias=False")
+    kinds = config.layer_types
+    turns = [("sliding_attention", "full_attention")[i % 2] for i in range(len(kinds))]
+    if kinds != turns and "sliding_attention" in kinds:
+        refused.append(f"layer_types={kinds}")
+    return refused
+
+
+def _window(config: Any) -> int:
+    """Of every second layer, the first among them: no window is one that holds everything."""
+    windowed = "sliding_attention" in config.layer_types
+    return int(config.sliding_window if windowed else config.max_position_embeddings)
+
+
+def _pieces(name: str, content: np.ndarray, architecture: str, config: Any) -> list[tuple[str, str, np.ndarray]]:
+    """A weight of transformers as those of llama.cpp: stem of the name, `weight` or `bias`, and numbers, (…, out, in)
+    for matrices."""
+    stem, _, last = name.rpartition(".")
+    if architecture == "llama" and stem.endswith(("q_proj", "k_proj")):
+        heads = config.num_attention_heads if stem.endswith("q_proj") else config.num_key_value_heads
+        return [(stem, last, _in_pairs(content, heads))]
+    if architecture != "gpt-oss" or last in ("weight", "bias"):
+        return [(stem, last, content)]
+    suffix = "bias" if last.endswith("_bias") else "weight"
+    last = last.removesuffix("_bias")
+    if last == "gate_up_proj":  # (E, d, 2 F), gate and up by turns
+        pieces = [("gate_proj", content[..., ::2]), ("up_proj", content[..., 1::2])]
+    else:
+        pieces = [(last, content)]
+    return [
+        (f"{stem}.{piece}", suffix, numbers.swapaxes(1, 2).copy() if numbers.ndim == 3 else numbers.copy())
+        for piece, numbers in pieces
+    ]
+
+
+def _kind(name: str, content: np.ndarray, weights: str) -> Any:
+    """What a tensor is stored as. Routers stay whole, as llama.cpp's own converter leaves them: which experts a token
+    has should not depend on rounding."""
     from gguf import GGMLQuantizationType as Kinds
 
-    if content.ndim < 2 or weights == "f32":
+    if content.ndim < 2 or name.endswith(".bias") or "ffn_gate_inp" in name or weights == "f32":
         return Kinds.F32
     return Kinds.Q8_0 if weights == "q8_0" and content.shape[-1] % _BLOCK == 0 else Kinds.F16
 

@@ -1,7 +1,11 @@
-"""GGUF files, read back by transformers' own reader."""
+"""GGUF files, read back by transformers' own reader, and by llama.cpp where it is installed."""
 
 from __future__ import annotations
 
+import json
+import subprocess
+import sys
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -31,12 +35,16 @@ def tokenizer(tmp_path_factory: pytest.TempPathFactory) -> Tokenizer:
 
 
 def made(family: str, tokenizer: Tokenizer, **more: Any) -> HuggingFaceModel:
-    from transformers import LlamaConfig, MistralConfig, Qwen2Config, Qwen3Config
+    from transformers import GptOssConfig, LlamaConfig, MistralConfig, Qwen2Config, Qwen3Config
 
-    kinds = {"llama": LlamaConfig, "mistral": MistralConfig, "qwen2": Qwen2Config, "qwen3": Qwen3Config}
+    kinds = {"llama": LlamaConfig, "mistral": MistralConfig, "qwen2": Qwen2Config, "qwen3": Qwen3Config,
+             "gpt_oss": GptOssConfig}  # fmt: skip
     settings: dict[str, Any] = SIZES | {"vocab_size": tokenizer.vocab_size, "tie_word_embeddings": False}
     if family == "qwen3":
         settings |= {"head_dim": 128}  # the only one that transformers reads back
+    if family == "gpt_oss":
+        settings |= {"head_dim": 32, "num_local_experts": 4, "num_experts_per_tok": 2, "sliding_window": 8,
+                     "rope_parameters": {"rope_type": "default", "rope_theta": 10000.0}}  # fmt: skip
     if family == "mistral":
         settings |= {"sliding_window": None}
     torch.manual_seed(0)
@@ -76,6 +84,47 @@ def test_the_file_is_the_model(family: str, tied: bool, tokenizer: Tokenizer, tm
     assert sizes == sorted(sizes, reverse=True)
 
 
+# In a process of its own: what it does not understand of a file ends the whole process.
+_READER = """
+import json, sys
+import numpy as np
+from llama_cpp import Llama, llama_cpp
+defaults = llama_cpp.llama_model_default_params
+def plain():
+    settings = defaults()
+    settings.use_extra_bufts = False  # AMX, which a processor may name and a sandbox forbid
+    return settings
+llama_cpp.llama_model_default_params = plain
+path, ids = sys.argv[1], json.loads(sys.argv[2])
+model = Llama(path, n_ctx=64, n_batch=64, n_threads=1, n_threads_batch=1, logits_all=True, type_k=0, type_v=0)
+model.eval(ids)
+np.save(path + ".npy", model.scores[: len(ids)])
+"""
+
+
+def by_llama_cpp(path: Path, ids: list[int]) -> torch.Tensor:
+    """(T, V) logits, with keys and values in f32."""
+    done = subprocess.run([sys.executable, "-c", _READER, str(path), json.dumps(ids)], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-3000:]
+    return torch.from_numpy(np.load(f"{path}.npy"))
+
+
+@pytest.mark.skipif(find_spec("llama_cpp") is None, reason="llama-cpp-python is not installed")
+@pytest.mark.parametrize("family", ["llama", "qwen3", "gpt_oss"])
+@torch.no_grad()
+def test_llama_cpp_gives_the_same_logits(family: str, tokenizer: Tokenizer, tmp_path: Path) -> None:
+    model = made(family, tokenizer)
+    ids = tokenizer.encode(3 * TEXT)[:40]  # five windows of gpt-oss
+    expected = model.base(torch.tensor([ids])).logits[0]
+    spread = float(expected.std())
+    # f16 rounds the weights; q8_0 rounds them and what they multiply, to 8 bits of the largest of 32.
+    for weights, allowed in (("f32", 5e-5), ("f16", 0.01), ("q8_0", 0.15)):
+        path = tmp_path / weights / "model.gguf"
+        write_gguf(model, path, weights)
+        error = (by_llama_cpp(path, ids) - expected).square().mean().sqrt()
+        assert float(error) < allowed * spread, weights
+
+
 def test_its_tokenizer_makes_the_same_ids(tokenizer: Tokenizer, tmp_path: Path) -> None:
     write_gguf(made("llama", tokenizer), tmp_path / "model.gguf", "f16")
     theirs = AutoTokenizer.from_pretrained(tmp_path, gguf_file="model.gguf")
@@ -95,6 +144,14 @@ def test_what_llama_cpp_would_read_otherwise_is_refused(tokenizer: Tokenizer, tm
     bytes_alone = ByteTokenizer().prepare(None, tmp_path, None)  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="no byte-level BPE with merges"):
         write_gguf(made("llama", bytes_alone), path, "f16")
+    with pytest.raises(ValueError, match="gpt-oss does not compute swiglu_limit=3"):
+        write_gguf(made("gpt_oss", tokenizer, swiglu_limit=3.0), path, "f16")
+    turned = {"layer_types": ["full_attention", "sliding_attention"]}
+    with pytest.raises(ValueError, match="gpt-oss does not compute layer_types="):
+        write_gguf(made("gpt_oss", tokenizer, **turned), path, "f16")
+    longer = {"rope_parameters": {"rope_type": "yarn", "factor": 2.0, "rope_theta": 10000.0}}
+    with pytest.raises(ValueError, match="gpt-oss does not compute rope_type=yarn"):
+        write_gguf(made("gpt_oss", tokenizer, **longer), path, "f16")
     other = made("llama", tokenizer)
     other.base.config.model_type = "opt"
     with pytest.raises(ValueError, match="model_type='opt': is not written as GGUF here"):
