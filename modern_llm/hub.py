@@ -74,7 +74,7 @@ def found_offline(kind: str, name: str, config: str | None = None, mirror: str |
     Args:
         kind: `models` or `datasets`.
         name: a folder, or a hub name.
-        config: of the data set.
+        config: of the data set; `*`: any.
         mirror: root of the mirror; None: the environment variable.
 
     Raises:
@@ -95,6 +95,8 @@ def found_offline(kind: str, name: str, config: str | None = None, mirror: str |
     from datasets.naming import camelcase_to_snakecase
 
     if folder is not None:
+        if config == "*":
+            config = datasets.get_dataset_config_names(str(folder))[0]
         datasets.load_dataset_builder(str(folder), config)  # reads the README and lists the files
         return folder
     owner, _, last = name.rpartition("/")

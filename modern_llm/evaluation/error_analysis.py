@@ -7,15 +7,15 @@ import re
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
-_Z = 1.959964  # 97.5 % quantile of the normal distribution
+Z = 1.959964  # 97.5 % quantile of the normal distribution
 _CONFIDENCE = re.compile(r"^p\(.*\) = ([0-9.]+)$", re.DOTALL)
 
 
 def wilson(wrong: float, count: int) -> tuple[float, float]:
     """95 % interval of a share (Wilson 1927), which holds for few examples and for shares near 0 and 1, too."""
-    share, spread = wrong / count, _Z**2 / count
+    share, spread = wrong / count, Z**2 / count
     middle = (share + spread / 2) / (1 + spread)
-    half = _Z / (1 + spread) * math.sqrt(share * (1 - share) / count + spread / (4 * count))
+    half = Z / (1 + spread) * math.sqrt(share * (1 - share) / count + spread / (4 * count))
     return max(0.0, middle - half), min(1.0, middle + half)
 
 

@@ -30,10 +30,11 @@ from modern_llm.experiment.contract import Paths, RunFolder
 from modern_llm.hub import MIRROR_VARIABLE, found_offline
 from modern_llm.models.config import ModernLLMConfig
 from modern_llm.pretrained.settings import PretrainedModel
+from modern_llm.tasks.blimp import Blimp
 from modern_llm.training.settings import Hardware
 
 Verdict = Literal["ok", "warning", "problem"]
-_KINDS = {HubText: "datasets", HubRows: "datasets"} | {
+_KINDS = {HubText: "datasets", HubRows: "datasets", Blimp: "datasets"} | {
     PretrainedModel: "models",
     HubTokenizer: "models",
 }
@@ -264,9 +265,11 @@ def _other_models(mirror: str | None) -> tuple[str, ...]:
 def named(node: Any) -> Iterator[tuple[str, str, str | None]]:
     """What of the hub a configuration names, at any depth: kind, name, configuration."""
     if isinstance(node, dict):
-        kind = _KINDS.get(find_target(node["_target_"], "")) if "_target_" in node else None
+        target = find_target(node["_target_"], "") if "_target_" in node else None
+        kind = _KINDS.get(target)
         if kind is not None and node.get("name", "???") != "???":
-            yield kind, node["name"], node.get("config")
+            # A paradigm of BLiMP is a configuration of its data.
+            yield kind, node["name"], ([*node["paradigms"], "*"][0] if target is Blimp else node.get("config"))
         node = list(node.values())
     if isinstance(node, list):
         for below in node:

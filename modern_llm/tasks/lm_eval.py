@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from modern_llm.checks import require
 from modern_llm.data.rows import content_fingerprint
 from modern_llm.defaults import ROOT, Defaults
+from modern_llm.evaluation.error_analysis import Z
 from modern_llm.experiment.contract import Paths, RunFolder, progress_of, say
 from modern_llm.experiment.record import Measured, conclude, evaluated_on
 from modern_llm.pretrained.settings import ModelFromRun, PretrainedModel
@@ -22,7 +23,6 @@ if TYPE_CHECKING:
     from lm_eval.tasks import TaskManager
 
 _FIRST_SCORE = "score"
-_Z = 1.959964  # 97.5 % quantile of the normal distribution
 _DEFAULTS = Defaults("task/lm_eval")
 
 
@@ -116,8 +116,8 @@ class LMEval:
             name = "_".join(filter(None, [row["task"], row["filter"], row["metric"]]))
             metrics[name] = row["value"]
             if row["stderr"] is not None:
-                metrics |= {f"{name}_low": row["value"] - _Z * row["stderr"],
-                            f"{name}_high": row["value"] + _Z * row["stderr"]}  # fmt: skip
+                metrics |= {f"{name}_low": row["value"] - Z * row["stderr"],
+                            f"{name}_high": row["value"] + Z * row["stderr"]}  # fmt: skip
         asked = sum(counts["effective"] for counts in found["n-samples"].values())
         samples = {task: [_sample(sample) for sample in rows] for task, rows in found.get("samples", {}).items()}
         folder.write_lines("samples.jsonl", [{"task": task, **row} for task, rows in samples.items() for row in rows])

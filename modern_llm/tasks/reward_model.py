@@ -13,7 +13,6 @@ from modern_llm.data.rows import PARTS
 from modern_llm.defaults import Defaults
 from modern_llm.experiment.conversations import ConversationTask
 from modern_llm.experiment.training import Parts, Selection, Session, require_metric, tell_model, tell_skipped
-from modern_llm.pretrained.settings import ModelFromRun
 from modern_llm.tasks.dpo import worst_pairs
 
 if TYPE_CHECKING:
@@ -155,12 +154,10 @@ def load_reward_model(path: str, runtime: Runtime, mirror: str | None = None) ->
     """
     from modern_llm.data.chat import ChatWriter
     from modern_llm.evaluation.rewards import AnswerRewards
-    from modern_llm.experiment.loading import load_chat_model
+    from modern_llm.experiment.loading import load_chat_model, load_judge
 
     facts = _facts(path)
-    choice = ModelFromRun(str(Path(path).expanduser().resolve() / facts["checkpoint"]))
-    loaded = load_chat_model(choice, runtime, mirror, train=False, labels=_LABELS)
-    loaded.model.eval()
+    loaded = load_judge(path, facts["checkpoint"], load_chat_model, runtime, mirror, _LABELS)
     tell_model(loaded, runtime, train=False)
     return AnswerRewards(loaded.classifier, ChatWriter(loaded.tokenizer), runtime, facts["max_tokens"], facts["system"])
 

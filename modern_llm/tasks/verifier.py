@@ -280,12 +280,10 @@ def load_verifier(path: str, runtime: Runtime, mirror: str | None = None) -> Ans
     from modern_llm.data.solutions.read import LABELS, SolutionWriter
     from modern_llm.evaluation.metrics.calibration import Calibration
     from modern_llm.evaluation.verifier import AnswerVerifier
-    from modern_llm.experiment.loading import load_model
+    from modern_llm.experiment.loading import load_judge, load_model
 
     facts = _facts(path)
-    choice = ModelFromRun(str(Path(path).expanduser().resolve() / facts["checkpoint"]))
-    loaded = load_model(choice, runtime, mirror, LABELS, train=False)
-    loaded.model.eval()
+    loaded = load_judge(path, facts["checkpoint"], load_model, runtime, mirror, LABELS)
     tell_model(loaded, runtime, train=False)
     return AnswerVerifier(
         loaded.classifier,

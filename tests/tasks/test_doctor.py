@@ -11,11 +11,11 @@ from pathlib import Path
 import pytest
 from commands import ROOT
 from hydra import initialize_config_dir
-from made_models import problems, write_split
+from made_models import make_pairs, problems, write_split
 
 from modern_llm.experiment.contract import Paths
 from modern_llm.hub import found_offline
-from modern_llm.tasks.doctor import choice, default_run, packages, writable
+from modern_llm.tasks.doctor import absent, choice, default_run, named, packages, writable
 
 
 @pytest.fixture(autouse=True)
@@ -44,6 +44,22 @@ def test_a_task_is_ready_once_its_data_and_a_model_are_in_the_mirror(tmp_path: P
     assert "gsm8k" not in stages[1].detail
     assert "distilgpt2 is neither in the mirror" in stages[1].detail
     assert stages[2].detail == "with model=gpt2"
+
+
+def test_blimp_is_ready_once_its_paradigms_and_a_model_are_in_the_mirror(tmp_path: Path) -> None:
+    stages = []
+    for number in range(2):
+        root = tmp_path / str(number)
+        (root / "models" / "openai-community" / "gpt2").mkdir(parents=True)
+        if number:
+            make_pairs(root)
+        stages.append(choice("task", "blimp", str(root)))
+    assert [stage.verdict for stage in stages] == ["warning", "ok"]
+    assert "nyu-mll/blimp is neither in the mirror" in stages[0].detail
+    # One paradigm by name, of which there are two.
+    told = [absent(*thing, str(root)) for thing in named({"_target_": "modern_llm.tasks.blimp.Blimp",
+            "name": "nyu-mll/blimp", "paradigms": ["passive_1"]})]  # fmt: skip
+    assert "passive_1" in told[0]
 
 
 def test_a_configuration_that_the_mirror_lacks_is_named(mirror: Path) -> None:

@@ -18,6 +18,7 @@ from modern_llm.config.instantiate import build
 from modern_llm.data.batches import CompletionBatch, LengthBatches
 from modern_llm.data.forms import CompletionForm
 from modern_llm.data.labelled import Example, LabelledData
+from modern_llm.data.rows import FileRows
 from modern_llm.evaluation.answering import write_answers
 from modern_llm.experiment.contract import Paths, RunFolder
 from modern_llm.objectives.language_modeling import LanguageModeling
@@ -242,6 +243,28 @@ class TestRuns:
         assert 0 <= metrics["padding_share"] < 0.5
         assert (tmp_path / "report.html").stat().st_size > 1000
         assert (tmp_path / "adapter" / "adapter_model.safetensors").is_file()
+
+    def test_choices_of_each_row_are_learned(self, hub: Path, tmp_path: Path) -> None:
+        """Every row has options of its own, and the same word among them is right."""
+        rows = []
+        for i in range(48):
+            options = ["tea", f"cake {i}", "a sea"][: 2 + i % 2]
+            options.insert(i % 3 % (len(options) + 1), "ink")
+            rows.append({"ask": f"Question {i}?", "options": options, "right": options.index("ink")})
+        (tmp_path / "quiz.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+        source = FileRows(str(tmp_path / "quiz.jsonl"), evaluation=None, held_out=6)
+        data = labelled(source=source, prompt="{ask}", choices_column="options", label_column="right",
+                        metrics=["accuracy", "normalised_accuracy"])  # fmt: skip
+        folder = tmp_path / "run"
+        metrics = run(task(hub, "made/llama", data, steps=40, lora=FullFinetuning()), folder)
+        predictions = [json.loads(line) for line in (folder / "predictions.jsonl").read_text().splitlines()]
+        asked = {row["ask"]: row["options"] for row in rows}
+        for row in predictions:
+            (options,) = (known for ask, known in asked.items() if ask in json.dumps(row))
+            assert row["reference"] == "ink"
+            assert row["prediction"] in options
+        right = [row["prediction"] == "ink" for row in predictions]
+        assert metrics["accuracy"] == sum(right) / len(right) == 1
 
     @pytest.mark.parametrize("lora", [LORA, FullFinetuning()], ids=["lora", "full"])
     def test_a_resumed_run_is_exact(self, hub: Path, tmp_path: Path, lora: Any) -> None:
