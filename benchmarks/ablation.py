@@ -103,7 +103,9 @@ MANY_ALONE = {
     "gated": ["model/heads=gated"],
     "normuon": ["trainer/optimizer=normuon", "trainer.optimizer.weight_decay=0.5"],
 }
-MANY_WITH = {name: WITH[name] for name in ("scaled", "unet", "smear", "value_residual", "gated", "softcap 15")}
+MANY_WITH = {name: WITH[name] for name in ("scaled", "unet", "smear", "gated", "softcap 15")} | {
+    "value_residual": ["model/values=[value_projection,value_residual]"]
+}
 REGIMES = {
     "one_pass": {
         "out of the default": ([], WITHOUT),

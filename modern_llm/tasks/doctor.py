@@ -266,7 +266,7 @@ def named(node: Any) -> Iterator[tuple[str, str, str | None]]:
     """What of the hub a configuration names, at any depth: kind, name, configuration."""
     if isinstance(node, dict):
         target = find_target(node["_target_"], "") if "_target_" in node else None
-        kind = _KINDS.get(target)
+        kind = None if target is None else _KINDS.get(target)
         if kind is not None and node.get("name", "???") != "???":
             # A paradigm of BLiMP is a configuration of its data.
             yield kind, node["name"], ([*node["paradigms"], "*"][0] if target is Blimp else node.get("config"))
