@@ -108,6 +108,7 @@ STANDARD = {
     "abc",
     "collections",
     "dataclasses",
+    "hashlib",
     "importlib",
     "inspect",
     "math",

@@ -26,7 +26,7 @@ GROUPS = sorted({f.parent.relative_to(CONF).as_posix() for f in CONF.rglob("*.ya
 CHOICES = [
     (group, f.stem)
     for group in GROUPS
-    if not group.startswith("hydra")
+    if not group.startswith(("hydra", "experiment/"))
     for f in sorted((CONF / group).glob("*.yaml"))
     if not is_base(f) or (group, f.stem) in (("task", "pretraining"), ("task/data", "labelled"))
 ]
@@ -154,6 +154,10 @@ def test_every_choice_builds_and_its_yaml_names_every_key(group: str, choice: st
         extra = [f"task.runs=[{tmp_path}]"]
     if choice == "ensemble":
         extra = ["task.models=[a,b]"]
+    if (group, choice) == ("task", "ablation"):
+        extra = ['task.arms={wide: ["model.d_model=64"]}']
+    if (group, choice) == ("task", "ladder"):
+        extra = ['task.sizes={a: ["model.d_model=32"], b: ["model.d_model=64"], c: ["model.d_model=96"]}']
     if choice == "lm_eval":
         pytest.importorskip("lm_eval")
         extra = ["task.tasks=[blimp]"]
