@@ -10,6 +10,8 @@ from pathlib import Path
 import pytest
 from commands import SMALL, Command, launch
 
+from modern_llm.reporting.record import is_complete
+
 # A run of a few steps on a short text: seconds.
 BASE = [*SMALL, "model.d_model=16", "model.n_layers=1"]
 ARM = 'task.arms.sinks=["model.use_attention_sinks=true"]'
@@ -39,7 +41,8 @@ def test_an_ablation_tunes_pairs_stops_goes_on_and_says_what_came_of_it(tmp_path
     first = Command(*words, cwd=tmp_path)
 
     def finished() -> list[Path]:
-        return sorted((tmp_path / "outputs").glob("*/*_ablation/runs/*/report.html"))
+        pages = (tmp_path / "outputs").glob("*/*_ablation/runs/*/report.html")
+        return sorted(page for page in pages if is_complete(page.parent))
 
     first.wait_until(lambda: len(finished()) >= 1)
     first.send(signal.SIGTERM)
