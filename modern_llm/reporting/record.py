@@ -127,6 +127,11 @@ class RunRecord:
         """The first line of what made it fail, or of why it was pruned."""
         return next(iter((self.failure or self.pruned).splitlines()), "")
 
+    @property
+    def diverged(self) -> bool:
+        """Whether it failed by what it computes, and would again."""
+        return self.status == "failed" and "TrainingDivergedError" in self.failure
+
     @cached_property
     def last_step(self) -> int | None:
         """The last optimiser step that `metrics.jsonl` tells of."""

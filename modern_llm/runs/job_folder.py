@@ -6,19 +6,31 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
+from modern_llm.config.instantiate import ConfigError
 from modern_llm.experiment.contract import say
+from modern_llm.files import DamagedError, read_json
 from modern_llm.reporting.record import RunRecord, is_complete
 from modern_llm.runs.sweep import Launch, Sweep
 
 # What is done to the folder of a job, whose overrides it is given, before the job begins.
 Prepare = Callable[[list[str], Path], None]
-_DIVERGED = "TrainingDivergedError"
 
 
-def diverged(run: RunRecord) -> bool:
-    """Whether a run failed by what it computes, and would again."""
-    return run.status == "failed" and _DIVERGED in run.failure
+def noted(path: Path) -> dict[str, Any]:
+    """What a command that starts runs has noted in its folder; empty where it has not yet.
+
+    Raises:
+        ConfigError: the file is damaged.
+    """
+    try:
+        state = read_json(path)
+    except FileNotFoundError:
+        return {}
+    except DamagedError as cause:
+        raise ConfigError(f"{path}: is damaged: {cause}. Start anew; the runs stay.") from cause
+    return state if isinstance(state, dict) else {}
 
 
 class JobFolder:
@@ -77,7 +89,7 @@ class JobFolder:
 
     def _has_ended(self, number: int) -> bool:
         folder = self.folder / str(number)
-        return is_complete(folder) or diverged(RunRecord.read(folder))
+        return is_complete(folder) or RunRecord.read(folder).diverged
 
 
 class Clock:

@@ -15,10 +15,9 @@ from modern_llm.config.instantiate import ConfigError
 from modern_llm.config.overrides import laid_over, override, require_own
 from modern_llm.defaults import ROOT, Defaults
 from modern_llm.experiment.contract import Paths, RunFolder, say, tell_paths
-from modern_llm.files import DamagedError, read_json
 from modern_llm.reporting.comparison.scaling_law import LEAST_POINTS, Rung, ScalingLaw, between, fit, resampled
 from modern_llm.reporting.record import RunRecord
-from modern_llm.runs.job_folder import Clock, JobFolder, in_minutes
+from modern_llm.runs.job_folder import Clock, JobFolder, in_minutes, noted
 from modern_llm.runs.launching import launch_of_this_command
 from modern_llm.runs.own_jobs import OwnJobs, named_overrides
 from modern_llm.runs.rates import FIRST_STEPS, Rates, of_length, rates_of, short_run
@@ -108,7 +107,7 @@ class Ladder:
 
     def further_work(self, folder: Path) -> bool:
         """Whether more seeds were asked for than a finished ladder has."""
-        return bool(_state(folder).get("seeds", 0) < self.seeds)
+        return bool(noted(folder / _STATE).get("seeds", 0) < self.seeds)
 
     def run(self, folder: RunFolder) -> dict[str, float]:
         """Measure rates, train, predict, train the largest size, fit and report. Returns the final metrics.
@@ -140,9 +139,9 @@ class Ladder:
                 told = law.loss(parameters, tokens)
                 predicted.append({"size": largest, "tokens": tokens, "predicted": told, "low": low, "high": high})
                 say(f"predicted: {largest} after {tokens:,.0f} tokens {told:.4f} ({low:.4f} to {high:.4f})")
-            folder.write_json(_STATE, _state(folder.path) | {"predicted": predicted})
+            folder.write_json(_STATE, noted(folder.path / _STATE) | {"predicted": predicted})
             rungs += self._climbed(folder, {largest: sizes[largest]}, rates, steps)
-        folder.write_json(_STATE, _state(folder.path) | {"seeds": self.seeds})
+        folder.write_json(_STATE, noted(folder.path / _STATE) | {"seeds": self.seeds})
         law, laws = self._law(rungs)
         metrics = _metrics(law, laws, predicted, rungs)
         folder.write_result(self.objective_metric, metrics, list(metrics)[:6])
@@ -163,7 +162,7 @@ class Ladder:
 
     def _rates(self, folder: RunFolder, sizes: dict[str, _Size]) -> dict[str, Rates]:
         """What a step of each size takes. What was measured once stays."""
-        known = {size: Rates(**rates) for size, rates in _state(folder.path).get("rates", {}).items()}
+        known = {size: Rates(**rates) for size, rates in noted(folder.path / _STATE).get("rates", {}).items()}
         if {*sizes} <= {*known}:
             return {size: known[size] for size in sizes}
         say(f"measuring what a step takes: {len(sizes)} short runs")
@@ -180,7 +179,9 @@ class Ladder:
             if not probe.metrics.get("flops"):
                 raise ConfigError(f"task.sizes.{size}: its operations cannot be counted, and a law is over them.")
             rates[size] = rates_of([probe])
-        folder.write_json(_STATE, _state(folder.path) | {"rates": {size: asdict(r) for size, r in rates.items()}})
+        folder.write_json(
+            _STATE, noted(folder.path / _STATE) | {"rates": {size: asdict(r) for size, r in rates.items()}}
+        )
         return rates
 
     def _steps(self, rates: dict[str, Rates]) -> dict[str, list[int]]:
@@ -308,18 +309,3 @@ def _metrics(
     metrics |= {"size_factor": law.size_factor, "data_factor": law.data_factor}
     metrics["fit_error"] = sum(abs(law.loss(r.parameters, r.tokens) - r.loss) for r in rungs) / len(rungs)
     return metrics
-
-
-def _state(folder: Path) -> dict[str, Any]:
-    """What a ladder has noted.
-
-    Raises:
-        ConfigError: it is damaged.
-    """
-    try:
-        state = read_json(folder / _STATE)
-    except FileNotFoundError:
-        return {}
-    except DamagedError as cause:
-        raise ConfigError(f"{folder / _STATE}: is damaged: {cause}. Start a new ladder.") from cause
-    return state if isinstance(state, dict) else {}

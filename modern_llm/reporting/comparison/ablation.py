@@ -173,7 +173,7 @@ def _failures(runs: Any) -> dict[str, int]:
     reasons: dict[str, int] = {}
     for run in runs:
         if run.value is None:
-            why = "diverged" if "TrainingDivergedError" in run.record.failure else run.record.why or run.record.status
+            why = "diverged" if run.record.diverged else run.record.why or run.record.status
             reasons[why] = reasons.get(why, 0) + 1
     return reasons
 

@@ -12,11 +12,11 @@ from modern_llm.checks import require
 from modern_llm.config.differences import differences
 from modern_llm.config.instantiate import ConfigError
 from modern_llm.config.overrides import laid_over, override, require_own
+from modern_llm.reporting.comparison.ablation import A_A, BASELINE
 from modern_llm.runs.checked import task_of
 from modern_llm.runs.own_jobs import OwnJobs, named_overrides
 from modern_llm.runs.resume import settled
 
-BASELINE, A_A = "baseline", "a_a"
 # What a difference must not come from: the text and what it is cut into, what is measured, on what it is begun.
 EQUAL = ("task._target_", "task.data", "task.tokenizer", "task.evaluation", "seed")
 # What the budget says.

@@ -14,14 +14,13 @@ from modern_llm.config.overrides import override
 from modern_llm.defaults import ROOT, Defaults
 from modern_llm.evaluation.metrics.registry import direction
 from modern_llm.experiment.contract import Paths, RunFolder, say, tell_paths
-from modern_llm.files import DamagedError, read_json
 from modern_llm.reporting.comparison.paired import seeds_needed, smallest_effect
 from modern_llm.reporting.record import RunRecord
 from modern_llm.reporting.tables import shown
 from modern_llm.runs.ablation.arms import A_A, BASELINE, Arms, Cell
 from modern_llm.runs.ablation.settings import RunBudget, Tuning
 from modern_llm.runs.ablation.tuning import Factors, tune
-from modern_llm.runs.job_folder import Clock, JobFolder, diverged, in_minutes
+from modern_llm.runs.job_folder import Clock, JobFolder, in_minutes, noted
 from modern_llm.runs.launching import launch_of_this_command
 from modern_llm.runs.rates import FIRST_STEPS, Rates, of_length, rates_of, short_run
 from modern_llm.training.logs.loggers import FilesOnly, Logger
@@ -108,7 +107,7 @@ class Ablation:
 
     def further_work(self, folder: Path) -> bool:
         """Whether a finished ablation has runs to do that it has not done: more seeds were asked for."""
-        return bool(_state(folder).get("seeds", 0) < self.seeds)
+        return bool(noted(folder / _STATE).get("seeds", 0) < self.seeds)
 
     def run(self, folder: RunFolder) -> dict[str, float]:
         """Measure rates, tune, run, and report, from where the folder stands. Returns the final metrics.
@@ -124,7 +123,7 @@ class Ablation:
             raise ConfigError(f"task.metric={metric}: which way it is better is not known. Choose another one.")
         for cell in self.planned.cells:
             self.planned.scaled(cell, dict.fromkeys(self.tuning.keys, 1.0))
-        state = _state(folder.path)
+        state = noted(folder.path / _STATE)
         rates = self._rates(folder, state, metric)
         steps = {cell: self._steps(cell, rates) for cell in rates}
         self._tell_plan(rates, steps)
@@ -155,7 +154,7 @@ class Ablation:
         rates: dict[Cell, Rates] = {}
         for place, cell in enumerate(cells):
             own = probes[place :: len(cells)]
-            if cell.arm != BASELINE and any(diverged(run) for run in own):
+            if cell.arm != BASELINE and any(run.diverged for run in own):
                 say(f"  {cell} diverges in its first {n} steps; its cost is taken to be the baseline's")
                 rates[cell] = rates[Cell(cell.size, BASELINE)]
                 continue
@@ -292,7 +291,7 @@ class Ablation:
             jobs.append(own)
             expected.append(rates[real].run_seconds(share * steps[real]))
         records = self._launched(folder.path / "runs").run(jobs, Clock("runs", expected))
-        folder.write_json(_STATE, _state(folder.path) | {"seeds": self.seeds})
+        folder.write_json(_STATE, noted(folder.path / _STATE) | {"seeds": self.seeds})
         return [
             Run(cell.size, cell.arm, place, share, record, _value(record, metric))
             for (cell, place, _, share), record in zip(asked, records, strict=True)
@@ -350,18 +349,3 @@ def _value(record: RunRecord, metric: str) -> float | None:
 
     value = record.metrics.get(metric) if record.status == "finished" else None
     return log(value) if value is not None and "perplexity" in metric else value
-
-
-def _state(folder: Path) -> dict[str, Any]:
-    """What an ablation has noted.
-
-    Raises:
-        ConfigError: it is damaged.
-    """
-    try:
-        state = read_json(folder / _STATE)
-    except FileNotFoundError:
-        return {}
-    except DamagedError as cause:
-        raise ConfigError(f"{folder / _STATE}: is damaged: {cause}. Start a new ablation.") from cause
-    return state if isinstance(state, dict) else {}
