@@ -29,7 +29,9 @@ _POLYNOMIALS = {
         (1.875, -1.25, 0.375),
     ),
 }
-_ROOM = {"quintic": 1.0, "polar_express": 1.01}  # the largest singular value, in rounding too, must stay below 1 / this
+# By how much singular values may come out too large. The largest, in rounding too, must stay where the polynomial of the
+# next step holds them back: beyond, it blows them up.
+_ROOM = {"quintic": 1.0, "polar_express": 1.01}
 
 
 def orthogonalise(matrices: Tensor, steps: int, polynomial: str = "quintic", half: bool = False) -> Tensor:
@@ -47,9 +49,11 @@ def orthogonalise(matrices: Tensor, steps: int, polynomial: str = "quintic", hal
     tall = x.shape[-2] > x.shape[-1]
     x = x.mT if tall else x
     x = x / (x.norm(dim=(-2, -1), keepdim=True) * _ROOM[polynomial]).clamp(min=1e-7)
-    coefficients = _POLYNOMIALS[polynomial]
+    coefficients, room = _POLYNOMIALS[polynomial], _ROOM[polynomial]
     for step in range(steps):
         a, b, c = coefficients[min(step, len(coefficients) - 1)]
+        if step < len(coefficients) - 1:
+            a, b, c = a / room, b / room**3, c / room**5
         gram = x @ x.mT
         x = torch.baddbmm(x, torch.baddbmm(gram, gram, gram, beta=b, alpha=c), x, beta=a)
     return (x.mT if tall else x).reshape(matrices.shape).to(matrices.dtype)

@@ -1,0 +1,119 @@
+"""Steps of training on a GPU: memory against the plan, and how often the host waits. Needs a GPU that CUDA knows."""
+
+from __future__ import annotations
+
+import traceback
+import warnings
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from hydra import compose, initialize_config_dir
+
+from modern_llm.config.instantiate import build
+from modern_llm.models import ModernDecoderLM
+from modern_llm.objectives.language_modeling import LanguageModeling
+from modern_llm.training.callbacks import Callback
+from modern_llm.training.memory.plan import plan_memory
+from modern_llm.training.runtime import Runtime
+from modern_llm.training.trainer import Trainer
+
+pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU that CUDA knows")
+ROOT = Path(__file__).resolve().parents[2]
+LENGTH = 512
+
+
+class _Batches:
+    """The same random tokens again and again."""
+
+    def __init__(self, rows: int, vocab_size: int) -> None:
+        ids = torch.randint(vocab_size, (rows, LENGTH + 1), generator=torch.Generator().manual_seed(0))
+        self.batch = {"input_ids": ids[:, :-1].contiguous(), "labels": ids[:, 1:].contiguous()}
+
+    def __iter__(self) -> Iterator[dict[str, torch.Tensor]]:
+        return self
+
+    def __next__(self) -> dict[str, torch.Tensor]:
+        return self.batch
+
+    def state_dict(self) -> dict[str, Any]:
+        return {}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        pass
+
+
+def _trained(folder: Path, *overrides: str, watch: tuple[Callback, ...] = ()) -> Any:
+    """A few steps of a decoder; its task as configured."""
+    with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
+        config = compose("config", overrides=[
+            "task=python_docs", "model.d_model=512", "model.n_heads=8", "model.n_layers=6",
+            f"model.max_seq_len={LENGTH}", "model.vocab_size=16384", "trainer.batch_size=16", "trainer.max_steps=6",
+            "trainer.save_every=1000", "hardware.device=cuda", "hardware.precision=bf16", *overrides, "name=x",
+        ])  # fmt: skip
+    task = build(config.task)
+    torch.manual_seed(0)
+    trainer = Trainer(task.trainer, Runtime(task.hardware), folder, watch)
+    trainer.fit(ModernDecoderLM(task.model), LanguageModeling(), _Batches(task.trainer.batch_size, 16384))
+    return task
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        [],
+        ["trainer/optimizer=adamw"],
+        ["trainer/optimizer=adamw", "model=decoder"],
+        ["model=decoder", "model/gqa=gqa", "hardware.activation_checkpointing=true"],
+        ["model/moe=top2of8"],
+        ["model.use_attention_sinks=true"],
+        ["model.use_attention_sinks=true", "model/sinks=streaming", "model.sinks.window=128"],
+        ["trainer/average=ema"],
+        ["hardware.micro_batch_size=4"],
+        ["hardware.compile=true"],
+    ],
+    ids=" ".join,
+)
+def test_the_plan_is_what_is_measured(tmp_path: Path, overrides: list[str]) -> None:
+    torch.cuda.empty_cache()
+    before = torch.cuda.memory_allocated()
+    torch.cuda.reset_peak_memory_stats()
+    torch._dynamo.reset()
+    task = _trained(tmp_path, *overrides)
+    measured = torch.cuda.max_memory_allocated() - before
+    plan = plan_memory(task.model, LENGTH, task.trainer, task.hardware)
+    planned = plan.total - 600e6  # CUDA's own context is not in what torch counts
+    print(f"{overrides}: measured {measured / 1e9:.3f} GB, planned {planned / 1e9:.3f}\n{plan.table()}")
+    assert planned == pytest.approx(measured, rel=0.15)
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [[], ["model/moe=top2of8"], ["model.use_attention_sinks=true", "model/sinks=streaming", "model.sinks.window=32"],
+     ["trainer/optimizer=adamw", "hardware.micro_batch_size=4"]],
+    ids=" ".join,
+)  # fmt: skip
+def test_a_step_waits_for_the_gpu_once(tmp_path: Path, overrides: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    found: Counter[str] = Counter()
+
+    def show(message: Any, *where: Any, **more: Any) -> None:
+        if "synchroniz" in str(message):
+            frames = [f for f in traceback.extract_stack() if "modern_llm" in f.filename]
+            found[f"{Path(frames[-1].filename).name}:{frames[-1].lineno}"] += 1
+
+    class Watch(Callback):
+        def on_step(self, step: int, loss: float) -> None:
+            torch.cuda.set_sync_debug_mode({2: "warn", 4: "default"}.get(step, torch.cuda.get_sync_debug_mode()))
+
+    monkeypatch.setattr(warnings, "showwarning", show)
+    with warnings.catch_warnings():
+        warnings.simplefilter("always")
+        warnings.showwarning = show
+        try:
+            _trained(tmp_path, "trainer.log_every=1000", *overrides, watch=(Watch(),))
+        finally:
+            torch.cuda.set_sync_debug_mode("default")
+    assert sum(found.values()) == 2, found  # steps 3 and 4, once each
