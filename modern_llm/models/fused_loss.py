@@ -7,20 +7,46 @@ this one was faster there and also runs on the older torch that the project supp
 from __future__ import annotations
 
 from collections.abc import Iterator
+from functools import cache
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from modern_llm.models.kernels import compute_dtype
+from modern_llm.models.kernels import compiles_pointwise, compute_dtype, loss_chunk_elements, sums_in_fp32
 from modern_llm.models.output_head import OutputHead
 
 IGNORE_INDEX = -100  # the target id that carries no loss, as in torch.nn.functional.cross_entropy
-_CHUNK_ELEMENTS = 2**24  # logits held at once: 64 MiB in fp32, where the matrix product still runs at full rate
 
 
-def _chunk_rows(vocab_size: int) -> int:
-    return max(_CHUNK_ELEMENTS // vocab_size, 16)
+def _chunk_rows(weight: Tensor) -> int:
+    """Rows whose logits are held at once."""
+    return max(loss_chunk_elements(weight) // len(weight), 16)
+
+
+def _slope(logits: Tensor, labels: Tensor, softcap: float | None) -> tuple[Tensor, Tensor]:
+    """Log-likelihood of the targets (n, 1) in fp32, 0 where they are ignored, and the gradient of their summed loss
+    with respect to the products (n, V), in their own dtype: plain lines, which the compiler makes two passes of.
+
+    Args:
+        logits: (n, V). labels: (n, 1). softcap: as in `OutputHead`.
+    """
+    z = logits.float()
+    bend: Tensor | float = 1.0
+    if softcap is not None:
+        bent = torch.tanh(z / softcap)
+        z, bend = bent * softcap, 1 - bent * bent
+    ignored = labels == IGNORE_INDEX
+    target, kept = labels.masked_fill(ignored, 0), (~ignored).float()
+    total = z.logsumexp(-1, keepdim=True)
+    hit = torch.arange(z.shape[-1], device=z.device) == target
+    slope = ((z - total).exp() - hit.float()) * kept * bend
+    return (z.gather(1, target) - total) * kept, slope.to(logits.dtype)
+
+
+@cache
+def _compiled_slope() -> Any:
+    return torch.compile(_slope)
 
 
 def _slopes(x: Tensor, w: Tensor, targets: Tensor, softcap: float | None) -> Iterator[tuple[slice, Tensor, Tensor]]:
@@ -31,7 +57,12 @@ def _slopes(x: Tensor, w: Tensor, targets: Tensor, softcap: float | None) -> Ite
         x: (N, d). w: (V, d), of the same dtype. targets: (N,). softcap: as in `OutputHead`.
     """
     exact = torch.promote_types(x.dtype, torch.float32)
-    rows = max(min(_chunk_rows(w.shape[0]), len(x)), 1)
+    rows = max(min(_chunk_rows(w), len(x)), 1)
+    if compiles_pointwise(x) and exact == torch.float32:
+        for start in range(0, len(x), rows):
+            where = slice(start, min(start + rows, len(x)))
+            yield where, *_compiled_slope()(torch.mm(x[where], w.t()), targets[where, None], softcap)
+        return
     buffer = torch.empty(rows, w.shape[0], dtype=x.dtype, device=x.device)
     for start in range(0, len(x), rows):
         where = slice(start, min(start + rows, len(x)))
@@ -69,7 +100,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
         with torch.autocast(x.device.type, enabled=False):
             for where, likelihood, chance in _slopes(x, w, targets, softcap):
                 total -= likelihood.sum()
-                slope = chance.to(dtype)
+                slope = chance.to(dtype)  # it is already, where it was compiled
                 torch.mm(slope, w, out=grad_hidden[where])
                 if grad_weight is not None:
                     _add_product(grad_weight, slope, x[where])
@@ -92,6 +123,8 @@ def _add_product(total: Tensor, slope: Tensor, piece: Tensor) -> None:
     """total (V, d) += slope (n, V) transposed times piece (n, d)."""
     if total.dtype == slope.dtype:
         total.addmm_(slope.t(), piece)
+    elif sums_in_fp32(total, slope.dtype):
+        torch.addmm(total, slope.t(), piece, out_dtype=total.dtype, out=total)
     else:  # summed in fp32: 16-bit sums over many chunks lose the small terms
         total += slope.t() @ piece
 
@@ -183,7 +216,7 @@ def token_nll(hidden: Tensor, head: OutputHead, targets: Tensor) -> Tensor:
     flat, labels = hidden.reshape(-1, hidden.shape[-1]).to(dtype), targets.reshape(-1)
     head = head._replace(weight=head.weight.to(dtype))
     pieces = []
-    rows = _chunk_rows(head.weight.shape[0])
+    rows = _chunk_rows(head.weight)
     for start in range(0, len(flat), rows):
         logits = head.logits(flat[start : start + rows])
         pieces.append(

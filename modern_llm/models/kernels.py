@@ -139,6 +139,23 @@ def reads_weight_as_pieces(x: Tensor, weight: Tensor) -> bool:
     return K <= N or x.numel() <= _FEW_ROWS_WIDE * torch.get_num_threads() * K
 
 
+def sums_in_fp32(total: Tensor, dtype: torch.dtype) -> bool:
+    """Whether the product of two matrices of `dtype` can be added to an fp32 `total` in one kernel."""
+    return total.is_cuda and dtype in _HALF and total.dtype == torch.float32
+
+
+def compiles_pointwise(x: Tensor) -> bool:
+    """Whether passes over x, several times as large as the matrices that made it, are worth a kernel of their own: on
+    a GPU, where anything is compiled."""
+    return x.is_cuda and may_be_compiled()
+
+
+def loss_chunk_elements(x: Tensor) -> int:
+    """Logits that the fused loss holds at once: 64 MiB in fp32, where the CPU's products run at full rate. A GPU needs
+    twice as many, which take no more memory where the compiler leaves out the copies in between."""
+    return 2**25 if compiles_pointwise(x) else 2**24
+
+
 def has_fused_rms_norm(x: Tensor) -> bool:
     """Whether torch normalises x in one kernel: not on the CPU, unless it compiles one."""
     return x.device.type != "cpu" or torch.compiler.is_compiling()

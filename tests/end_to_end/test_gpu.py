@@ -22,13 +22,15 @@ def test_a_run_is_that_of_the_cpu(tmp_path: Path) -> None:
         place.run(f"hardware.device={device}", "trainer.max_steps=12", "trainer.log_every=1", f"name={device}")
         (folder,) = place.outputs.glob(f"*/*_{device}")
         losses.append([row["loss"] for row in read_rows(folder) if "loss" in row])
-    assert losses[0] == pytest.approx(losses[1], rel=2e-3)
+    assert losses[0] == pytest.approx(losses[1], rel=1e-2)
 
 
 @pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGTERM])
 def test_a_resumed_run_goes_on_as_the_one_left_alone(tmp_path: Path, how: signal.Signals) -> None:
     length = ["trainer.max_steps=120", "trainer.save_every=7", "trainer.eval_every=40", "trainer.log_every=3",
               "model.dropout=0.1", *GPU]  # fmt: skip
+    for name in ("alone", "stopped"):
+        (tmp_path / name).mkdir()
     alone, place = Workplace(tmp_path / "alone"), Workplace(tmp_path / "stopped")
     alone.run(*length)
     _, folder = place.stop_at(30, how, *length)

@@ -23,7 +23,7 @@ V, D = 40, 12
 @contextmanager
 def _chunks_of(rows: int, vocabulary: int = V) -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(fused_loss, "_CHUNK_ELEMENTS", rows * vocabulary)
+        patch.setattr(fused_loss, "loss_chunk_elements", lambda weight: rows * vocabulary)
         yield
 
 
@@ -51,6 +51,20 @@ def _assert_agrees(hidden: Tensor, weight: Tensor, targets: Tensor, tolerance: f
 def test_value_and_gradients_at_chunk_borders(tokens, dtype, tolerance):
     with _chunks_of(16):
         _assert_agrees(*_problem(tokens, dtype), tolerance)
+
+
+@pytest.mark.parametrize("softcap", [None, 3.0])
+def test_what_a_gpu_compiles_is_the_loss_and_its_slope(softcap):
+    """Against autograd, in the plain lines that the compiler gets."""
+    hidden, weight, targets = _problem(20, torch.float32)
+    targets[[0, 7]] = IGNORE_INDEX
+    logits = (hidden @ weight.T).detach().requires_grad_()
+    capped = logits if softcap is None else softcap * torch.tanh(logits / softcap)
+    expected = F.cross_entropy(capped, targets, reduction="none", ignore_index=IGNORE_INDEX)
+    expected.sum().backward()
+    likelihood, slope = fused_loss._slope(logits.detach(), targets[:, None], softcap)
+    torch.testing.assert_close(-likelihood[:, 0], expected)
+    torch.testing.assert_close(slope, logits.grad)
 
 
 @pytest.mark.parametrize("ignored", [[0], [16], list(range(16)), list(range(10, 40)), list(range(49))])

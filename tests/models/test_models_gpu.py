@@ -12,7 +12,7 @@ from parts import ALL, PARTS, UNLIKE_LAYERS
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from modern_llm.models import ModernDecoderLM, MoEConfig
+from modern_llm.models import ModernDecoderLM, MoEConfig, fused_loss
 from modern_llm.models.attention.layers import LayerPattern
 from modern_llm.models.attention.sinks import LearnableSinks, SinkLogits, StreamingSinks
 from modern_llm.models.decoding.generation import generate
@@ -59,7 +59,9 @@ def _gradients(model: ModernDecoderLM, ids: Tensor, **more: Tensor) -> dict[str,
     labels = ids.roll(-1, 1)
     loss = model(ids, labels=labels, **more).loss
     loss.backward()
-    return {"loss": loss.detach()} | {n: p.grad.cpu() for n, p in model.named_parameters() if p.grad is not None}
+    gradients = {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
+    # Copies: a model that moves takes its gradients along.
+    return {name: t.detach().cpu().clone() for name, t in {"loss": loss, **gradients}.items()}
 
 
 @pytest.mark.parametrize("documents", [False, True])
@@ -81,7 +83,7 @@ def test_loss_and_gradients_are_those_of_the_cpu(tiny, token_ids, settings, docu
 @torch.no_grad()
 def test_decoding_on_the_cache_is_the_whole_pass(tiny, token_ids, settings):
     model, ids = tiny(**settings).cuda(), token_ids(2, 21).cuda()
-    cache = model.new_cache(2)
+    cache = model.new_cache(2, 21)
     pieces = [model(piece, cache=cache).logits for piece in ids.split([9, *[1] * 12], dim=1)]
     torch.testing.assert_close(torch.cat(pieces, 1), model(ids).logits, atol=1e-4, rtol=1e-4)
 
@@ -125,9 +127,11 @@ def test_a_compiled_block_is_one_graph_and_computes_the_same(tiny, token_ids):
         torch.testing.assert_close(found[name], gradient, atol=1e-3 * scale + 1e-6, rtol=1e-2, msg=name)
 
 
+@pytest.mark.parametrize("compiled", [False, True])
 @pytest.mark.parametrize("loss_of", [linear_cross_entropy, linear_token_nll])
-def test_the_fused_loss_is_that_of_torch(loss_of):
+def test_the_fused_loss_is_that_of_torch(monkeypatch, loss_of, compiled):
     torch.manual_seed(0)
+    monkeypatch.setattr(fused_loss, "compiles_pointwise", lambda x: compiled)
     x, w = torch.randn(700, 64, device="cuda", requires_grad=True), torch.randn(50001, 64, device="cuda") * 0.1
     w.requires_grad_()
     y = torch.randint(50001, (700,), device="cuda")

@@ -81,7 +81,7 @@ def _experts_grouped(x: Tensor, counts: Tensor, weights: ExpertWeights, kind: Fe
         return out if bias is None else out + bias.to(dtype)[expert]
 
     hidden = activate(product(x.to(dtype), weights.first, weights.first_bias), kind)
-    return product(hidden, weights.down, weights.down_bias)
+    return product(hidden.to(dtype), weights.down, weights.down_bias)
 
 
 class MoE(nn.Module):

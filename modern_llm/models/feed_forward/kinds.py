@@ -142,7 +142,8 @@ class ReLU2(FeedForwardKind):
     gated = False
 
     def act(self, x: Tensor) -> Tensor:
-        return x.relu().square()
+        hidden = x.relu()
+        return hidden * hidden  # square() would be computed in fp32 under autocast on a GPU
 
     def act_backward(self, grad: Tensor, x: Tensor) -> Tensor:
         return grad * x.relu().mul_(2)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass, field
 
-import torch
 from torch import Tensor
 
 from modern_llm.evaluation.metrics.registry import Direction
@@ -48,7 +47,8 @@ class Progress:
         self.seconds += seconds
         self.loss_sum += loss
         for name, value in metrics.items():
-            self.metric_sums[name] = value + self.metric_sums.get(name, torch.zeros(())).to(value.device)
+            before = self.metric_sums.get(name)
+            self.metric_sums[name] = value if before is None else value + before.to(value.device)
         self.steps_since_log += 1
         self.tokens_since_log += tokens
         self.seconds_since_log += seconds

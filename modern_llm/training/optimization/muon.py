@@ -29,8 +29,8 @@ _POLYNOMIALS = {
         (1.875, -1.25, 0.375),
     ),
 }
-# By how much singular values may come out too large. The largest, in rounding too, must stay where the polynomial of the
-# next step holds them back: beyond, it blows them up.
+# By how much singular values may come out too large. The largest, in rounding too, must stay where the polynomial of
+# the next step holds them back: beyond, it blows them up.
 _ROOM = {"quintic": 1.0, "polar_express": 1.01}
 
 

@@ -53,7 +53,7 @@ def summed_step(loss: Tensor, stop: bool, metrics: dict[str, Tensor]) -> tuple[T
     Returns:
         The sums: of the loss; of the processes that were asked; of the metrics.
     """
-    asked = loss.new_tensor(float(stop))
+    asked = loss.new_full((), float(stop))  # filled where it lies: nothing is copied from the host
     if world().count == 1:
         return loss, asked, metrics
     loss, asked, *others = summed(torch.stack([loss, asked, *metrics.values()])).unbind()
