@@ -108,6 +108,7 @@ STANDARD = {
     "abc",
     "collections",
     "dataclasses",
+    "functools",
     "hashlib",
     "importlib",
     "inspect",

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from modern_llm.models.kernels import compiles_pointwise, compute_dtype, loss_chunk_elements, sums_in_fp32
+from modern_llm.models.kernels import compiles_passes, compute_dtype, loss_chunk_elements, sums_in_fp32
 from modern_llm.models.output_head import OutputHead
 
 IGNORE_INDEX = -100  # the target id that carries no loss, as in torch.nn.functional.cross_entropy
@@ -58,7 +58,7 @@ def _slopes(x: Tensor, w: Tensor, targets: Tensor, softcap: float | None) -> Ite
     """
     exact = torch.promote_types(x.dtype, torch.float32)
     rows = max(min(_chunk_rows(w), len(x)), 1)
-    if compiles_pointwise(x) and exact == torch.float32:
+    if compiles_passes(x) and exact == torch.float32:
         for start in range(0, len(x), rows):
             where = slice(start, min(start + rows, len(x)))
             yield where, *_compiled_slope()(torch.mm(x[where], w.t()), targets[where, None], softcap)

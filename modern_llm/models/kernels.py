@@ -144,16 +144,25 @@ def sums_in_fp32(total: Tensor, dtype: torch.dtype) -> bool:
     return total.is_cuda and dtype in _HALF and total.dtype == torch.float32
 
 
-def compiles_pointwise(x: Tensor) -> bool:
-    """Whether passes over x, several times as large as the matrices that made it, are worth a kernel of their own: on
-    a GPU, where anything is compiled."""
-    return x.is_cuda and may_be_compiled()
+_compile = False
+
+
+def compile_passes(on: bool) -> None:
+    """From here on, whether the loss's passes over logits are compiled on a GPU, as `hardware.compile` compiles
+    blocks."""
+    global _compile
+    _compile = on
+
+
+def compiles_passes(x: Tensor) -> bool:
+    """Whether passes over x are compiled into kernels of their own."""
+    return _compile and x.is_cuda
 
 
 def loss_chunk_elements(x: Tensor) -> int:
     """Logits that the fused loss holds at once: 64 MiB in fp32, where the CPU's products run at full rate. A GPU needs
     twice as many, which take no more memory where the compiler leaves out the copies in between."""
-    return 2**25 if compiles_pointwise(x) else 2**24
+    return 2**25 if compiles_passes(x) else 2**24
 
 
 def has_fused_rms_norm(x: Tensor) -> bool:

@@ -14,6 +14,7 @@ import psutil
 import torch
 from torch import nn
 
+from modern_llm.models.kernels import compile_passes
 from modern_llm.processes import ProcessesError, join, world
 from modern_llm.training.optimization.muon import MuonWithAdamW
 from modern_llm.training.optimization.optimizers import OptimizerSettings
@@ -157,7 +158,8 @@ class Runtime:
         return torch.amp.GradScaler(self.device.type, enabled=self.precision == "fp16")
 
     def prepare(self, model: nn.Module) -> nn.Module:
-        """Move a model here; switch on activation checkpointing and compilation as the settings say.
+        """Move a model here; switch on activation checkpointing and compilation as the settings say, of the loss as
+        well.
 
         Raises:
             ValueError: activation checkpointing for a model that has none.
@@ -169,6 +171,7 @@ class Runtime:
                     f"hardware.activation_checkpointing=True: {type(model).__name__} has none. Set it to false."
                 )
             setattr(model, "activation_checkpointing", True)  # noqa: B010 - a Module types its attributes narrowly
+        compile_passes(self.hardware.compile)
         if self.hardware.compile:
             # Block by block: equal blocks compile once. Models call them uncompiled where they read a cache.
             parts = getattr(model, "blocks", [model])
