@@ -13,13 +13,13 @@ import torch
 from torch import Tensor
 
 from modern_llm.models.decoding.generation import CausalLM, prefilled
+from modern_llm.models.fused_loss import chunk_rows
 from modern_llm.models.output_head import OutputHead
 
 Progress = Callable[[int, int], None]  # called with how many are done, of how many
 Ids = Sequence[int]
 
 _ROW = 128  # tokens of a row that short texts share: longer ones cost more attention, shorter ones more padding
-_CHUNK_ELEMENTS = 2**24  # logits held at once
 
 
 def silent(done: int, of: int) -> None:
@@ -224,7 +224,7 @@ def _picked(hidden: Tensor, head: OutputHead, tokens: np.ndarray, targets: np.nd
     places, inverse = np.unique(tokens, return_inverse=True)
     order = np.argsort(inverse, kind="stable")
     nats, best = np.zeros(len(tokens)), np.zeros(len(tokens), dtype=bool)
-    rows = max(_CHUNK_ELEMENTS // head.weight.shape[0], 16)
+    rows = chunk_rows(head.weight)
     edges = np.searchsorted(inverse[order], np.arange(0, len(places) + rows, rows))
     for number, (start, stop) in enumerate(pairwise(edges)):
         chunk = torch.from_numpy(places[number * rows : (number + 1) * rows]).to(hidden.device)

@@ -19,8 +19,8 @@ from modern_llm.models.output_head import OutputHead
 IGNORE_INDEX = -100  # the target id that carries no loss, as in torch.nn.functional.cross_entropy
 
 
-def _chunk_rows(weight: Tensor) -> int:
-    """Rows whose logits are held at once."""
+def chunk_rows(weight: Tensor) -> int:
+    """Rows whose logits are held at once, of a head (V, d)."""
     return max(loss_chunk_elements(weight) // len(weight), 16)
 
 
@@ -57,7 +57,7 @@ def _slopes(x: Tensor, w: Tensor, targets: Tensor, softcap: float | None) -> Ite
         x: (N, d). w: (V, d), of the same dtype. targets: (N,). softcap: as in `OutputHead`.
     """
     exact = torch.promote_types(x.dtype, torch.float32)
-    rows = max(min(_chunk_rows(w), len(x)), 1)
+    rows = max(min(chunk_rows(w), len(x)), 1)
     if compiles_passes(x) and exact == torch.float32:
         for start in range(0, len(x), rows):
             where = slice(start, min(start + rows, len(x)))
@@ -216,7 +216,7 @@ def token_nll(hidden: Tensor, head: OutputHead, targets: Tensor) -> Tensor:
     flat, labels = hidden.reshape(-1, hidden.shape[-1]).to(dtype), targets.reshape(-1)
     head = head._replace(weight=head.weight.to(dtype))
     pieces = []
-    rows = _chunk_rows(head.weight)
+    rows = chunk_rows(head.weight)
     for start in range(0, len(flat), rows):
         logits = head.logits(flat[start : start + rows])
         pieces.append(

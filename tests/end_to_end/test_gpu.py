@@ -44,6 +44,5 @@ def test_a_default_run_learns(tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr[-3000:]
     (folder,) = tmp_path.glob("*/*_default")
     metrics = result(folder)["metrics"]
-    print(metrics)
     assert math.isfinite(metrics["validation_token_perplexity"])
     assert metrics["validation_token_perplexity"] < 200
