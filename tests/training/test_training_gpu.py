@@ -6,7 +6,6 @@ import gc
 import traceback
 import warnings
 from collections import Counter
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +14,8 @@ import torch
 from hydra import compose, initialize_config_dir
 
 from modern_llm.config.instantiate import build
+from modern_llm.data.text.packing import PackedStream
+from modern_llm.data.text.tokens import TokenCorpus
 from modern_llm.models import ModernDecoderLM
 from modern_llm.objectives.language_modeling import LanguageModeling
 from modern_llm.training.callbacks import Callback
@@ -27,27 +28,7 @@ ROOT = Path(__file__).resolve().parents[2]
 LENGTH = 512
 
 
-class _Batches:
-    """The same random tokens again and again."""
-
-    def __init__(self, rows: int, vocab_size: int) -> None:
-        ids = torch.randint(vocab_size, (rows, LENGTH + 1), generator=torch.Generator().manual_seed(0))
-        self.batch = {"input_ids": ids[:, :-1].contiguous(), "labels": ids[:, 1:].contiguous()}
-
-    def __iter__(self) -> Iterator[dict[str, torch.Tensor]]:
-        return self
-
-    def __next__(self) -> dict[str, torch.Tensor]:
-        return self.batch
-
-    def state_dict(self) -> dict[str, Any]:
-        return {}
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        pass
-
-
-def _trained(folder: Path, *overrides: str, watch: tuple[Callback, ...] = ()) -> Any:
+def _trained(folder: Path, corpus: TokenCorpus, *overrides: str, watch: tuple[Callback, ...] = ()) -> Any:
     """A few steps of a decoder; its task as configured."""
     with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
         config = compose("config", overrides=[
@@ -58,7 +39,9 @@ def _trained(folder: Path, *overrides: str, watch: tuple[Callback, ...] = ()) ->
     task = build(config.task)
     torch.manual_seed(0)
     trainer = Trainer(task.trainer, Runtime(task.hardware), folder, watch)
-    trainer.fit(ModernDecoderLM(task.model), LanguageModeling(), _Batches(task.trainer.batch_size, 16384))
+    trainer.fit(
+        ModernDecoderLM(task.model), LanguageModeling(), PackedStream(corpus, LENGTH, task.trainer.batch_size, seed=0)
+    )
     return task
 
 
@@ -78,13 +61,13 @@ def _trained(folder: Path, *overrides: str, watch: tuple[Callback, ...] = ()) ->
     ],
     ids=" ".join,
 )
-def test_the_plan_is_what_is_measured(tmp_path: Path, overrides: list[str]) -> None:
+def test_the_plan_is_what_is_measured(tmp_path: Path, corpus: TokenCorpus, overrides: list[str]) -> None:
     gc.collect()
     torch.cuda.empty_cache()
     before = torch.cuda.memory_allocated()
     torch.cuda.reset_peak_memory_stats()
     torch._dynamo.reset()
-    task = _trained(tmp_path, *overrides)
+    task = _trained(tmp_path, corpus, *overrides)
     measured = torch.cuda.max_memory_allocated() - before
     plan = plan_memory(task.model, LENGTH, task.trainer, task.hardware)
     planned = plan.total - 600e6  # CUDA's own context is not in what torch counts
@@ -97,7 +80,7 @@ def test_the_plan_is_what_is_measured(tmp_path: Path, overrides: list[str]) -> N
      ["trainer/optimizer=adamw", "hardware.micro_batch_size=4"]],
     ids=" ".join,
 )  # fmt: skip
-def test_a_step_waits_for_the_gpu_once(tmp_path: Path, overrides: list[str]) -> None:
+def test_a_step_waits_for_the_gpu_once(tmp_path: Path, corpus: TokenCorpus, overrides: list[str]) -> None:
     found: Counter[str] = Counter()
 
     def show(message: Any, *where: Any, **more: Any) -> None:
@@ -115,7 +98,7 @@ def test_a_step_waits_for_the_gpu_once(tmp_path: Path, overrides: list[str]) -> 
         warnings.simplefilter("always")
         warnings.showwarning = show
         try:
-            _trained(tmp_path, "trainer.log_every=1000", *overrides, watch=(Watch(),))
+            _trained(tmp_path, corpus, "trainer.log_every=1000", *overrides, watch=(Watch(),))
         finally:
             torch.cuda.set_sync_debug_mode("default")
     assert sum(found.values()) == 2, found  # steps 3 and 4, once each
