@@ -47,6 +47,8 @@ class Pretraining(TrainingTask):
             begins with random weights is trained from scratch; a model that is there already is trained further.
         train: false: measure the model as it is.
         data: the text.
+        train_tokens: only the first so many of the training text are there, for as many epochs as training lasts; null:
+            all.
         tokenizer: how text becomes ids for a model from scratch; any other brings its own.
         seq_len: tokens per training sequence; null: what the model was made for, at most 1024.
         shuffle_documents: each epoch strings the documents together in an order of its own; else blocks of the corpus
@@ -64,6 +66,7 @@ class Pretraining(TrainingTask):
     model: FromScratch | PretrainedModel | ModelFromRun
     train: bool = _DEFAULTS("train")
     data: Source = field(default_factory=PythonDocs)
+    train_tokens: int | None = _DEFAULTS("train_tokens")
     tokenizer: TokenizerChoice = field(default_factory=BPETokenizer)
     seq_len: int | None = None
     shuffle_documents: bool = _DEFAULTS("shuffle_documents")
@@ -77,6 +80,10 @@ class Pretraining(TrainingTask):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        require(self.train_tokens is None or self.train_tokens > 0, "task.train_tokens", self.train_tokens,
+                "must be positive", "Leave it out for all of the text")  # fmt: skip
+        require(self.train_tokens is None or not isinstance(self.data, ShardedText), "task.train_tokens",
+                self.train_tokens, "cannot cut a corpus in shards", "Name fewer in task.data.files")  # fmt: skip
         require_metric(self, [f"{s}_{m}" for s in self.data.splits()[1:] for m in _METRICS], _MONITORED)
         if not isinstance(self.model, FromScratch):
             return
@@ -209,6 +216,8 @@ class Pretraining(TrainingTask):
                 if split != "test" or self.objective_metric.startswith("test_"):
                     raise
                 say(f"no test figures: {missing}")
+        if "train" in corpora and self.train_tokens is not None:
+            corpora["train"] = corpora["train"].head(self.train_tokens)
         return corpora
 
     def _perplexity(self, at: Session, corpus: TokenCorpus, max_tokens: int | None = None) -> Perplexity:

@@ -17,7 +17,7 @@ from modern_llm.data.text.packing import PackedStream
 from modern_llm.data.text.ramp import Ramp
 from modern_llm.data.text.sources import Split, TextFiles
 from modern_llm.data.text.tokenizers import BPETokenizer, ByteTokenizer, HubTokenizer, Tokenizer
-from modern_llm.data.text.tokens import TokenCorpus, tokenise
+from modern_llm.data.text.tokens import CorpusCounts, TokenCorpus, tokenise
 
 TEXT = "The quick brown fox — naïve, 日本語 and 🙂 — jumps.\n\n  Indented\ttabs.\n" * 20
 
@@ -27,6 +27,21 @@ def source(folder: Path, text: str = TEXT) -> TextFiles:
     (folder / "train.txt").write_text(text)
     (folder / "validation.txt").write_text(TEXT)
     return TextFiles(train=[str(folder / "train.txt")], validation=[str(folder / "validation.txt")])
+
+
+@pytest.mark.parametrize(
+    ("tokens", "ids", "documents"),
+    [(1, "|a|", 1), (3, "|abc|", 1), (4, "|abc|d|", 2), (8, "|abc|defgh|", 2), (10, "|abc|defgh|ij|", 3)],
+)
+def test_the_first_tokens_of_a_text(tokens: int, ids: str, documents: int) -> None:
+    text = np.frombuffer(b"|abc|defgh|ijk|", dtype=np.uint8).astype(np.uint16)
+    corpus = TokenCorpus(text, ord("|"), CorpusCounts(11, 3, 3, 11), "")
+    head = corpus.head(tokens)
+    assert bytes(head.ids.tolist()).decode() == ids
+    assert (head.counts.tokens, head.counts.documents) == (tokens, documents)
+    assert head.fingerprint != corpus.fingerprint
+    with pytest.raises(ValueError, match="train_tokens=12: is more than the 11 tokens of the text"):
+        corpus.head(12)
 
 
 @pytest.mark.parametrize("choice", [ByteTokenizer(), BPETokenizer(vocab_size=300)])

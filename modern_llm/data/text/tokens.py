@@ -5,11 +5,12 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import numpy as np
 
+from modern_llm.checks import require
 from modern_llm.data.kept import kept
 from modern_llm.data.text.sources import Source, Split
 from modern_llm.data.text.tokenizers import Tokenizer
@@ -51,6 +52,23 @@ class TokenCorpus:
     eos_id: int
     counts: CorpusCounts
     fingerprint: str
+
+    def head(self, tokens: int) -> TokenCorpus:
+        """The first `tokens` ids of the text, its last document cut off there. Of the counts only tokens and documents
+        are of the part.
+
+        Raises:
+            ValueError: the text is shorter.
+        """
+        separators = np.flatnonzero(self.ids == self.eos_id)
+        # The k-th document ends behind so many ids of text.
+        ends = separators - np.arange(len(separators))
+        require(tokens <= self.counts.tokens, "task.train_tokens", tokens,
+                f"is more than the {self.counts.tokens} tokens of the text", "Lower it, or leave it out")  # fmt: skip
+        documents = int(np.searchsorted(ends[1:], tokens)) + 1
+        ids = np.append(self.ids[: tokens + documents], self.ids.dtype.type(self.eos_id))
+        counts = replace(self.counts, tokens=tokens, documents=documents)
+        return TokenCorpus(ids, self.eos_id, counts, f"{self.fingerprint} first {tokens}")
 
 
 def _text_batches(documents: Iterator[str]) -> Iterator[list[str]]:

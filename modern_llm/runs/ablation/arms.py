@@ -18,7 +18,7 @@ from modern_llm.runs.own_jobs import OwnJobs, named_overrides
 from modern_llm.runs.resume import settled
 
 # What a difference must not come from: the text and what it is cut into, what is measured, on what it is begun.
-EQUAL = ("task._target_", "task.data", "task.tokenizer", "task.evaluation", "seed")
+EQUAL = ("task._target_", "task.data", "task.train_tokens", "task.tokenizer", "task.evaluation", "seed")
 # What the budget says.
 _LENGTH = ("trainer.max_steps", "trainer.max_tokens", "trainer.max_minutes")
 
