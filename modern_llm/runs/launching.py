@@ -12,7 +12,7 @@ from typing import Any
 
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.utils import JobReturn, JobStatus
-from omegaconf import open_dict
+from omegaconf import open_dict, read_write
 
 from modern_llm.config.messages import in_words
 from modern_llm.config.overrides import quoted
@@ -40,8 +40,9 @@ def hand_over(
     while batch := list(islice(jobs, at_a_time)):
         told = []
         for number, job in batch:
-            # They compose each job anew, from its overrides alone, and count jobs by themselves.
-            place = [f"hydra.sweep.dir={quoted(str(folder))}", f"hydra.sweep.subdir='{number}'"]
+            # They compose each job anew, from its overrides and those of this command that are Hydra's own, whose mode
+            # may be that of one run; and they count jobs by themselves.
+            place = ["hydra.mode=MULTIRUN", f"hydra.sweep.dir={quoted(str(folder))}", f"hydra.sweep.subdir='{number}'"]
             told.append([*job, f"resume={quoted(str(folder / str(number)))}", *place])
         try:
             returned = launcher.launch(told, initial_job_idx=batch[0][0])
@@ -87,7 +88,7 @@ def _of_hydra(folder: Path) -> Launch:
     from modern_llm.runs.run import execute
 
     config: Any = deepcopy(HydraConfig.instance().cfg)
-    with open_dict(config):
+    with read_write(config.hydra), open_dict(config):
         config.hydra.sweep.dir = str(folder)
     context = HydraContext(config_loader=GlobalHydra.instance().config_loader(), callbacks=Callbacks())
     launcher = Plugins.instance().instantiate_launcher(hydra_context=context, task_function=execute, config=config)

@@ -120,3 +120,15 @@ def test_what_cannot_be_compared_is_told_before_the_first_run(tmp_path: Path, mo
     assert done.returncode == 1
     assert message in done.stderr, done.stderr
     assert not list((tmp_path / "outputs").glob("*/*/*/sweep.json"))
+
+
+def test_another_launcher_of_hydras_gives_the_same(tmp_path: Path) -> None:
+    words = _words(tmp_path, ARM, "task.seeds=2", "task.budget.tokens=700", "task.a_a=false", "task.curve=[]")
+    found = []
+    for launcher in ("process", "basic"):
+        done = launch(*words, f"name={launcher}", f"hydra/launcher={launcher}", cwd=tmp_path)
+        assert done.returncode == 0, done.stderr
+        (folder,) = (tmp_path / "outputs").glob(f"*/*_{launcher}")
+        found.append([_result(run)["validation_loss"] for run in sorted((folder / "runs").glob("[0-9]"))])
+    assert len(found[0]) == 4
+    assert found[0] == found[1]

@@ -202,7 +202,7 @@ class Ablation:
         }
         seconds = sum(lengths[c] * steps[c] * rates[c].seconds for c in cells) + count * statistics.fmean(
             rates[c].around for c in cells)  # fmt: skip
-        say(f"ablation: {arms} arms and the baseline"
+        say(f"ablation: {arms} {'arm' if arms == 1 else 'arms'} and the baseline"
             + (f" at {len(self.planned.sizes)} sizes" if len(self.planned.sizes) > 1 else "")
             + f", {self.seeds} seeds; in all {count} runs, {totals['tokens']:.3g} tokens, {totals['FLOPs']:.3g} FLOPs, "
             f"about {in_minutes(seconds)} one after the other")  # fmt: skip
