@@ -42,7 +42,7 @@ class Reread:
         return Reread(*(held.expand(batch_size, -1) for held in (self.ids, self.real)))
 
     def keep(self, rows: Tensor) -> bool:
-        """Let go of all texts but those in the rows (n,); always possible here."""
+        """Hold the texts of the rows (n,) alone, each as often as it is named; always possible here."""
         self.ids, self.real = self.ids[rows], self.real[rows]
         return True
 

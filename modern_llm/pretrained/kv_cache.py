@@ -85,7 +85,7 @@ class HuggingFaceCache:
         return self.real
 
     def keep(self, rows: Tensor) -> bool:
-        """Let go of all texts but those in the rows (n,); always possible here."""
+        """Hold the texts of the rows (n,) alone, each as often as it is named; always possible here."""
         for layer in self.layers:
             if layer.keys is not None and layer.values is not None:
                 layer.keys, layer.values = layer.keys[rows], layer.values[rows]

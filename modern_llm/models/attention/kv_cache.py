@@ -187,7 +187,7 @@ class KVCache:
         return copy
 
     def keep(self, rows: Tensor) -> None:
-        """Let go of all texts but those in the rows (n,)."""
+        """Hold the texts of the rows (n,) alone, each as often as it is named."""
         for held in (self._keys, self._values):
             held[:] = [tensor.transpose(1, 2)[rows].transpose(1, 2) for tensor in held]
         self._kept_keys = [None if kept is None else kept[rows] for kept in self._kept_keys]
@@ -270,7 +270,7 @@ class DecoderCache:
         return copy
 
     def keep(self, rows: Tensor) -> bool:
-        """Let go of all texts but those in the rows (n,); always possible here."""
+        """Hold the texts of the rows (n,) alone, each as often as it is named; always possible here."""
         for part in self.parts:
             part.keep(rows)
         self.last = {name: last[rows] for name, last in self.last.items()}

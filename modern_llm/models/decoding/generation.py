@@ -23,7 +23,8 @@ class DecodingCache(Protocol):
         """A cache for `batch_size` texts that all begin with the one text held here."""
 
     def keep(self, rows: Tensor) -> bool:
-        """Let go of all texts but those in the rows (n,). False: this cache cannot, and holds them all still."""
+        """Hold the texts of the rows (n,) alone, each as often as it is named. False: this cache cannot, and holds all
+        texts still."""
 
 
 class CausalLM(Protocol):
@@ -48,6 +49,9 @@ class CausalLM(Protocol):
         """An output whose `hidden` is (B, T, d), after the final norm."""
 
     def train(self, mode: bool = True) -> Any: ...
+
+
+Observe = Callable[[Sequence[int], Tensor, Tensor], None]
 
 
 class TextCodec(Protocol):
@@ -97,15 +101,16 @@ def filter_logits(logits: Tensor, sampling: Sampling, occurred: Tensor | None = 
 
 
 def _choose(logits: Tensor, sampling: Sampling, generators: list[torch.Generator]) -> Tensor:
-    """One id per row of logits (B, V): the largest, or a draw by exponential races, each row by its own generator,
-    so that a text does not depend on its neighbours in the batch."""
+    """One id per row of logits (B, V): the largest; or the first whose cumulated probability exceeds a uniform number,
+    which each row draws from its own generator, so that a text does not depend on its neighbours in the batch."""
     if sampling.temperature == 0:
         return logits.argmax(dim=-1)
-    chance = logits.softmax(dim=-1)
-    noise = torch.empty_like(chance)
-    for row, generator in zip(noise, generators, strict=True):
-        row.exponential_(generator=generator)
-    return (chance / noise).argmax(dim=-1)
+    below = logits.softmax(dim=-1).cumsum(dim=-1)
+    drawn = [torch.rand(1, generator=g, device=g.device, dtype=below.dtype) for g in generators]
+    total, uniform = below[:, -1:], torch.stack(drawn)  # (B, 1)
+    # A product that is rounded up to the total would lie above every id.
+    place = torch.minimum(uniform * total, torch.nextafter(total, torch.zeros_like(total)))
+    return torch.searchsorted(below, place, right=True)[:, 0]
 
 
 @torch.no_grad()  # as a decorator: between two tokens the caller's own mode is back
@@ -116,10 +121,11 @@ def stream_tokens(
     *,
     max_new_tokens: int | None = None,
     sampling: Sampling = GREEDY,
-    seed: int = 0,
+    seed: int | Sequence[int] = 0,
     prefix: DecodingCache | None = None,
     closed: set[int] | None = None,
     cache: DecodingCache | None = None,
+    observe: Observe | None = None,
 ) -> Iterator[Tensor]:
     """Prefill, then one token a step on a preallocated cache.
 
@@ -129,11 +135,13 @@ def stream_tokens(
         attention_mask: (B, T) 0 at padding, which stands on the left; None: no padding.
         max_new_tokens: None streams without end, on a bounded cache, which needs a window or sinks.
         sampling: how a token is chosen.
-        seed: row b draws from a generator seeded with seed + b.
+        seed: row b draws from a generator seeded with seed + b; or the seeds of all rows.
         prefix: cache of one text that every prompt continues; computed once, however many prompts there are.
         closed: rows that need no more tokens; whoever reads the stream adds to them. Once they are half of what is
             computed they leave the batch, and their ids mean nothing.
         cache: of the texts that the prompts continue. It is written to, and holds all but the last token that came.
+        observe: is shown every choice: the rows (n,) that are computed, the logits (n, V) that it was made from and the
+            ids (n,) that were chosen.
 
     Yields:
         (B,) ids of the next token of every text.
@@ -151,7 +159,8 @@ def stream_tokens(
     if attention_mask is not None and bool(attention_mask.all()):
         attention_mask = None
     device = input_ids.device
-    generators = [torch.Generator(device).manual_seed(seed + b) for b in range(B)]
+    seeds = range(seed, seed + B) if isinstance(seed, int) else seed
+    generators = [torch.Generator(device).manual_seed(s) for s in seeds]
     occurred = None
     was_training = model.training
     model.train(False)
@@ -176,8 +185,10 @@ def stream_tokens(
                 step_ids, mask = step_ids[staying], None if mask is None else mask[staying]
                 occurred = None if occurred is None else occurred[staying]
             hidden = model.hidden_states(step_ids, attention_mask=mask, cache=cache).hidden[:, -1]
-            logits = head.logits(hidden)
-            ids = _choose(filter_logits(logits, sampling, occurred), sampling, generators)
+            logits = filter_logits(head.logits(hidden), sampling, occurred)
+            ids = _choose(logits, sampling, generators)
+            if observe is not None:
+                observe(rows, logits, ids)
             if occurred is not None:
                 occurred.scatter_(1, ids[:, None], True)
             mask = None if mask is None else mask.new_ones(len(rows), 1)
@@ -275,9 +286,7 @@ def continue_ids(
     mask = torch.tensor([[0] * (length - len(ids)) + [1] * len(ids) for ids in prompts], device=device)
 
     def finished(row: int, ids: list[int]) -> bool:
-        # A stop string has at most as many tokens as bytes; looking further back would cost more each step.
-        tail = tokenizer.decode(ids[-max(len(s.encode()) for s in stop) - 4 :])
-        return any(s in tail for s in stop) and _stop_place(tokenizer.decode(ids), stop, stop_in_blanks) is not None
+        return stops(tokenizer, ids, stop, stop_in_blanks)
 
     texts = generate(
         model,
@@ -293,12 +302,19 @@ def continue_ids(
     continuations = []
     for ids in texts:
         text = tokenizer.decode(ids)
-        cut = _stop_place(text, stop, stop_in_blanks)
+        cut = stop_place(text, stop, stop_in_blanks)
         continuations.append(Continuation(text[:cut], ended=cut is not None or len(ids) < max_new_tokens))
     return continuations
 
 
-def _stop_place(text: str, stop: Sequence[str], in_blanks: bool = False) -> int | None:
+def stops(tokenizer: TextCodec, ids: Sequence[int], stop: Sequence[str], in_blanks: bool = False) -> bool:
+    """Whether a text, whose last id is new, holds one of the stop strings."""
+    # A stop string has at most as many tokens as bytes; looking further back would cost more each step.
+    tail = tokenizer.decode(ids[-max(len(s.encode()) for s in stop) - 4 :])
+    return any(s in tail for s in stop) and stop_place(tokenizer.decode(ids), stop, in_blanks) is not None
+
+
+def stop_place(text: str, stop: Sequence[str], in_blanks: bool = False) -> int | None:
     """Where the first stop string begins; unless `in_blanks`, blanks in front of the first visible character stop
     nothing, because a model may begin its answer on a new line."""
     blank = 0 if in_blanks else len(text) - len(text.lstrip())

@@ -1,0 +1,119 @@
+"""Several answers to each of several prompts, all written side by side, and what the model thought of every token."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from modern_llm.models.decoding.generation import CausalLM, TextCodec, stop_place, stops, stream_tokens
+from modern_llm.models.decoding.sampling import Sampling
+
+
+@dataclass(frozen=True, slots=True)
+class Drawn:
+    """One answer.
+
+    Attributes:
+        ids: of its tokens; the end of text is the last one where it was drawn.
+        log_probs: of each token when it was drawn, in nats.
+        entropies: of what each was drawn from, in nats.
+        text: without what ends it.
+        ended: by the end of text or a stop string, and not by the limit.
+    """
+
+    ids: list[int]
+    log_probs: list[float]
+    entropies: list[float]
+    text: str
+    ended: bool
+
+
+@dataclass
+class _Thoughts:
+    """Log-probability and entropy of every choice of B rows, as they come."""
+
+    rows: list[Tensor] = field(default_factory=list)
+    values: list[Tensor] = field(default_factory=list)
+
+    def __call__(self, rows: Sequence[int], logits: Tensor, ids: Tensor) -> None:
+        chance = logits.log_softmax(-1)  # (n, V)
+        # What a filter dropped has no chance, and adds nothing.
+        entropy = -(chance.exp() * chance.clamp(min=torch.finfo(chance.dtype).min)).sum(-1)
+        self.rows.append(torch.as_tensor(list(rows)))
+        self.values.append(torch.stack([chance.gather(1, ids[:, None])[:, 0], entropy], 1))  # (n, 2)
+
+    def by_row(self, count: int) -> list[list[tuple[float, float]]]:
+        """Of each row, in the order of its tokens; read from the device once."""
+        found: list[list[tuple[float, float]]] = [[] for _ in range(count)]
+        values = torch.cat(self.values).tolist()
+        for row, (log_prob, entropy) in zip(torch.cat(self.rows).tolist(), values, strict=True):
+            found[row].append((log_prob, entropy))
+        return found
+
+
+@torch.no_grad()
+def draw(
+    model: CausalLM,
+    tokenizer: TextCodec,
+    prompts: Sequence[Sequence[int]],
+    n: int,
+    *,
+    max_new_tokens: int,
+    sampling: Sampling,
+    stop: Sequence[str] = (),
+    seeds: Sequence[int],
+) -> list[list[Drawn]]:
+    """n answers to each of P prompts. Every prompt is computed once; all P x n answers are written in one batch, which
+    those that have ended leave.
+
+    Args:
+        model: in evaluation mode.
+        tokenizer: of the model.
+        prompts: ids of each, not empty.
+        n: answers to each.
+        max_new_tokens: at most so many tokens each.
+        sampling: how a token is chosen, without a repetition penalty, which would have to read the prompts again.
+        stop: strings that end a text, cut before the first one behind its first visible character.
+        seeds: (P n,) of the answers: those to the first prompt first.
+
+    Returns:
+        n answers to each prompt.
+    """
+    device, eos_id = model.output_head.weight.device, tokenizer.eos_id
+    longest, B = max(map(len, prompts)), len(prompts) * n
+    padded = torch.tensor([[eos_id] * (longest - len(ids)) + [*ids] for ids in prompts], device=device)
+    real = torch.tensor([[0] * (longest - len(ids)) + [1] * len(ids) for ids in prompts], device=device)
+    owners = torch.arange(len(prompts), device=device).repeat_interleave(n)
+    cache, given, mask = None, padded[owners], real[owners]
+    if min(map(len, prompts)) > 1:  # the last token of each prompt is read with its answers
+        before = real[:, :-1]
+        held = model.new_cache(len(prompts), longest + max_new_tokens)
+        model.hidden_states(padded[:, :-1], attention_mask=None if bool(before.all()) else before, cache=held)
+        if held.keep(owners):
+            cache, given, mask = held, padded[owners, -1:], None
+    thoughts = _Thoughts()
+    texts: list[list[int]] = [[] for _ in range(B)]
+    cut: list[int | None] = [None] * B  # where a stop string begins in the text
+    closed: set[int] = set()
+    for step in stream_tokens(model, given, mask, max_new_tokens=max_new_tokens, sampling=sampling, seed=seeds,
+                              closed=closed, cache=cache, observe=thoughts):  # fmt: skip
+        for row, chosen in enumerate(step.tolist()):
+            if row in closed:
+                continue
+            texts[row].append(chosen)
+            if chosen == eos_id:
+                closed.add(row)
+            elif stop and stops(tokenizer, texts[row], stop):
+                closed.add(row)
+                cut[row] = stop_place(tokenizer.decode(texts[row]), stop)
+        if len(closed) == B:
+            break
+    drawn = []
+    for row, (ids, known) in enumerate(zip(texts, thoughts.by_row(B), strict=True)):
+        log_probs, entropies = zip(*known[: len(ids)], strict=True)  # a row that has ended may be computed a little on
+        text = tokenizer.decode(ids[:-1] if ids[-1] == eos_id else ids)[: cut[row]]
+        drawn.append(Drawn(ids, list(log_probs), list(entropies), text, row in closed))
+    return [drawn[start : start + n] for start in range(0, B, n)]

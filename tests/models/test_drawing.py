@@ -1,0 +1,78 @@
+"""Answers drawn side by side: those that are drawn one by one, with the model's own log-probabilities."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import pytest
+import torch
+
+from modern_llm.models import generate
+from modern_llm.models.decoding.drawing import draw
+from modern_llm.models.decoding.sampling import Sampling
+
+SAMPLING = Sampling(temperature=3.0)
+
+
+class Letters:
+    """Ids as letters; 7 ends a text."""
+
+    eos_id, bos_id = 7, None
+
+    def encode(self, text: str) -> list[int]:
+        return [ord(c) - 65 for c in text]
+
+    def decode(self, ids: Sequence[int]) -> str:
+        return "".join(chr(65 + i) for i in ids)
+
+
+PROMPTS = [[3, 9, 4, 11, 2], [5, 1], [8, 8, 30, 12, 6, 1, 2]]
+MODELS = [{}, {"use_attention_sinks": True}]
+
+
+@pytest.mark.parametrize("options", MODELS)
+@pytest.mark.parametrize("prompts", [PROMPTS, [PROMPTS[0]], [[4], [5, 6]]])
+def test_each_answer_is_the_one_that_its_seed_draws_alone(tiny, options, prompts) -> None:
+    model = tiny(max_seq_len=64, **options).eval()
+    seeds = list(range(100, 100 + 4 * len(prompts)))
+    drawn = draw(model, Letters(), prompts, 4, max_new_tokens=12, sampling=SAMPLING, seeds=seeds)
+    ended = 0
+    for prompt, answers in zip(prompts, drawn, strict=True):
+        assert len(answers) == 4
+        for answer in answers:
+            (alone,) = generate(model, torch.tensor([prompt]), max_new_tokens=12, sampling=SAMPLING,
+                                seed=seeds.pop(0), eos_id=7)  # fmt: skip
+            assert answer.ids == alone + ([7] if answer.ended else [])
+            assert answer.text == Letters().decode(alone)
+            assert answer.ended or len(alone) == 12
+            ended += answer.ended
+            with torch.no_grad():
+                hidden = model.hidden_states(torch.tensor([[*prompt, *answer.ids]])).hidden[0, len(prompt) - 1 : -1]
+                chance = (model.output_head.logits(hidden) / 3.0).log_softmax(-1)
+            known = chance[range(len(answer.ids)), answer.ids]
+            torch.testing.assert_close(torch.tensor(answer.log_probs), known, rtol=0, atol=1e-5)
+            entropy = torch.distributions.Categorical(logits=chance).entropy()
+            torch.testing.assert_close(torch.tensor(answer.entropies), entropy, rtol=0, atol=1e-5)
+    if len(prompts) == 3:
+        assert ended
+
+
+def test_a_stop_string_ends_an_answer_and_is_cut_from_its_text_but_not_from_its_ids(tiny) -> None:
+    model = tiny(max_seq_len=64).eval()
+    (free,) = draw(model, Letters(), [PROMPTS[0]], 1, max_new_tokens=12, sampling=SAMPLING, seeds=[3])
+    stop = free[0].text[4:6]
+    (cut,) = draw(model, Letters(), [PROMPTS[0]], 1, max_new_tokens=12, sampling=SAMPLING, seeds=[3], stop=[stop])
+    place = free[0].text.index(stop)
+    assert cut[0].text == free[0].text[:place]
+    assert cut[0].ids == free[0].ids[: place + 2]
+    assert len(cut[0].log_probs) == len(cut[0].ids)
+    assert cut[0].ended
+
+
+def test_what_is_dropped_from_a_choice_has_no_part_in_its_entropy(tiny) -> None:
+    model = tiny(max_seq_len=64).eval()
+    sampling = Sampling(temperature=3.0, top_k=2)
+    ((answer,),) = draw(model, Letters(), [PROMPTS[0]], 1, max_new_tokens=8, sampling=sampling, seeds=[1])
+    chances = torch.tensor(answer.log_probs).exp()
+    expected = -(chances * chances.log() + (1 - chances) * (1 - chances).log())
+    torch.testing.assert_close(torch.tensor(answer.entropies), expected, rtol=0, atol=1e-5)
