@@ -134,6 +134,69 @@ class Seq2SeqBatch:
         }
 
 
+class Answered(Protocol):
+    """A prompt and the answers to it."""
+
+    @property
+    def index(self) -> int:
+        """Number of the example."""
+
+    @property
+    def prompt_ids(self) -> list[int]:
+        """What all answers continue; not empty."""
+
+    @property
+    def answers(self) -> Sequence[list[int]]:
+        """Ids of each, end of text included; not empty."""
+
+
+def read_tokens(item: Answered) -> int:
+    """Tokens that are computed: the prompt once, and of each answer all but the last."""
+    return len(item.prompt_ids) + sum(len(answer) - 1 for answer in item.answers)
+
+
+def branched(items: Sequence[Answered], fill_id: int) -> Batch:
+    """Prompt and answers in one row, the answers as branches behind their shared prompt.
+
+    Padding stands on the right; every padding token is a branch of its own, so that it is seen by nobody and stands
+    right behind the prompt, inside the context.
+
+    Args:
+        items: B of them, with A answers each.
+        fill_id: at padding.
+
+    Returns:
+        `input_ids`, `branch_ids` (B, T), 0 in the prompt and 1 to A in the answers; `target_positions`, `labels`
+        (B, A, K), where the tokens of the answers are predicted, and those tokens; `lengths`, `sequence_ids` (B,).
+    """
+    rows = [[*p.prompt_ids, *(token for answer in p.answers for token in answer[:-1])] for p in items]
+    input_ids = padded(rows, fill_id)
+    B, T = input_ids.shape
+    A, K = len(items[0].answers), max(len(answer) for p in items for answer in p.answers)
+    branch_ids = (torch.arange(T) + A + 1).repeat(B, 1)
+    positions = torch.zeros(B, A, K, dtype=torch.long)
+    labels = torch.full((B, A, K), IGNORE_INDEX)
+    for row, item in enumerate(items):
+        start = len(item.prompt_ids)
+        branch_ids[row, :start] = 0
+        for branch, answer in enumerate(item.answers):
+            n = len(answer)
+            labels[row, branch, :n] = torch.tensor(answer)
+            # The first token of every answer is predicted at the end of the prompt.
+            positions[row, branch, 0] = len(item.prompt_ids) - 1
+            positions[row, branch, 1:n] = torch.arange(start, start + n - 1)
+            branch_ids[row, start : start + n - 1] = branch + 1
+            start += n - 1
+    return {
+        "input_ids": input_ids,
+        "branch_ids": branch_ids,
+        "target_positions": positions,
+        "labels": labels,
+        "lengths": torch.tensor([read_tokens(item) for item in items]),
+        "sequence_ids": torch.tensor([item.index for item in items]),
+    }
+
+
 def slots(batch: Batch) -> int:
     """Token places of a batch, padding included."""
     return sum(batch[key].numel() for key in ("input_ids", "decoder_input_ids") if key in batch)

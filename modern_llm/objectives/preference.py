@@ -46,16 +46,21 @@ def answer_log_probs(model: BranchingLM, batch: Batch) -> tuple[Tensor, Any]:
     Returns:
         (B, A) sums over the tokens of each answer, and the model's output.
     """
-    output = _read(model, batch)
+    each, output = answer_token_log_probs(model, batch)
+    return each.sum(-1), output
+
+
+def answer_token_log_probs(model: BranchingLM, batch: Batch) -> tuple[Tensor, Any]:
+    """The same of every token of the answers: (B, A, K), 0 where there is none."""
+    output = read_answers(model, batch)
     B, T, d = output.hidden.shape
     labels = batch["labels"].flatten()  # (B * A * K,)
     rows = torch.arange(B, device=labels.device)[:, None, None] * T
     places = (rows + batch["target_positions"]).flatten()
     real = (labels != IGNORE_INDEX).nonzero()[:, 0]  # the head is computed nowhere else
     nll = linear_token_nll(output.hidden.reshape(-1, d)[places[real]], model.output_head, labels[real])
-    A, K = batch["labels"].shape[1:]
-    sums = torch.zeros(B * A, dtype=nll.dtype, device=nll.device).index_add(0, real // K, -nll)
-    return sums.view(B, A), output
+    each = torch.zeros(len(labels), dtype=nll.dtype, device=nll.device).index_add(0, real, -nll)
+    return each.view(batch["labels"].shape), output
 
 
 def _of_answers(batch: Batch, which: slice) -> Batch:
@@ -63,7 +68,8 @@ def _of_answers(batch: Batch, which: slice) -> Batch:
     return batch | {name: batch[name][:, which] for name in ("target_positions", "labels")}
 
 
-def _read(model: BranchingLM, batch: Batch) -> Any:
+def read_answers(model: BranchingLM, batch: Batch) -> Any:
+    """The model's output for prompts with their answers behind them."""
     known: Any = {name: batch[name] for name in ("expert_load",) if name in batch}
     return model.hidden_states(batch["input_ids"], branch_ids=batch["branch_ids"], **known)
 
@@ -97,7 +103,7 @@ class PreferenceOptimisation(Objective):
 
     def survey(self, model: BranchingLM, micro_batches: Iterable[Batch]) -> Batch:
         if not self.loss.needs_mismatched:
-            return survey_experts(model, micro_batches, _read)
+            return survey_experts(model, micro_batches, read_answers)
         with torch.no_grad():
             return means_over_rows(micro_batches, lambda batch: _mismatched(model, batch))
 

@@ -12,11 +12,10 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
-from modern_llm.data.batches import padded
+from modern_llm.data.batches import branched, padded, read_tokens
 from modern_llm.data.chat import ChatWriter, Message, messages_of, with_system
 from modern_llm.data.preferences.settings import PreferenceData
 from modern_llm.data.rows import Part, Row, content_fingerprint, require_columns
-from modern_llm.models.fused_loss import IGNORE_INDEX
 from modern_llm.objectives.base import Batch
 
 _SPEAKER = re.compile(r"\n\n(Human|Assistant):")
@@ -49,8 +48,8 @@ class EncodedPair:
 
     @property
     def length(self) -> int:
-        """Tokens that are computed: the prompt once, and of each answer all but the last."""
-        return len(self.prompt_ids) + sum(len(answer) - 1 for answer in self.answers)
+        """Tokens that are computed."""
+        return read_tokens(self)
 
     @property
     def context(self) -> int:
@@ -205,48 +204,19 @@ def with_mismatched(pairs: Sequence[EncodedPair], max_tokens: int, seed: int) ->
 class PairBatch:
     """Prompt and answers of a pair in one row, the answers as branches behind their shared prompt.
 
-    Padding stands on the right; every padding token is a branch of its own, so that it is seen by nobody and stands
-    right behind the prompt, inside the context.
-
     Args:
         fill_id: at padding.
 
     Returns (when called):
-        `input_ids`, `branch_ids` (B, T), 0 in the prompt, 1 in the chosen, 2 in the rejected and 3 in the mismatched
-        answer; `target_positions`, `labels` (B, A, K) of the A = 2 or 3 answers; `lengths`, `sequence_ids` (B,); where
-        they are known, `reference_log_probs` (B, A) in float64.
+        As `branched`: the chosen answers, the rejected ones and, where there are any, mismatched ones; where they are
+        known, `reference_log_probs` (B, A) in float64.
     """
 
     def __init__(self, fill_id: int) -> None:
         self.fill_id = fill_id
 
     def __call__(self, items: Sequence[EncodedPair]) -> Batch:
-        rows = [[*p.prompt_ids, *(token for answer in p.answers for token in answer[:-1])] for p in items]
-        input_ids = padded(rows, self.fill_id)
-        B, T = input_ids.shape
-        A, K = len(items[0].answers), max(len(answer) for p in items for answer in p.answers)
-        branch_ids = (torch.arange(T) + A + 1).repeat(B, 1)
-        positions = torch.zeros(B, A, K, dtype=torch.long)
-        labels = torch.full((B, A, K), IGNORE_INDEX)
-        for row, pair in enumerate(items):
-            start = len(pair.prompt_ids)
-            branch_ids[row, :start] = 0
-            for branch, answer in enumerate(pair.answers):
-                n = len(answer)
-                labels[row, branch, :n] = torch.tensor(answer)
-                # The first token of every answer is predicted at the end of the prompt.
-                positions[row, branch, 0] = len(pair.prompt_ids) - 1
-                positions[row, branch, 1:n] = torch.arange(start, start + n - 1)
-                branch_ids[row, start : start + n - 1] = branch + 1
-                start += n - 1
-        batch = {
-            "input_ids": input_ids,
-            "branch_ids": branch_ids,
-            "target_positions": positions,
-            "labels": labels,
-            "lengths": torch.tensor([pair.length for pair in items]),
-            "sequence_ids": torch.tensor([pair.index for pair in items]),
-        }
+        batch = branched(items, self.fill_id)
         known = [pair.reference for pair in items if pair.reference is not None]
         if len(known) == len(items):
             batch["reference_log_probs"] = torch.tensor(known, dtype=torch.float64)
