@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -212,28 +212,6 @@ def load_chat_model(
     if loaded.tokenizer.chat_template is None:
         say("the model's tokenizer has no chat template; the default one is used, and saved with it")
     return replace(loaded, tokenizer=with_chat(loaded.tokenizer))
-
-
-def load_judge(
-    path: str,
-    checkpoint: str,
-    load: Callable[..., LoadedModel],
-    runtime: Runtime,
-    mirror: str | None,
-    labels: Sequence[str],
-) -> LoadedModel:
-    """What a finished run judges with: a classifier, in evaluation mode.
-
-    Args:
-        path: folder of the run.
-        checkpoint: inside of it.
-        load: `load_model` or `load_chat_model`.
-        runtime, mirror, labels: as there.
-    """
-    choice = ModelFromRun(str(Path(path).expanduser().resolve() / checkpoint))
-    loaded = load(choice, runtime, mirror, labels=list(labels), train=False)
-    loaded.model.eval()
-    return loaded
 
 
 def room_in(loaded: LoadedModel, max_tokens: int | None) -> int:

@@ -9,11 +9,10 @@ from modern_llm.checks import require
 from modern_llm.data.solutions.settings import ProblemData
 from modern_llm.defaults import ROOT, Defaults
 from modern_llm.experiment.contract import Paths, RunFolder
+from modern_llm.experiment.judges import known_problems, load_judge, require_judge
 from modern_llm.experiment.problems import SAMPLES_FILE, Asking
 from modern_llm.experiment.training import require_positive
 from modern_llm.pretrained.settings import ModelFromRun, PretrainedModel
-from modern_llm.tasks.reward_model import is_reward_model, known_prompts, load_reward_model
-from modern_llm.tasks.verifier import known_problems, load_verifier, require_verifier
 from modern_llm.training.settings import Hardware
 
 if TYPE_CHECKING:
@@ -60,8 +59,8 @@ class BestOfN:
     def __post_init__(self) -> None:
         require_positive(self, "max_problems")
         self.asking.require_variety("task.samples", self.samples)
-        if self.verifier is not None and not is_reward_model(self.verifier):
-            require_verifier(self.verifier)
+        if self.verifier is not None:
+            require_judge("task.verifier", self.verifier, ", or null for none")
         known = [name for name in _METRICS if self.verifier is not None or name not in ("verifier_em", "weighted_em")]
         known.append(f"pass_at_{self.samples}")
         require(self.objective_metric in known, "task.objective_metric", self.objective_metric, "is not measured",
@@ -83,7 +82,7 @@ class BestOfN:
         torch.manual_seed(self.seed)
         runtime, mirror, rows = Runtime(self.hardware), self.paths.mirror, self.hardware.eval_rows
         every, source = read_problems(self.data, "evaluation", mirror)
-        problems = without_known(every, _known_to(self.verifier) if self.verifier else frozenset())
+        problems = without_known(every, known_problems(self.verifier) if self.verifier else frozenset())
         left_out = len(every) - len(problems)
         places = draw_rows(list(range(len(problems))), self.max_problems, self.seed)
         problems = [problems[place] for place in places]
@@ -97,8 +96,7 @@ class BestOfN:
         del loaded  # makes room for the verifier
         scores = None
         if self.verifier is not None:
-            load = load_reward_model if is_reward_model(self.verifier) else load_verifier
-            scores = scored(load(self.verifier, runtime, mirror), problems, attempts, rows)
+            scores = scored(load_judge(self.verifier, runtime, mirror), problems, attempts, rows)
         references = [reference_number(problem.solution) for problem in problems]
         reranked = rerank(attempts, references, reading=self.asking.reading, scores=scores, seed=self.seed)
         written = [c for a in attempts for c in a.samples]
@@ -156,11 +154,6 @@ class BestOfN:
         on = {"": evaluated_on(content_fingerprint([p.question for p in problems]), len(problems))}
         conclude(folder, runtime, self.objective_metric, Measured(metrics, headline, on, protocol, more))
         print(f"{'picture:':<12}{picture}")
-
-
-def _known_to(judge: str) -> frozenset[str]:
-    """`problem_id` of every problem that the verifier or reward model of a run knows."""
-    return known_prompts(judge) if is_reward_model(judge) else known_problems(judge)
 
 
 def choices(

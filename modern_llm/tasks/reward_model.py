@@ -2,28 +2,23 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from modern_llm.checks import require
 from modern_llm.data.preferences.settings import PreferenceData
 from modern_llm.data.rows import PARTS
 from modern_llm.defaults import Defaults
 from modern_llm.experiment.conversations import ConversationTask
-from modern_llm.experiment.training import Parts, Selection, Session, require_metric, tell_model, tell_skipped
+from modern_llm.experiment.judges import REWARD_FILE, REWARD_LABELS
+from modern_llm.experiment.training import Parts, Selection, Session, require_metric, tell_skipped
 from modern_llm.tasks.dpo import worst_pairs
 
 if TYPE_CHECKING:
-    from modern_llm.evaluation.rewards import AnswerRewards
     from modern_llm.experiment.record import Measured
     from modern_llm.objectives.reward import BradleyTerry
     from modern_llm.pretrained.loaded import LoadedModel
-    from modern_llm.training.runtime import Runtime
 
-REWARD_FILE = "reward_model.json"
-_LABELS = ["reward"]  # the head's one number
 _MEASURED = ("evaluation_preference_accuracy", "evaluation_reward_margin", "evaluation_loss")
 _WORST = 50
 
@@ -57,7 +52,7 @@ class RewardModel(ConversationTask):
     def load(self, at: Session) -> LoadedModel:
         from modern_llm.experiment.loading import load_chat_model
 
-        return load_chat_model(self.model, at.runtime, self.paths.mirror, train=True, labels=_LABELS)
+        return load_chat_model(self.model, at.runtime, self.paths.mirror, train=True, labels=REWARD_LABELS)
 
     def parts(self, at: Session) -> Parts:
         from modern_llm.data.batches import LengthBatches
@@ -129,40 +124,3 @@ class RewardModel(ConversationTask):
                 if not isinstance(read, str):
                     known.add(problem_id(read[0][-2]["content"]))
         return sorted(known)
-
-
-def is_reward_model(path: str) -> bool:
-    """Whether a folder holds a finished reward model."""
-    return (Path(path).expanduser() / REWARD_FILE).is_file()
-
-
-def known_prompts(path: str) -> frozenset[str]:
-    """`problem_id` of every prompt that the reward model of a run was trained or chosen on, without loading it."""
-    return frozenset(_facts(path)["known_problems"])
-
-
-def load_reward_model(path: str, runtime: Runtime, mirror: str | None = None) -> AnswerRewards:
-    """The reward model that a run of `task=reward_model` trained.
-
-    Args:
-        path: folder of the run.
-        runtime: the machine it is for.
-        mirror: root of the mirror, where its body is from the hub.
-
-    Raises:
-        ValueError: the folder is of no such run, or of one that has not finished.
-    """
-    from modern_llm.data.chat import ChatWriter
-    from modern_llm.evaluation.rewards import AnswerRewards
-    from modern_llm.experiment.loading import load_chat_model, load_judge
-
-    facts = _facts(path)
-    loaded = load_judge(path, facts["checkpoint"], load_chat_model, runtime, mirror, _LABELS)
-    tell_model(loaded, runtime, train=False)
-    return AnswerRewards(loaded.classifier, ChatWriter(loaded.tokenizer), runtime, facts["max_tokens"], facts["system"])
-
-
-def _facts(path: str) -> dict[str, Any]:
-    require(is_reward_model(path), "task.verifier", path, "holds no finished reward model",
-            "Give the folder of a run of task=reward_model")  # fmt: skip
-    return json.loads((Path(path).expanduser() / REWARD_FILE).read_text())

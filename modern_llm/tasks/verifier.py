@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass, field
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from modern_llm.checks import require
 from modern_llm.data.rows import PARTS, content_fingerprint
 from modern_llm.data.solutions.settings import SolutionData, SolutionText
 from modern_llm.data.text.tokenizers import BPETokenizer, TokenizerChoice
 from modern_llm.defaults import Defaults
 from modern_llm.experiment.contract import RunFolder, progress_of
+from modern_llm.experiment.judges import VERIFIER_FILE
 from modern_llm.experiment.problems import SampledSolutions
 from modern_llm.experiment.training import (
     Parts,
@@ -19,7 +18,6 @@ from modern_llm.experiment.training import (
     Session,
     TrainingTask,
     require_metric,
-    tell_model,
     tell_skipped,
 )
 from modern_llm.models.verifier_config import VerifierConfig
@@ -34,9 +32,7 @@ if TYPE_CHECKING:
     from modern_llm.evaluation.verifier import AnswerVerifier
     from modern_llm.experiment.record import Measured
     from modern_llm.pretrained.loaded import LoadedModel
-    from modern_llm.training.runtime import Runtime
 
-VERIFIER_FILE = "verifier.json"
 _PICTURE = "calibration.png"
 HEADLINE = ("roc_auc", "accuracy", "brier", "ece", "base_rate", "picked_accuracy")
 
@@ -264,51 +260,3 @@ def described(solutions: Solutions) -> dict[str, Any]:
         "right": sum(row.correct for row in rows) / len(rows),
         "left_out": solutions.skipped,
     }
-
-
-def load_verifier(path: str, runtime: Runtime, mirror: str | None = None) -> AnswerVerifier:
-    """The verifier that a run of `task=verifier` trained, with its calibration and threshold.
-
-    Args:
-        path: folder of the run.
-        runtime: the machine it is for.
-        mirror: root of the mirror, where its body is from the hub.
-
-    Raises:
-        ValueError: the folder is of no such run, or of one that has not finished.
-    """
-    from modern_llm.data.solutions.read import LABELS, SolutionWriter
-    from modern_llm.evaluation.metrics.calibration import Calibration
-    from modern_llm.evaluation.verifier import AnswerVerifier
-    from modern_llm.experiment.loading import load_judge, load_model
-
-    facts = _facts(path)
-    loaded = load_judge(path, facts["checkpoint"], load_model, runtime, mirror, LABELS)
-    tell_model(loaded, runtime, train=False)
-    return AnswerVerifier(
-        loaded.classifier,
-        SolutionWriter(SolutionText(**facts["text"]), loaded.tokenizer, loaded.start_ids, facts["max_tokens"]),
-        runtime,
-        Calibration(**facts["calibration"]),
-        facts["threshold"],
-        frozenset(facts["known_problems"]),
-    )
-
-
-def known_problems(path: str) -> frozenset[str]:
-    """`problem_id` of every problem that the verifier of a run was trained or calibrated on, without loading it."""
-    return frozenset(_facts(path)["known_problems"])
-
-
-def _facts(path: str) -> dict[str, Any]:
-    import json
-
-    require_verifier(path)
-    return json.loads((Path(path).expanduser() / VERIFIER_FILE).read_text())
-
-
-def require_verifier(path: str) -> None:
-    """Refuse a folder that holds no verifier."""
-    require((Path(path).expanduser() / VERIFIER_FILE).is_file(), "task.verifier", path, "holds no finished verifier",
-            "Give the folder of a run of task=verifier (for task=best_of_n, of task=reward_model, too), or null "
-            "for none")  # fmt: skip

@@ -10,10 +10,11 @@ from modern_llm.checks import require
 from modern_llm.data.solutions.settings import SolutionData, problem_id
 from modern_llm.defaults import ROOT, Defaults
 from modern_llm.experiment.contract import Paths, RunFolder, require_finished
+from modern_llm.experiment.judges import VERIFIER_FILE, known_problems, load_verifier
 from modern_llm.experiment.problems import SAMPLES_FILE
 from modern_llm.experiment.training import require_positive
 from modern_llm.tasks.best_of_n import CURVE, PICTURE, choices
-from modern_llm.tasks.verifier import HEADLINE, VERIFIER_FILE
+from modern_llm.tasks.verifier import HEADLINE
 from modern_llm.training.settings import Hardware
 
 if TYPE_CHECKING:
@@ -73,14 +74,7 @@ class VerifierEval:
         from modern_llm.experiment.record import Measured, conclude, evaluated_on
         from modern_llm.experiment.training import tell_skipped
         from modern_llm.pretrained.loaded import weights_fingerprint
-        from modern_llm.tasks.verifier import (
-            described,
-            how_measured,
-            judged,
-            known_problems,
-            load_verifier,
-            measure_answers,
-        )
+        from modern_llm.tasks.verifier import described, how_measured, judged, measure_answers
         from modern_llm.training.runtime import Runtime
 
         runtime, mirror, rows = Runtime(self.hardware), self.paths.mirror, self.hardware.eval_rows

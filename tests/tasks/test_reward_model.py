@@ -24,12 +24,13 @@ from modern_llm.data.solutions.settings import ProblemData, problem_id
 from modern_llm.evaluation.metrics.numbers import flexible_answer
 from modern_llm.evaluation.rewards import AnswerRewards, pair_rewards
 from modern_llm.experiment.contract import Paths, RunFolder
+from modern_llm.experiment.judges import known_problems, load_reward_model
 from modern_llm.experiment.loading import load_model
 from modern_llm.experiment.problems import Asking
 from modern_llm.models.decoding.sampling import Sampling
 from modern_llm.pretrained.settings import FullFinetuning, LoRA, ModelFromRun, PretrainedModel
 from modern_llm.tasks.best_of_n import BestOfN
-from modern_llm.tasks.reward_model import RewardModel, known_prompts, load_reward_model
+from modern_llm.tasks.reward_model import RewardModel
 from modern_llm.training.optimization.optimizers import AdamW
 from modern_llm.training.runtime import Runtime
 from modern_llm.training.settings import Hardware, TrainerSettings
@@ -191,7 +192,7 @@ class TestBestOfN:
 
     def test_problems_that_it_knows_are_left_out(self, tmp_path: Path, base: ModelFromRun, trained: Path) -> None:
         rows = [row for part in ("train", "selection") for row in SUMS.source.rows(part, None).rows]  # type: ignore[arg-type]
-        assert known_prompts(str(trained)) == {problem_id(pair_of(SUMS, row, 0)[0][0]["content"]) for row in rows}  # type: ignore[index]
+        assert known_problems(str(trained)) == {problem_id(pair_of(SUMS, row, 0)[0][0]["content"]) for row in rows}  # type: ignore[index]
         run(BestOfN(base, HARDWARE, ASKED, samples=1, asking=self.ASKING, verifier=str(trained)), tmp_path / "run")
         found = json.loads((tmp_path / "run" / "result.json").read_text())["protocol"]
         assert (found["problems"], found["left_out_because_the_verifier_knows_them"]) == (6, 0)

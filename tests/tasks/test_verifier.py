@@ -24,12 +24,13 @@ from modern_llm.data.rows import FileRows, HubRows
 from modern_llm.data.solutions.settings import ProblemData, SolutionData
 from modern_llm.data.text.tokenizers import ByteTokenizer
 from modern_llm.experiment.contract import Paths, RunFolder
+from modern_llm.experiment.judges import load_verifier
 from modern_llm.experiment.problems import Asking, SampledSolutions
 from modern_llm.models.decoding.sampling import Sampling
 from modern_llm.models.verifier_config import VerifierConfig
 from modern_llm.pretrained.settings import FullFinetuning, LoRA, ModelFromRun, PretrainedModel
 from modern_llm.tasks.best_of_n import BestOfN
-from modern_llm.tasks.verifier import Verifier, load_verifier
+from modern_llm.tasks.verifier import Verifier
 from modern_llm.training.optimization.optimizers import AdamW
 from modern_llm.training.runtime import Runtime
 from modern_llm.training.settings import Hardware, TrainerSettings
