@@ -16,7 +16,7 @@ LAYERS = [
     {"pretrained"},
     {"training", "evaluation", "reporting"},
     {"config"},
-    {"experiment"},
+    {"experiment", "reinforcement"},
     {"auto"},
     {"tasks"},
     {"runs"},

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
-from modern_llm.checks import require
+from modern_llm.checks import require, require_expression
 from modern_llm.data.rows import Part, Rows, RowSource, require_columns
 
 
@@ -105,10 +105,7 @@ class LabelledData:
         require("" not in self.stop, "task.data.stop", self.stop, "holds an empty text, which ends every answer",
                 "Leave it out")  # fmt: skip
         if self.remove is not None:
-            try:
-                re.compile(self.remove)
-            except re.error as cause:
-                raise ValueError(f"task.data.remove={self.remove!r}: no regular expression ({cause}).") from cause
+            require_expression("task.data.remove", self.remove)
 
     @property
     def name(self) -> str:

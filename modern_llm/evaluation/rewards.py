@@ -106,3 +106,8 @@ class AnswerRewards:
         best = rewards.max(1, keepdims=True)
         strengths = np.exp(rewards - np.where(np.isfinite(best), best, 0.0))
         return strengths / np.maximum(strengths.sum(1, keepdims=True), 1.0)
+
+    def probabilities(self, rewards: np.ndarray) -> np.ndarray:
+        """(N,) of the rewards r of N answers: 1 / (1 + exp(-r)), how likely each is to be preferred to an answer with
+        reward 0 (Bradley and Terry 1952)."""
+        return np.exp(-np.logaddexp(0.0, -rewards))

@@ -46,6 +46,10 @@ class AnswerVerifier:
         """(P, n) weights of the votes of n answers to each of P problems: their probabilities."""
         return probabilities
 
+    def probabilities(self, scores: np.ndarray) -> np.ndarray:
+        """(N,) of the scores of N answers: a verifier's are probabilities."""
+        return scores
+
     def facts(self) -> dict[str, Any]:
         """All of it but the model, as JSON."""
         return {

@@ -31,7 +31,11 @@ CHOICES = [
     if not is_base(f) or (group, f.stem) in (("task", "pretraining"), ("task/data", "labelled"))
 ]
 # Parts that stand at several places.
-AT = {"task/rows": "task/rows@task.data.source", "task/sampling": "task/sampling@task.samples.sampling"}
+AT = {
+    "task/reward": "+task/reward@reward",
+    "task/rows": "task/rows@task.data.source",
+    "task/sampling": "task/sampling@task.samples.sampling",
+}
 
 
 def composed(*overrides: str) -> Any:

@@ -27,6 +27,8 @@ TRAINED = ["model.d_model=32", "model.n_layers=2", "model.n_heads=2", "model.max
 SHORT = ["trainer.max_steps=3", "trainer.batch_size=4", "task/tokenizer=bytes", "task.samples.max_new_tokens=3",
          "task.evaluation.tokens_in_training=512", "task.data.train=[text.txt]", "task=text"]  # fmt: skip
 PROMPTED = ["paths.mirror=mirror", "task.max_evaluation_examples=2", "task.num_shots=1"]
+# That of rewards is tried in tests/reinforcement.
+NO_RUN = ("index", "inside", "reward")
 # Pages whose command is no training on text, and what makes it small.
 OTHERS = {
     "metric": [
@@ -75,9 +77,9 @@ def written(request: pytest.FixtureRequest, tmp_path: Path) -> Path:
 
 @pytest.mark.parametrize(
     ("page", "written"),
-    [(p.stem, p) for p in EXTEND if p.stem not in ("index", "inside")],
+    [(p.stem, p) for p in EXTEND if p.stem not in NO_RUN],
     indirect=["written"],
-    ids=[p.stem for p in EXTEND if p.stem not in ("index", "inside")],
+    ids=[p.stem for p in EXTEND if p.stem not in NO_RUN],
 )
 def test_a_page_of_ones_own_classes_works(page: str, written: Path) -> None:
     (words,) = commands_of((ROOT / "docs" / "extend" / f"{page}.md").read_text())

@@ -8,7 +8,7 @@ import unicodedata
 from dataclasses import dataclass
 from typing import Literal
 
-from modern_llm.checks import require
+from modern_llm.checks import require, require_expression
 from modern_llm.data.labelled import columns_of
 from modern_llm.data.rows import RowSource
 from modern_llm.defaults import Defaults
@@ -52,10 +52,7 @@ class SolutionText:
     def __post_init__(self) -> None:
         require_template("task.text.template", self.template, {"question", "answer"})
         if self.remove is not None:
-            try:
-                re.compile(self.remove)
-            except re.error as cause:
-                raise ValueError(f"task.text.remove={self.remove!r}: no regular expression ({cause}).") from cause
+            require_expression("task.text.remove", self.remove)
 
     def __call__(self, question: str, answer: str) -> str:
         """The text."""

@@ -13,6 +13,11 @@ class OutOfMemoryError(RuntimeError):
     """The step did not fit into memory; the message says what to change."""
 
 
+def memory_ran_out(cause: BaseException) -> bool:
+    """Whether that is what an error says."""
+    return isinstance(cause, torch.OutOfMemoryError | MemoryError) or "can't allocate memory" in str(cause)
+
+
 def explain_out_of_memory(
     cause: BaseException, step: str, micro_batch_size: int, hardware: Hardware, smaller_steps: Sequence[str]
 ) -> None:
@@ -28,7 +33,7 @@ def explain_out_of_memory(
     Raises:
         OutOfMemoryError: memory ran out.
     """
-    if not isinstance(cause, torch.OutOfMemoryError) and "can't allocate memory" not in str(cause):
+    if not memory_ran_out(cause):
         return
     ways = []
     if micro_batch_size > 1:

@@ -1,0 +1,1 @@
+"""Learning from answers that are drawn and marked."""
