@@ -18,6 +18,7 @@ from modern_llm.data.batches import Batch
 from modern_llm.objectives.base import Objective
 from modern_llm.pretrained.settings import LoRA
 from modern_llm.training.callbacks import Callback
+from modern_llm.training.contract import DataStream
 from modern_llm.training.optimization.optimizers import AdamW
 from modern_llm.training.runtime import Runtime
 from modern_llm.training.settings import Hardware, TrainerSettings
@@ -46,6 +47,13 @@ class _Stream:
 
 def train_ours(model: nn.Module, objective: Objective, batches: list[Batch], batch_size: int) -> list[float]:
     """One step a batch through our Trainer. Returns when each step ended."""
+    return train_ours_from(model, objective, _Stream(batches), len(batches), batch_size)
+
+
+def train_ours_from(
+    model: nn.Module, objective: Objective, stream: DataStream, steps: int, batch_size: int, **hardware: Any
+) -> list[float]:
+    """So many steps on what a stream gives; with further settings of the machine."""
     times: list[float] = []
 
     class Clock(Callback):
@@ -53,11 +61,11 @@ def train_ours(model: nn.Module, objective: Objective, batches: list[Batch], bat
             times.append(time.perf_counter())
 
     settings = TrainerSettings(
-        max_steps=len(batches), batch_size=batch_size, optimizer=AdamW(lr=1e-4), eval_every=10**9, log_every=1
+        max_steps=steps, batch_size=batch_size, optimizer=AdamW(lr=1e-4), eval_every=10**9, log_every=1
     )
-    runtime = Runtime(Hardware(precision="bf16" if torch.cuda.is_available() else "fp32"))
+    runtime = Runtime(Hardware(precision="bf16" if torch.cuda.is_available() else "fp32", **hardware))
     with tempfile.TemporaryDirectory() as folder:
-        Trainer(settings, runtime, Path(folder), [Clock()]).fit(model, objective, _Stream(batches))
+        Trainer(settings, runtime, Path(folder), [Clock()]).fit(model, objective, stream)
     return times
 
 
@@ -124,17 +132,19 @@ def report_rates(times: list[float], amounts: list[int]) -> None:
     print(json.dumps({"rate": median(rates), "peak": peak_memory_mib()}))
 
 
-def compare(title: str, sides: dict[str, str], unit: str, rounds: int) -> None:
+def compare(title: str, sides: dict[str, str], unit: str, rounds: int, *arguments: str) -> None:
     """Each side in processes of its own, in turn, and the table; the first side against every other.
 
     Args:
         sides: argument that makes the script run a side -> its name.
         unit: of the rate.
+        rounds: processes of each side.
+        arguments: of the script, in front of the side's.
     """
     found: dict[str, list[dict[str, float]]] = {side: [] for side in sides}
     for _ in range(rounds):
         for side, results in found.items():
-            results.append(json.loads(in_own_process(side)))
+            results.append(json.loads(in_own_process(*arguments, side)))
     speed = {side: [r["rate"] for r in results] for side, results in found.items()}
     memory = {side: min(r["peak"] for r in results) for side, results in found.items()}
     rows = [[name, f"{median(speed[side]):,.4g}", f"{memory[side]:,.0f}"] for side, name in sides.items()]

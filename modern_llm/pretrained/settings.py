@@ -18,10 +18,12 @@ class FullFinetuning:
     Args:
         suggested_lr: what `trainer.optimizer.lr` is unless set.
         suggested_preference_lr: the same where preferences are learned.
+        suggested_reward_lr: the same where rewards are.
     """
 
     suggested_lr: float = _FULL_FINETUNING("suggested_lr")
     suggested_preference_lr: float = _FULL_FINETUNING("suggested_preference_lr")
+    suggested_reward_lr: float = _FULL_FINETUNING("suggested_reward_lr")
 
 
 _LO_RA = Defaults("model/lora/on")
@@ -39,6 +41,7 @@ class LoRA:
             and feed-forward layers, found in the model.
         suggested_lr: what `trainer.optimizer.lr` is unless set.
         suggested_preference_lr: the same where preferences are learned.
+        suggested_reward_lr: the same where rewards are.
     """
 
     rank: int = _LO_RA("rank")
@@ -47,6 +50,7 @@ class LoRA:
     targets: list[str] | None = _LO_RA("targets")
     suggested_lr: float = _LO_RA("suggested_lr")
     suggested_preference_lr: float = _LO_RA("suggested_preference_lr")
+    suggested_reward_lr: float = _LO_RA("suggested_reward_lr")
 
     def __post_init__(self) -> None:
         require(self.rank >= 1, "model.lora.rank", self.rank, "must be at least 1", "Use 16")

@@ -1,4 +1,4 @@
-"""Base → SFT → DPO → verifier → best of n with one command: each stage a run of its own, in a folder of its own."""
+"""Base → SFT → DPO → RL → verifier → best of n with one command, each stage a run in a folder of its own."""
 
 from __future__ import annotations
 
@@ -29,9 +29,15 @@ from modern_llm.runs.sweep import set_aside
 from modern_llm.training.logs.loggers import FilesOnly, Logger
 from modern_llm.training.settings import Hardware
 
-StageName = Literal["base", "sft", "dpo", "verifier", "best_of_n"]
-STAGES: tuple[StageName, ...] = ("base", "sft", "dpo", "verifier", "best_of_n")
-_NEEDS: dict[StageName, tuple[StageName, ...]] = {"sft": ("base",), "dpo": ("sft",), "best_of_n": ("verifier",)}
+StageName = Literal["base", "sft", "dpo", "rl", "verifier", "best_of_n"]
+STAGES: tuple[StageName, ...] = ("base", "sft", "dpo", "rl", "verifier", "best_of_n")
+_NEEDS: dict[StageName, tuple[StageName, ...]] = {
+    "sft": ("base",),
+    "dpo": ("sft",),
+    "rl": ("sft",),
+    "best_of_n": ("verifier",),
+}
+_POLICIES: tuple[StageName, ...] = ("base", "sft", "dpo", "rl")  # each trained from the last one before it
 _SHARED = ("hardware", "logger", "paths", "seed")
 _STATE = "pipeline.json"
 # What a sweep optimises when the pipeline ends with this stage.
@@ -39,6 +45,7 @@ _OBJECTIVES: dict[StageName, str] = {
     "base": "base_perplexity",
     "sft": "sft_conversation_loss",
     "dpo": "dpo_reward_accuracy",
+    "rl": "rl_evaluation_pass_at_1",
     "verifier": "verifier_roc_auc",
     "best_of_n": "best_of_n_verifier_em",
 }
@@ -65,7 +72,7 @@ class Pipeline:
         stages: those to run; what they need must be among them, or have run in this folder.
         base: overrides of the pretraining of a decoder from scratch; `task=` in it also says on which text every
             policy's perplexity is measured.
-        sft, dpo, verifier, best_of_n: overrides of these stages, such as [task/data=p3, trainer.max_steps=200].
+        sft, dpo, rl, verifier, best_of_n: overrides of these stages, such as [task/data=p3, trainer.max_steps=200].
         measures: what is measured of every policy at the end.
         objective_metric: final metric that a sweep optimises; empty: what the last stage is for.
 
@@ -83,6 +90,7 @@ class Pipeline:
     base: list[str] = _DEFAULTS("base")
     sft: list[str] = _DEFAULTS("sft")
     dpo: list[str] = _DEFAULTS("dpo")
+    rl: list[str] = _DEFAULTS("rl")
     verifier: list[str] = _DEFAULTS("verifier")
     best_of_n: list[str] = _DEFAULTS("best_of_n")
     measures: Measures = field(default_factory=Measures)
@@ -100,15 +108,9 @@ class Pipeline:
             object.__setattr__(self, "objective_metric", _OBJECTIVES[self.stages[-1]])
 
     @property
-    def given(self) -> dict[str, list[str]]:
+    def given(self) -> dict[StageName, list[str]]:
         """Overrides of each stage, as they were given."""
-        return {
-            "base": self.base,
-            "sft": self.sft,
-            "dpo": self.dpo,
-            "verifier": self.verifier,
-            "best_of_n": self.best_of_n,
-        }
+        return {stage: getattr(self, stage) for stage in STAGES}
 
     @property
     def trains_base(self) -> bool:
@@ -174,13 +176,17 @@ class Pipeline:
             return ["model=from_run", override("model.path", str(path / stage)), *kind]
 
         there = [stage for stage in STAGES if stage in self.stages or job_status(path / stage) == "finished"]
-        last = next((stage for stage in ("dpo", "sft") if stage in there), "base")
-        own = {
+
+        def last_before(stage: StageName) -> str:
+            before = _POLICIES[: _POLICIES.index(stage)] if stage in _POLICIES else _POLICIES
+            return next((one for one in reversed(before) if one in there), "base")
+
+        judged = [*model_of(last_before("best_of_n")), override("task.verifier", str(path / "verifier"))]
+        own: dict[StageName, list[str]] = {
             "base": base if self.trains_base else [],
-            "sft": ["task=sft", *model_of("base")],
-            "dpo": ["task=dpo", *model_of("sft")],
+            **{stage: [f"task={stage}", *model_of(last_before(stage))] for stage in _POLICIES[1:]},
             "verifier": ["task=verifier", "model=verifier"],
-            "best_of_n": ["task=best_of_n", *model_of(last), override("task.verifier", str(path / "verifier"))],
+            "best_of_n": ["task=best_of_n", *judged],
         }
         plan: dict[str, list[str]] = {}
         for stage in STAGES:
@@ -209,7 +215,8 @@ class Pipeline:
             if stage in built and stage not in done:
                 with _told_of(stage, self.given[stage]):
                     _look_up(built[stage], self.paths.mirror)
-        return StageSettings(built["data"], built["evaluation"], built.get("sft"), built.get("dpo"))
+        asked = next((built[stage] for stage in ("rl", "best_of_n") if stage in built), None)
+        return StageSettings(built["data"], built["evaluation"], built.get("sft"), built.get("dpo"), asked)
 
     def _run_stage(self, folder: RunFolder, stage: StageName, overrides: list[str], title: str) -> None:
         path, before = folder.path / stage, self._noted(folder).get(stage)
@@ -243,7 +250,7 @@ class Pipeline:
     def _policies(self, folder: Path, done: Sequence[str]) -> dict[str, Any]:
         """Stage -> the model after it; the base first."""
         base = {} if self.trains_base else {"base": self.model}
-        return base | {s: ModelFromRun(str(folder / s)) for s in ("base", "sft", "dpo") if s in done}
+        return base | {s: ModelFromRun(str(folder / s)) for s in _POLICIES if s in done}
 
     # -- what came of it --------------------------------------------------------------------------------------------
 

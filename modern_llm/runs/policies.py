@@ -18,7 +18,9 @@ from modern_llm.experiment.contract import Paths, progress_of, say
 from modern_llm.experiment.samples import Samples
 from modern_llm.models.decoding.sampling import Sampling
 from modern_llm.pretrained.settings import ModelFromRun, PretrainedModel
+from modern_llm.tasks.best_of_n import BestOfN
 from modern_llm.tasks.dpo import DPO
+from modern_llm.tasks.rl import RL
 from modern_llm.tasks.sft import SFT
 from modern_llm.training.settings import Hardware
 
@@ -43,7 +45,7 @@ class Measures:
         prompts: answered by every policy, side by side on the page.
         max_new_tokens: of an answer.
         perplexity_tokens: of the text, from its beginning; null: all.
-        max_conversations, max_pairs: of the held-out parts; null: all.
+        max_conversations, max_pairs, max_problems: of the held-out parts; null: all.
         duels: held-out prompts to which the answers of a stage and of the one before it are compared.
     """
 
@@ -52,10 +54,11 @@ class Measures:
     perplexity_tokens: int | None = _DEFAULTS("perplexity_tokens")
     max_conversations: int | None = _DEFAULTS("max_conversations")
     max_pairs: int | None = _DEFAULTS("max_pairs")
+    max_problems: int | None = _DEFAULTS("max_problems")
     duels: int = _DEFAULTS("duels")
 
     def __post_init__(self) -> None:
-        for key in ("max_new_tokens", "perplexity_tokens", "max_conversations", "max_pairs", "duels"):
+        for key in ("max_new_tokens", "perplexity_tokens", "max_conversations", "max_pairs", "max_problems", "duels"):
             value = getattr(self, key)
             require(value is None or value >= 1, f"task.measures.{key}", value, "must be at least 1", "Raise it")
 
@@ -68,12 +71,14 @@ class StageSettings:
         text, protocol: of the perplexity.
         sft: whose held-out conversations are scored; None: none are.
         dpo: whose held-out pairs are scored; None: none are.
+        asked: whose held-out problems are put to every policy; None: none are.
     """
 
     text: Source
     protocol: PerplexityProtocol
     sft: SFT | None
     dpo: DPO | None
+    asked: RL | BestOfN | None = None
 
 
 def measure_policies(
@@ -96,8 +101,9 @@ def measure_policies(
 
     Returns:
         Stage -> `metrics` and `samples`. Metrics are `perplexity`, `bits_per_byte` where the whole text was scored,
-        `conversation_loss` in nats per token, and of held-out pairs `log_prob_accuracy`; for every stage but the first
-        also, against the stage before it, `reward_accuracy`, `reward_margin`, `kl_estimate` of the implicit reward,
+        `conversation_loss` in nats per token, `solved`, the share of held-out problems whose most likely answer is
+        right, and of held-out pairs `log_prob_accuracy`; for every stage but the first also, against the stage before
+        it, `reward_accuracy`, `reward_margin`, `kl_estimate` of the implicit reward,
         and `win_rate`, each with its 95 % bootstrap interval where there is one.
 
         The win rate is judged by the implicit reward of the DPO stage against its reference (Rafailov et al. 2023,
@@ -180,6 +186,8 @@ def _measure(
         if settings.sft is not None:
             metrics["conversation_loss"] = _conversation_loss(loaded, settings.sft, measures, runtime, paths, seed)
         found: dict[str, Any] = {"metrics": metrics}
+        if settings.asked is not None:
+            metrics |= _solved(loaded, settings.asked, measures, runtime, paths, seed)
         if settings.dpo is not None:
             found |= _on_pairs(loaded, settings.dpo, measures, runtime, paths, seed)
     asked = Samples(measures.prompts, measures.max_new_tokens, Sampling(temperature=0.0))
@@ -222,6 +230,37 @@ def _conversation_loss(
     collate = ConversationBatch(loaded.tokenizer.eos_id).singly
     rows = runtime.hardware.eval_rows
     return mean_loss(loaded.model, LanguageModeling(), part.items, collate, rows, runtime.device)["loss"]
+
+
+def _solved(
+    loaded: LoadedModel, asked: RL | BestOfN, measures: Measures, runtime: Runtime, paths: Paths, seed: int
+) -> dict[str, float]:
+    """Share of held-out problems that the most likely answer solves, with its interval."""
+    import numpy as np
+
+    from modern_llm.data.chat import with_chat
+    from modern_llm.data.solutions.problems import prompts_of, read_problems
+    from modern_llm.evaluation.answering import write_answers
+    from modern_llm.evaluation.metrics.bootstrap import bootstrap_interval
+    from modern_llm.evaluation.metrics.numbers import same_number
+    from modern_llm.evaluation.reranking import READINGS, reference_number
+    from modern_llm.experiment.loading import room_in
+
+    asking, data = asked.asking, asked.data
+    problems, _ = read_problems(data, "evaluation", paths.mirror, measures.max_problems, seed)
+    tokenizer = with_chat(loaded.tokenizer) if asking.chat else loaded.tokenizer
+    prompts = prompts_of(data, problems, tokenizer, loaded.start_ids, asking.chat)
+    room, rows = room_in(loaded, None) - asking.max_new_tokens, runtime.hardware.eval_rows
+    fitting = [place for place, prompt in enumerate(prompts) if len(prompt) <= room]
+    written = write_answers(loaded.decoder, tokenizer, [prompts[place] for place in fitting],
+                            max_new_tokens=asking.max_new_tokens, stop=[] if asking.chat else data.stop,
+                            batch_size=rows, progress=progress_of("held-out problems"))  # fmt: skip
+    right = np.zeros(len(problems))  # what does not fit is not solved
+    for place, answer in zip(fitting, written, strict=True):
+        number = READINGS[asking.reading](answer.text)
+        right[place] = same_number(number, reference_number(problems[place].solution))
+    low, high = bootstrap_interval(right, seed=seed)
+    return {"solved": float(right.mean()), "solved_low": low, "solved_high": high}
 
 
 def _held_out(loaded: LoadedModel, dpo: DPO, measures: Measures, paths: Paths, seed: int) -> list[EncodedPair]:

@@ -31,11 +31,7 @@ CHOICES = [
     if not is_base(f) or (group, f.stem) in (("task", "pretraining"), ("task/data", "labelled"))
 ]
 # Parts that stand at several places.
-AT = {
-    "task/reward": "+task/reward@reward",
-    "task/rows": "task/rows@task.data.source",
-    "task/sampling": "task/sampling@task.samples.sampling",
-}
+AT = {"task/rows": "task/rows@task.data.source", "task/sampling": "task/sampling@task.samples.sampling"}
 
 
 def composed(*overrides: str) -> Any:
@@ -71,6 +67,14 @@ def with_a_pretrained_model(group: str, choice: str, folder: Path | None = None)
         return ["model=gpt2", "task=best_of_n"]
     if (group, choice) == ("model", "verifier"):
         return ["task=verifier"]
+    if group == "task/policy_loss" or (group, choice) == ("trainer", "rewards"):
+        return ["model=gpt2", "task=rl"]
+    if group == "task/reward":
+        if choice == "verifier" and folder is not None:
+            for name in ("result.json", "verifier.json"):
+                (folder / name).write_text('{"status": "finished"}')
+        own = {"verifier": [f"task.reward.path={folder}"], "sum": ["+task/reward@task.reward.rewards.right=number"]}
+        return ["model=gpt2", "task=rl", *own.get(choice, [])]
     if group == "task/loss":
         return ["model=gpt2", "task=dpo"]
     if (group, choice) == ("task", "evaluate_checkpoints") and folder is not None:
@@ -102,6 +106,7 @@ PRETRAINED_TASKS = (
     "sft",
     "dpo",
     "reward_model",
+    "rl",
     "verifier",
     "best_of_n",
     "generate",

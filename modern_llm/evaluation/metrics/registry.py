@@ -75,6 +75,7 @@ _ALL = (
     Metric("em", "higher"),
     Metric("gain", "higher"),
     Metric("pass_at_k", "higher"),
+    Metric("solved", "higher"),
     # Of error analyses.
     Metric("errors", "lower"),
     Metric("error_share", "lower"),

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from modern_llm.models.decoding.generation import CausalLM, TextCodec, stop_place, stops, stream_tokens
+from modern_llm.models.decoding.generation import CausalLM, DecodingCache, TextCodec, stop_place, stops, stream_tokens
 from modern_llm.models.decoding.sampling import Sampling
 
 
@@ -87,13 +87,14 @@ def draw(
     padded = torch.tensor([[eos_id] * (longest - len(ids)) + [*ids] for ids in prompts], device=device)
     real = torch.tensor([[0] * (longest - len(ids)) + [1] * len(ids) for ids in prompts], device=device)
     owners = torch.arange(len(prompts), device=device).repeat_interleave(n)
-    cache, given, mask = None, padded[owners], real[owners]
+    cache: DecodingCache | None = None
+    given, mask = padded[owners], real[owners]
     if min(map(len, prompts)) > 1:  # the last token of each prompt is read with its answers
         before = real[:, :-1]
         held = model.new_cache(len(prompts), longest + max_new_tokens)
         model.hidden_states(padded[:, :-1], attention_mask=None if bool(before.all()) else before, cache=held)
         if held.keep(owners):
-            cache, given, mask = held, padded[owners, -1:], None
+            cache, given, mask = held, padded[owners, -1:], real[owners, -1:]
     thoughts = _Thoughts()
     texts: list[list[int]] = [[] for _ in range(B)]
     cut: list[int | None] = [None] * B  # where a stop string begins in the text

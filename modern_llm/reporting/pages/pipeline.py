@@ -16,15 +16,19 @@ from modern_llm.reporting.tables import markdown, shown, write_csv
 
 # What of a stage's own run stands in the table.
 _OF_RUNS = {
+    "rl": ("evaluation_pass_at_1", "evaluation_pass_at_1_gain"),
     "verifier": ("accuracy", "roc_auc"),
     "best_of_n": ("greedy_em", "majority_em", "verifier_em", "weighted_em", "sample_em"),
 }
-_JUDGED = [name for names in _OF_RUNS.values() for name in names]
+_JUDGED = [name for stage in ("verifier", "best_of_n") for name in _OF_RUNS[stage]]
 _COLUMNS = {
     "perplexity": "perplexity",
     "perplexity_ratio": "perplexity over the base's",
     "bits_per_byte": "bits per byte",
     "conversation_loss": "SFT loss",
+    "solved": "problems solved",
+    "evaluation_pass_at_1": "pass@1",
+    "evaluation_pass_at_1_gain": "gain in pass@1 by RL",
     "log_prob_accuracy": "prefers chosen",
     "reward_accuracy": "reward accuracy over the stage before",
     "reward_margin": "reward margin",

@@ -1,0 +1,302 @@
+"""Learning from rewards: a policy draws answers to problems, and what was better than its group becomes more likely."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Any
+
+from modern_llm.checks import require
+from modern_llm.data.rows import content_fingerprint
+from modern_llm.data.solutions.settings import ProblemData
+from modern_llm.defaults import Defaults
+from modern_llm.evaluation.metrics.registry import directions
+from modern_llm.experiment.contract import progress_of, say
+from modern_llm.experiment.problems import Asking
+from modern_llm.experiment.training import Parts, Session, TrainingTask, require_metric
+from modern_llm.objectives.policy_losses import PolicyLoss
+from modern_llm.pretrained.settings import ModelFromRun, PretrainedModel
+from modern_llm.processes import after_first, world
+from modern_llm.reinforcement.evaluation import READINGS, HeldOut
+from modern_llm.reinforcement.rewards import Reward
+from modern_llm.reinforcement.settings import Drawing
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    import torch
+
+    from modern_llm.data.rows import Part
+    from modern_llm.evaluation.metrics.registry import Direction
+    from modern_llm.experiment.record import Measured
+    from modern_llm.objectives.base import Batch
+    from modern_llm.pretrained.loaded import LoadedModel
+    from modern_llm.reinforcement.evaluation import Solved
+    from modern_llm.reinforcement.groups import Asked, Drawer
+    from modern_llm.reinforcement.rewards import Marker
+    from modern_llm.reinforcement.rollouts import RolloutStream
+
+BEFORE, DRAWS, SAMPLES = "before.json", "draws", "answers.jsonl"
+_SHOWN = 3  # problems whose answers are kept of every evaluation
+_DEFAULTS = Defaults("task/rl")
+
+
+@dataclass(frozen=True, kw_only=True)
+class RL(TrainingTask):
+    """Train a policy on the rewards of its own answers, choose the best checkpoint by how often it solves held-out
+    problems, and report on others, against the policy before.
+
+    The policy has no dropout, so that what is drawn is what is trained.
+
+    Args:
+        data: the problems.
+        reward: what marks an answer, one of `reinforcement/rewards.py`, or a class of your own.
+        policy_loss: what is minimised.
+        asking: how the policy is asked; its reading decides what counts as solved, not what is rewarded.
+        drawing: how many answers are drawn, and how often they are used.
+        evaluation: what is drawn to held-out problems.
+        max_train_problems: a sample drawn by the seed; null: all.
+
+    Raises:
+        ValueError: an impossible combination.
+    """
+
+    model: PretrainedModel | ModelFromRun
+    data: ProblemData
+    reward: Reward
+    policy_loss: PolicyLoss = field(default_factory=PolicyLoss)
+    asking: Asking
+    drawing: Drawing = field(default_factory=Drawing)
+    evaluation: HeldOut = field(default_factory=HeldOut)
+    max_train_problems: int | None = _DEFAULTS("max_train_problems")
+    suggested_steps: int = _DEFAULTS("suggested_steps")
+    objective_metric: str = _DEFAULTS("objective_metric")
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        require_metric(self, [f"evaluation_{name}" for name in self.measured], self.measured)
+        filters = {"repetition_penalty": 1, "temperature": 1, "top_k": None, "top_p": 1, "min_p": 0}
+        for name, plain in filters.items():
+            value = getattr(self.asking.sampling, name)
+            require(value == plain, f"task.asking.sampling.{name}", value, "draws from another distribution than the "
+                    "policy's, whose gradient is taken", f"Use {'null' if plain is None else plain}")  # fmt: skip
+
+    @property
+    def measured(self) -> list[str]:
+        """Figures of held-out problems."""
+        found = []
+        for reading in READINGS:
+            prefix, n = "" if reading == self.asking.reading else f"{reading}_", self.evaluation.samples
+            several = [f"{prefix}pass_at_{n}"] if n > 1 else []
+            found += [f"{prefix}pass_at_1", *several, f"{prefix}greedy_em"]
+        return [*found, "reward"]
+
+    def load(self, at: Session) -> LoadedModel:
+        from modern_llm.experiment.loading import is_encoder_decoder, load_chat_model, load_model
+        from modern_llm.training.dropout import switch_off_dropout
+
+        load = load_chat_model if self.asking.chat else load_model
+        if is_encoder_decoder(self.model, self.paths.mirror):
+            raise ValueError("model: an encoder-decoder shares no prompt among its answers. Choose a decoder.")
+        loaded = load(self.model, at.runtime, self.paths.mirror, labels=[], train=True)
+        switch_off_dropout(loaded.model)
+        return loaded
+
+    def parts(self, at: Session) -> Parts:
+        from modern_llm.objectives.policy_gradient import PolicyGradient
+        from modern_llm.reinforcement.rollouts import RolloutStream
+
+        marker = self.reward.marker(at.runtime, self.paths.mirror, at.rows)
+        at.data = {"marker": marker} | {part: self._asked(at, part) for part in ("train", "selection", "evaluation")}
+        self._before(at)
+        train = at.data["train"]
+        problems = [(one.problem.identity, one.prompt_ids, one.reference) for one in train]
+        settings = [repr(self.reward), repr(self.asking), repr(self.drawing), repr(self.policy_loss)]
+        stream = RolloutStream(
+            self._drawer(at, marker, self.drawing.samples),
+            train,
+            self.policy_loss,
+            self.drawing,
+            self.trainer.batch_size,
+            self.seed,
+            at.folder.path / DRAWS,
+            content_fingerprint([problems, settings]),
+            self._log_probs(at, at.loaded),
+            self._reference(at),
+        )
+        objective = PolicyGradient(self.policy_loss, stream.names)
+        return Parts(stream, objective, _Held(self, at, stream))
+
+    def measure(self, at: Session) -> Measured:
+        import numpy as np
+
+        from modern_llm.evaluation.metrics.bootstrap import bootstrap_interval
+        from modern_llm.experiment.record import Measured, evaluated_on
+        from modern_llm.files import read_json
+
+        asked: list[Asked] = at.data["evaluation"]
+        found = self.solve(at, asked)
+        outcomes = found.outcomes(self.asking.reading)
+        before = read_json(at.folder.path / BEFORE)
+        metrics: dict[str, float] = {}
+        for name, values in outcomes.items():
+            each = {f"evaluation_{name}": np.array(values), f"before_{name}": np.array(before[name])}
+            each[f"evaluation_{name}_gain"] = each[f"evaluation_{name}"] - each[f"before_{name}"]
+            for key, numbers in each.items():
+                metrics[key] = float(numbers.mean())
+                metrics[f"{key}_low"], metrics[f"{key}_high"] = bootstrap_interval(numbers, seed=self.seed)
+        rows = [
+            {
+                "index": group.index,
+                "input": group.asked.problem.question,
+                "reference": group.asked.reference,
+                "prediction": greedy.drawn[0].text,
+                "detail": f"{sum(group.right(self.asking.reading))} of {len(group.drawn)} drawn answers are right",
+            }
+            for group, greedy in zip(found.groups, found.greedy, strict=True)
+            if not greedy.right(self.asking.reading)[0]
+        ]
+        at.folder.write_lines("errors.jsonl", rows)
+        identities = [one.problem.identity for one in asked]
+        return Measured(
+            metrics,
+            ["before_pass_at_1", "evaluation_pass_at_1", "evaluation_pass_at_1_gain", "evaluation_greedy_em"],
+            {"": evaluated_on(content_fingerprint(identities), len(asked))},
+            {
+                "data": self.data.source.name,
+                "train_problems": len(at.data["train"]),
+                "answers_per_problem": self.evaluation.samples,
+                "reading": self.asking.reading,
+                "intervals": "95 %, by drawing problems; gains are paired by problem",
+            },
+            {
+                "samples": [
+                    {"prompt": greedy.asked.problem.question, "text": f" → {greedy.drawn[0].text.strip()}"}
+                    for greedy in found.greedy[:_SHOWN]
+                ],
+                "errors": rows[:50],
+                "tables": self._samples_over_steps(at),
+            },
+        )
+
+    # -- the parts --------------------------------------------------------------------------------------------------
+
+    def _asked(self, at: Session, part: Part) -> list[Asked]:
+        from modern_llm.data.solutions.problems import prompts_of, read_problems
+        from modern_llm.evaluation.reranking import reference_number
+        from modern_llm.experiment.loading import room_in
+        from modern_llm.reinforcement.groups import Asked
+
+        limits = {"train": self.max_train_problems, "selection": self.evaluation.selection,
+                  "evaluation": self.evaluation.problems}  # fmt: skip
+        problems, rows = read_problems(self.data, part, self.paths.mirror, limits[part], self.seed)
+        loaded, room = at.loaded, room_in(at.loaded, None) - self.asking.max_new_tokens
+        prompts = prompts_of(self.data, problems, loaded.tokenizer, loaded.start_ids, self.asking.chat)
+        asked = [Asked(problem, prompt, reference_number(problem.solution))
+                 for problem, prompt in zip(problems, prompts, strict=True) if len(prompt) <= room]  # fmt: skip
+        if not asked:
+            raise ValueError(
+                f"task.asking.max_new_tokens={self.asking.max_new_tokens}: no problem fits into the model's context of "
+                f"{loaded.context} tokens beside such an answer. Lower it, or choose a model with a longer context."
+            )
+        left_out = f" ({len(problems) - len(asked)} left out: too long)" if len(asked) < len(problems) else ""
+        say(f"{part}: {len(asked):,} problems of {self.data.source.name}, {rows.split}{left_out}")
+        return asked
+
+    def _drawer(self, at: Session, marker: Marker, samples: int, greedy: bool = False) -> Drawer:
+        from modern_llm.reinforcement.groups import Drawer
+
+        asking = self.asking
+        return Drawer(
+            at.loaded,
+            at.runtime,
+            marker,
+            samples,
+            asking.max_new_tokens,
+            replace(asking.sampling, temperature=0.0) if greedy else asking.sampling,
+            [] if asking.chat else self.data.stop,  # a turn has an end of its own
+            self.seed,
+            at.rows,
+        )
+
+    def solve(self, at: Session, asked: Sequence[Asked]) -> Solved:
+        """Answers of the policy as it is, drawn and most likely ones; the same draws in every evaluation."""
+        from modern_llm.reinforcement.evaluation import solved
+
+        marker = at.data["marker"]
+        drawer = self._drawer(at, marker, self.evaluation.samples)
+        return solved(drawer, self._drawer(at, marker, 1, greedy=True), asked, 0, progress_of("held-out problems"))
+
+    def _before(self, at: Session) -> None:
+        """Measure the policy before training, once."""
+        path = at.folder.path / BEFORE
+
+        def measured() -> None:
+            if not path.is_file():
+                say("measuring the policy before training")
+                found = self.solve(at, at.data["evaluation"]).outcomes(self.asking.reading)
+                if world().is_first:
+                    at.folder.write_json(BEFORE, found)
+
+        after_first(measured)
+
+    def _log_probs(self, at: Session, loaded: LoadedModel, within: Any = None) -> Any:
+        from contextlib import nullcontext
+
+        from modern_llm.reinforcement.groups import token_log_probs
+
+        rows = self.hardware.micro_batch_size or self.trainer.batch_size
+
+        def of(batch: Batch) -> torch.Tensor:
+            return token_log_probs(loaded, at.runtime, batch, rows, within or nullcontext)
+
+        return of
+
+    def _reference(self, at: Session) -> Any:
+        """Log-probabilities of the policy before training: without its adapters, or by a copy of its weights."""
+        if not self.policy_loss.needs_reference:
+            return None
+        if at.loaded.adapter is not None:
+            return self._log_probs(at, at.loaded, at.loaded.untrained)
+        from copy import deepcopy
+
+        copy = replace(at.loaded, model=deepcopy(at.loaded.model).requires_grad_(False))
+        return self._log_probs(at, copy)
+
+    def _samples_over_steps(self, at: Session) -> dict[str, list[dict[str, Any]]]:
+        """Most likely answers to the same problems in every evaluation, for the page."""
+        import json
+
+        path = at.folder.path / SAMPLES
+        rows = map(json.loads, path.read_text("utf-8").splitlines()) if path.is_file() else ()
+        last = {(row["question"], row["draws"]): row for row in rows}  # an evaluation may have been done again
+        return {"Answers over the steps": [last[key] for key in sorted(last)]} if last else {}
+
+
+class _Held:
+    """The evaluation during training.
+
+    Args:
+        task, at: of the run.
+        stream: tells how many draws there were.
+    """
+
+    def __init__(self, task: RL, at: Session, stream: RolloutStream) -> None:
+        self.task, self.at, self.stream = task, at, stream
+        self.metrics: dict[str, Direction] = directions([f"validation_{name}" for name in task.measured])
+
+    def __call__(self, model: Any) -> dict[str, float]:
+        found = self.task.solve(self.at, self.at.data["selection"])
+        if world().is_first:
+            self._keep(found)
+        outcomes = found.outcomes(self.task.asking.reading)
+        return {f"validation_{name}": sum(outcomes[name]) / len(outcomes[name]) for name in self.task.measured}
+
+    def _keep(self, found: Solved) -> None:
+        import json
+
+        with (self.at.folder.path / SAMPLES).open("a", encoding="utf-8") as file:
+            for group, greedy in zip(found.groups[:_SHOWN], found.greedy, strict=False):
+                right = sum(group.right(self.task.asking.reading))
+                row = {"question": group.asked.problem.question, "draws": self.stream.turn,
+                       "answer": greedy.drawn[0].text, "right": f"{right} of {len(group.drawn)}"}  # fmt: skip
+                file.write(json.dumps(row) + "\n")

@@ -1,0 +1,245 @@
+"""Learning from rewards: what is learned, what is drawn, what a killed run resumes with, and what is refused."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections import Counter
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from bases import trained_from_scratch
+from made_models import byte_tokenizer
+from safetensors.torch import load_file
+
+from modern_llm.data.arithmetic import Arithmetic
+from modern_llm.data.solutions.settings import ProblemData
+from modern_llm.experiment.contract import Paths, RunFolder
+from modern_llm.experiment.problems import Asking
+from modern_llm.models.decoding.sampling import Sampling
+from modern_llm.objectives.policy_losses import PolicyLoss
+from modern_llm.pretrained.settings import FullFinetuning, LoRA, ModelFromRun, PretrainedModel
+from modern_llm.reinforcement.evaluation import HeldOut
+from modern_llm.reinforcement.rewards import RuleReward
+from modern_llm.reinforcement.settings import Drawing
+from modern_llm.tasks.rl import RL
+from modern_llm.training.optimization.optimizers import AdamW
+from modern_llm.training.settings import Hardware, TrainerSettings
+
+HARDWARE = Hardware(device="cpu", precision="fp32", eval_batch_size=16)
+SUMS = ProblemData(Arithmetic("instructions", largest=5, held_out=4), "instruction", "output")
+marked: Counter[str] = Counter()  # questions of all answers that were marked
+marks_left: list[int | None] = [None]  # after so many, the process is stopped
+
+
+class Stopped(BaseException):
+    """As a signal that nobody can catch."""
+
+
+@dataclass(frozen=True)
+class SmallLetters(RuleReward):
+    """The share of an answer's characters below "@": every group differs, and much can be gained.
+
+    Args:
+        fault: what is given for every answer instead.
+    """
+
+    fault: float | None = None
+
+    def mark(self, problem: Any, answer: Any) -> float:
+        if sum(marked.values()) == marks_left[0]:
+            raise Stopped
+        marked[problem.question] += 1
+        if self.fault is not None:
+            return self.fault
+        return sum(ord(c) < 64 for c in answer.text) / max(len(answer.text), 1)
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return trained_from_scratch(tmp_path_factory.mktemp("base") / "run", byte_tokenizer())
+
+
+@pytest.fixture(autouse=True)
+def nothing_marked() -> None:
+    marked.clear()
+    marks_left[:] = [None]
+
+
+def task(base: Path, steps: int = 4, save_every: int = 1, lr: float = 3e-3, **changes: Any) -> RL:
+    trainer = TrainerSettings(max_steps=steps, batch_size=4, optimizer=AdamW(lr=lr, weight_decay=0.0), log_every=1,
+                              eval_every=100, save_every=save_every, keep_checkpoints=99,
+                              monitor="validation_pass_at_1")  # fmt: skip
+    given: dict[str, Any] = {
+        "model": ModelFromRun(str(base), FullFinetuning()),
+        "trainer": trainer,
+        "hardware": HARDWARE,
+        "data": SUMS,
+        "reward": SmallLetters(),
+        "policy_loss": PolicyLoss(),
+        "asking": Asking(Sampling(temperature=1.0), 8, True, "strict"),
+        "drawing": Drawing(samples=4),
+        "evaluation": HeldOut(samples=2),
+        "paths": Paths(cache=str(base.parent / "cache")),
+    }
+    return RL(**{**given, **changes})
+
+
+def run(made: RL, folder: Path) -> dict[str, float]:
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "config.yaml").write_text("{}")
+    return made.run(RunFolder(folder, {}))
+
+
+def rows_of(folder: Path) -> list[dict[str, Any]]:
+    rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    return [row for row in rows if "reward" in row]
+
+
+def weights(folder: Path, step: int) -> dict[str, torch.Tensor]:
+    return load_file(folder / f"checkpoints/step_{step:08d}/model.safetensors")
+
+
+def test_the_reward_rises_and_what_is_logged_is_what_was_drawn(base: Path, tmp_path: Path) -> None:
+    metrics = run(task(base, 25, lr=2e-2), tmp_path)
+    rows = rows_of(tmp_path)
+    assert rows[-1]["reward"] > rows[0]["reward"] + 0.3
+    assert metrics["evaluation_reward_gain_low"] > 0.2
+    # The drawing policy is the policy of the update.
+    assert max(row["log_prob_gap"] for row in rows) < 1e-5
+    for turn, row in enumerate(rows[-2:], len(rows) - 2):
+        groups = [json.loads(line) for line in (tmp_path / "draws" / f"{turn:08d}.jsonl").read_text().splitlines()]
+        answers = [answer for group in groups for answer in group["answers"]]
+        assert len(groups) == 4
+        assert len(answers) == 16
+        assert row["reward"] == pytest.approx(sum(a["reward"] for a in answers) / 16, abs=1e-6)
+        assert row["answer_tokens"] == pytest.approx(sum(len(a["ids"]) for a in answers) / 16, abs=1e-5)
+        tokens = sum(len(a["ids"]) for a in answers)
+        assert row["entropy"] == pytest.approx(sum(sum(a["entropies"]) for a in answers) / tokens, abs=1e-5)
+        assert row["cut_off_share"] == pytest.approx(sum(not a["ended"] for a in answers) / 16, abs=1e-6)
+    # An epoch asks every sum once; old draws are let go of only as checkpoints pass them.
+    assert metrics["draws"] == 25
+    assert metrics["epochs"] == pytest.approx(25 * 4 / 28)
+
+
+@pytest.mark.parametrize(
+    ("updates", "beta", "lora"),
+    [(1, 0.0, FullFinetuning()), (3, 0.0, FullFinetuning()), (2, 0.1, LoRA(rank=2, alpha=4, dropout=0.2))],
+    ids=["one-update", "three-updates", "lora-kl"],
+)
+def test_a_run_that_is_stopped_anywhere_ends_as_if_it_had_not_been(
+    base: Path, tmp_path: Path, updates: int, beta: float, lora: Any
+) -> None:
+    made = task(base, 7, drawing=Drawing(samples=4, updates=updates), policy_loss=PolicyLoss(beta=beta, mean="answers"),
+                model=ModelFromRun(str(base), lora), hardware=replace(HARDWARE, eval_batch_size=8))  # fmt: skip
+    run(made, tmp_path / "whole")
+    # Stopped in the middle of drawing: two chunks of the draw are on disk.
+    marked.clear()
+    before = 4 * 3  # of the policy before training: 2 drawn answers and the most likely one to each of 4 sums
+    draws = 2 if updates == 1 else 1
+    marks_left[0] = before + 16 * draws + 9
+    with pytest.raises(Stopped):
+        run(made, tmp_path / "broken")
+    kept = tmp_path / "broken" / "draws" / f"{draws:08d}.jsonl"
+    assert len(kept.read_text().splitlines()) == 2
+    marks_left[0] = None
+    run(made, tmp_path / "broken")
+    for step in (4, 5, 6, 7):  # and torn off behind a step, maybe between the updates of a draw
+        shutil.rmtree(tmp_path / "broken" / "checkpoints" / f"step_{step:08d}")
+    run(made, tmp_path / "broken")
+    one, two = weights(tmp_path / "whole", 7), weights(tmp_path / "broken", 7)
+    assert all(torch.equal(one[name], two[name]) for name in one)
+
+
+def test_what_was_drawn_is_not_drawn_again(base: Path, tmp_path: Path) -> None:
+    made = task(base, 3, hardware=replace(HARDWARE, eval_batch_size=8), save_every=100)
+    marks_left[0] = 12 + 16 * 2 + 9  # in the third draw; no checkpoint has been written
+    with pytest.raises(Stopped):
+        run(made, tmp_path)
+    seen = Counter(marked)
+    marks_left[0] = None
+    run(made, tmp_path)
+    # Eight answers of the third draw had been marked when the ninth was not; then those of selection and evaluation.
+    assert sum(marked.values()) - sum(seen.values()) == 16 - 8 + 2 * 12
+
+
+def test_micro_batches_change_nothing_but_rounding(base: Path, tmp_path: Path) -> None:
+    for name, size in (("whole", None), ("cut", 1)):
+        run(task(base, 3, hardware=replace(HARDWARE, micro_batch_size=size)), tmp_path / name)
+    one, two = weights(tmp_path / "whole", 1), weights(tmp_path / "cut", 1)
+    for name in one:
+        torch.testing.assert_close(one[name], two[name], rtol=0, atol=2e-4)
+    assert rows_of(tmp_path / "whole")[0]["loss"] == pytest.approx(rows_of(tmp_path / "cut")[0]["loss"], abs=1e-6)
+
+
+@pytest.mark.parametrize("name", ["openai-community/gpt2", "made/llama"])
+def test_models_of_the_hub_draw_what_they_train(hub: Path, base: Path, tmp_path: Path, name: str) -> None:
+    made = task(base, 2, model=PretrainedModel(name, LoRA(rank=2, alpha=4, dropout=0.3)),
+                paths=Paths(mirror=str(hub), cache=str(tmp_path / "cache")))  # fmt: skip
+    run(made, tmp_path / "run")
+    assert max(row["log_prob_gap"] for row in rows_of(tmp_path / "run")) < 1e-4
+
+
+@pytest.mark.parametrize("lora", [FullFinetuning(), LoRA(rank=2, alpha=4)], ids=["whole", "lora"])
+def test_the_reference_is_the_policy_before(base: Path, tmp_path: Path, lora: Any) -> None:
+    run(task(base, 4, model=ModelFromRun(str(base), lora), policy_loss=PolicyLoss(beta=0.1)), tmp_path)
+    divergence = [row["kl_estimate"] for row in rows_of(tmp_path)]
+    assert divergence[0] == pytest.approx(0, abs=1e-9)
+    assert divergence[-1] > 1e-6
+
+
+@dataclass(frozen=True)
+class OnSome(RuleReward):
+    """Tells answers apart for some problems alone."""
+
+    def mark(self, problem: Any, answer: Any) -> float:
+        return float(sum(map(ord, answer.text))) if problem.index % 3 == 0 else 0.5
+
+
+@pytest.mark.parametrize(("unanimous", "rows"), [("keep", None), ("drop", None), ("replace", 4)])
+def test_groups_of_one_reward(base: Path, tmp_path: Path, unanimous: Any, rows: int | None) -> None:
+    drawing = Drawing(samples=3, unanimous=unanimous, most_rounds=20)
+    metrics = run(
+        task(base, 3, reward=OnSome(), drawing=drawing, policy_loss=PolicyLoss(mean="answers"), save_every=100),
+        tmp_path,
+    )
+    for turn in range(3):
+        groups = [json.loads(line) for line in (tmp_path / "draws" / f"{turn:08d}.jsonl").read_text().splitlines()]
+        useful = sum(group["problem"] % 3 == 0 for group in groups)
+        share = rows_of(tmp_path)[turn]["unanimous_share"]
+        assert share == pytest.approx(1 - useful / len(groups), abs=1e-6)
+        if rows is not None:
+            assert useful >= rows
+        else:
+            assert len(groups) == 4
+    assert 0 < metrics["unanimous_share"] < 1
+
+
+def test_what_cannot_be_learned_from(base: Path, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"3 draws in a row \(12 problems\) gave nothing to learn from.*0\.25"):
+        run(task(base, 5, reward=SmallLetters(fault=0.25), drawing=Drawing(samples=2, patience=3)), tmp_path / "same")
+    assert not list((tmp_path / "same" / "checkpoints").glob("step*"))
+    with pytest.raises(ValueError, match="SmallLetters"):
+        run(task(base, 5, reward=SmallLetters(fault=float("nan"))), tmp_path / "nan")
+    with pytest.raises(ValueError, match=r"task\.asking\.max_new_tokens=150: no problem fits"):
+        run(task(base, asking=Asking(Sampling(temperature=1.0), 150, True, "strict")), tmp_path / "long")
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda base: Drawing(samples=1), r"task\.drawing\.samples=1"),
+        (lambda base: Drawing(updates=0), r"task\.drawing\.updates=0"),
+        (lambda base: HeldOut(samples=0), r"task\.evaluation\.samples=0"),
+        (lambda base: HeldOut(problems=0), r"task\.evaluation\.problems=0"),
+        (lambda base: task(base, asking=Asking(Sampling(temperature=0.7), 8, True)), r"sampling\.temperature=0\.7"),
+        (lambda base: task(base, asking=Asking(Sampling(top_k=5), 8, True)), r"sampling\.top_k=5"),
+        (lambda base: task(base, objective_metric="loss"), r"task\.objective_metric='loss'"),
+    ],
+)
+def test_impossible_settings(base: Path, make: Any, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        make(base)
