@@ -105,18 +105,23 @@ class SigmoidDPO(_OnLogRatios):
     smoothing (Mitchell 2023, "A note on DPO with noisy preferences & relationship to IPO", eq. 3).
 
     With margin m = beta (log-ratio of chosen - log-ratio of rejected) and smoothing e:
-    -(1 - e) log sigmoid(m) - e log sigmoid(-m).
+    -(1 - e) log sigmoid(m) - e log sigmoid(-m). To it may be added a times the mean negative log-likelihood of the
+    chosen answer's tokens, which keeps it from becoming less likely together with the rejected one (RPO, Pang et al.
+    2024, arXiv 2404.19733, eq. 1).
 
     Args:
         beta: strength of the tie to the reference.
         label_smoothing: probability e that a preference is the wrong way round; 0 is DPO.
+        chosen_nll: weight a of the chosen answer's likelihood; 0 is DPO.
     """
 
     beta: float = _SIGMOID_DPO("beta")
     label_smoothing: float = _SIGMOID_DPO("label_smoothing")
+    chosen_nll: float = _SIGMOID_DPO("chosen_nll")
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        require(self.chosen_nll >= 0, "task.loss.chosen_nll", self.chosen_nll, "must not be negative", "Use 0 for none")
         require(0 <= self.label_smoothing < 0.5, "task.loss.label_smoothing", self.label_smoothing,
                 "must lie in [0, 0.5)", "Use 0 for clean preferences")  # fmt: skip
 
@@ -126,7 +131,9 @@ class SigmoidDPO(_OnLogRatios):
         chosen, rejected = self.rewards(pairs)
         margin = chosen - rejected
         loss = -(1 - self.label_smoothing) * F.logsigmoid(margin)
-        return loss - self.label_smoothing * F.logsigmoid(-margin) if self.label_smoothing else loss
+        if self.label_smoothing:
+            loss = loss - self.label_smoothing * F.logsigmoid(-margin)
+        return loss - self.chosen_nll * pairs.chosen / pairs.chosen_tokens if self.chosen_nll else loss
 
 
 _HINGE_DPO = Defaults("task/loss/hinge")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -181,10 +182,12 @@ class Pipeline:
             before = _POLICIES[: _POLICIES.index(stage)] if stage in _POLICIES else _POLICIES
             return next((one for one in reversed(before) if one in there), "base")
 
+        # What SFT would else make a small model forget.
+        kept = defaultdict(list, sft=["task/replay=own"] if self.trains_base else [])
         judged = [*model_of(last_before("best_of_n")), override("task.verifier", str(path / "verifier"))]
         own: dict[StageName, list[str]] = {
             "base": base if self.trains_base else [],
-            **{stage: [f"task={stage}", *model_of(last_before(stage))] for stage in _POLICIES[1:]},
+            **{stage: [f"task={stage}", *model_of(last_before(stage)), *kept[stage]] for stage in _POLICIES[1:]},
             "verifier": ["task=verifier", "model=verifier"],
             "best_of_n": ["task=best_of_n", *judged],
         }

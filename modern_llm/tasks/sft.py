@@ -7,7 +7,10 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from modern_llm.data.instructions.settings import InstructionData
+from modern_llm.data.text.replay import Replay
 from modern_llm.defaults import Defaults
+from modern_llm.experiment.base_text import text_of
+from modern_llm.experiment.contract import say
 from modern_llm.experiment.conversations import ConversationTask
 from modern_llm.experiment.samples import Samples
 from modern_llm.experiment.training import Parts, Selection, Session, require_metric, tell_skipped
@@ -33,6 +36,7 @@ class SFT(ConversationTask):
         objective: what is minimised.
         packing: put several conversations into a row of `max_tokens`, each invisible to the others;
             `trainer.batch_size` then counts rows. False: one conversation a row.
+        replay: text of the kind that the model knows already, in every batch, so that it is not forgotten; null: none.
         samples: prompts that the trained model answers.
 
     Raises:
@@ -42,6 +46,7 @@ class SFT(ConversationTask):
     data: InstructionData
     objective: TextObjective = field(default_factory=NextToken)
     packing: bool = _DEFAULTS("packing")
+    replay: Replay | None = None
     samples: Samples
 
     def __post_init__(self) -> None:
@@ -51,15 +56,21 @@ class SFT(ConversationTask):
     def parts(self, at: Session) -> Parts:
         from modern_llm.data.batches import LengthBatches, PackedBatches
         from modern_llm.data.instructions.read import ConversationBatch
+        from modern_llm.data.text.replay import WithReplay
+        from modern_llm.data.text.tokens import tokenise
 
         train, held_out = self._part(at, "train"), self._part(at, "selection")
         at.data = train
         collate, batch_size = ConversationBatch(at.loaded.tokenizer.eos_id), self.trainer.batch_size
-        stream: LengthBatches
+        stream: LengthBatches | WithReplay
         if self.packing:
             stream = PackedBatches(train.items, batch_size, self.writer(at)[1], self.seed, collate, train.fingerprint)
         else:
             stream = LengthBatches(train.items, batch_size, self.seed, collate.singly, train.fingerprint)
+        if self.replay is not None:
+            cache, mirror = self.paths.cache_folder, self.paths.mirror
+            text = tokenise(self.replay.data or text_of(self.model), "train", at.loaded.tokenizer, cache, mirror, say)
+            stream = WithReplay(stream, self.replay, text, self.seed)
         objective = self.objective.build()
         return Parts(stream, objective, Selection(at, objective, held_out.items, collate.singly))
 

@@ -1,0 +1,28 @@
+"""The text that a model was trained on, from the record of its run."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from modern_llm.config.instantiate import build
+from modern_llm.data.text.sources import Source
+from modern_llm.files import read_yaml
+from modern_llm.pretrained.settings import ModelFromRun, PretrainedModel
+
+
+def text_of(choice: PretrainedModel | ModelFromRun) -> Source:
+    """The text of the run that trained a model from scratch.
+
+    Raises:
+        ValueError: it is no such run.
+    """
+    task: Any = {}
+    if isinstance(choice, ModelFromRun):
+        record = choice.checkpoint().parents[1] / "config.yaml"
+        task = (read_yaml(record) if record.is_file() else {}).get("task") or {}
+    if not str(task.get("_target_", "")).endswith(".Pretraining"):
+        raise ValueError(
+            "task.replay.data=None: the model is not that of a run that was trained on a text, so nobody knows what "
+            "it read. Name a text: task/replay=text /task/data@task.replay.data=wikitext2"
+        )
+    return build(task["data"], "task.replay.data")
