@@ -11,7 +11,8 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
 CONF = ROOT / "modern_llm" / "conf"
-_KEY = re.compile(r"^(?P<indent> *)(?P<key>[\w/@.]+):(?P<value>[^#]*?)(?:  *# (?P<comment>.*))?$")
+_VALUE = r"""(?P<value>(?:'[^']*'|"[^"]*"|[^#])*?)"""  # a text between quotes may hold a #
+_KEY = re.compile(rf"^(?P<indent> *)(?P<key>[\w/@.]+):{_VALUE}(?:  *# (?P<comment>.*))?$")
 HEAD = """# Reference
 
 Every group, its choices and their keys, from the comments in `conf/` (`python docs/reference.py` writes this page). A

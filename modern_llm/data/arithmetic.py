@@ -93,7 +93,7 @@ class Arithmetic:
             number, operation = divmod(number, len(self.operations))
             terms.append(term)
             operations.append(self.operations[operation])
-        return [number, *reversed(terms)], operations[::-1]
+        return [number, *reversed(terms)], operations
 
     def _rows(self, terms: list[int], operations: list[str]) -> list[Row]:
         asked = " ".join([str(terms[0]), *(f"{o} {t}" for o, t in zip(operations, terms[1:], strict=True))])
