@@ -27,8 +27,6 @@ TRAINED = ["model.d_model=32", "model.n_layers=2", "model.n_heads=2", "model.max
 SHORT = ["trainer.max_steps=3", "trainer.batch_size=4", "task/tokenizer=bytes", "task.samples.max_new_tokens=3",
          "task.evaluation.tokens_in_training=512", "task.data.train=[text.txt]", "task=text"]  # fmt: skip
 PROMPTED = ["paths.mirror=mirror", "task.max_evaluation_examples=2", "task.num_shots=1"]
-# That of rewards is tried in tests/reinforcement.
-NO_RUN = ("index", "inside", "reward")
 # Pages whose command is no training on text, and what makes it small.
 OTHERS = {
     "metric": [
@@ -38,6 +36,18 @@ OTHERS = {
         "task.data.max_new_tokens=3",
     ],
     "form": ["paths.mirror=mirror", "task.max_evaluation_examples=2", "task.num_shots=1"],
+    "reward": [
+        "paths.mirror=mirror",
+        "trainer.max_steps=1",
+        "trainer.batch_size=2",
+        "task.drawing.samples=4",
+        "+task/reward@task.reward.rewards.more=format",  # something that random letters have now and then
+        "task.reward.rewards.more.pattern='[a-m]'",
+        "task.asking.max_new_tokens=4",
+        "task.evaluation.samples=1",
+        "task.evaluation.problems=2",
+        "task.evaluation.selection=2",
+    ],
     "task": [],
     "data": [w for w in SHORT if not w.startswith(("task=", "task.data"))],
     "model": SHORT,
@@ -70,16 +80,16 @@ def written(request: pytest.FixtureRequest, tmp_path: Path) -> Path:
     (tmp_path / "reviews.csv").write_text("text,label\n" + "good and fine,yes\nbad and dull,no\n" * 120)
     rows = [{"question": f"What is {i} and {i}?", "answer": str(2 * i)} for i in range(240)]
     (tmp_path / "questions.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    if request.param.stem in ("metric", "form"):
+    if request.param.stem in ("metric", "form", "reward"):
         make_mirror(tmp_path / "mirror")
     return tmp_path
 
 
 @pytest.mark.parametrize(
     ("page", "written"),
-    [(p.stem, p) for p in EXTEND if p.stem not in NO_RUN],
+    [(p.stem, p) for p in EXTEND if p.stem not in ("index", "inside")],
     indirect=["written"],
-    ids=[p.stem for p in EXTEND if p.stem not in NO_RUN],
+    ids=[p.stem for p in EXTEND if p.stem not in ("index", "inside")],
 )
 def test_a_page_of_ones_own_classes_works(page: str, written: Path) -> None:
     (words,) = commands_of((ROOT / "docs" / "extend" / f"{page}.md").read_text())

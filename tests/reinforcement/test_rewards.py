@@ -177,30 +177,31 @@ class TestJudges:
         assert checked_marks(marker, problems[:1], [Continuation("", True)]) == [0]
 
 
-def composed(*overrides: str) -> Any:
+def made(*overrides: str) -> Any:
+    """The reward of a command."""
     with initialize_config_dir(str(ROOT / "modern_llm" / "conf"), version_base="1.3"):
-        return compose("config", overrides=["name=x", *overrides])
+        config = compose("config", overrides=["name=x", "task=rl", "model=gpt2", *overrides])
+    return build(config.task.reward, "task.reward")
 
 
 class TestConfiguration:
     @pytest.mark.parametrize("choice", choices_of("task/reward"))
     def test_every_choice_builds(self, choice: str, tmp_path: Path) -> None:
         (tmp_path / "verifier.json").write_text("{}")
-        more = {"verifier": [f"reward.path={tmp_path}"], "sum": ["+task/reward@reward.rewards.a=length"]}
-        found = build(composed(f"+task/reward@reward={choice}", *more.get(choice, [])).reward, "task.reward")
-        assert isinstance(found, Reward)
+        more = {"verifier": [f"task.reward.path={tmp_path}"], "sum": ["+task/reward@task.reward.rewards.a=length"]}
+        assert isinstance(made(f"task/reward={choice}", *more.get(choice, [])), Reward)
 
     def test_a_sum_is_made_in_the_command(self) -> None:
-        named = ["+task/reward@reward.rewards.right=number", "+task/reward@reward.rewards.form=format"]
-        weighed = ["+reward.weights.form=0.2", "reward.rewards.right.reading=flexible"]
-        reward = build(composed("+task/reward@reward=sum", *named, *weighed).reward, "task.reward")
+        named = ["+task/reward@task.reward.rewards.right=number", "+task/reward@task.reward.rewards.form=format"]
+        weighed = ["+task.reward.weights.form=0.2", "task.reward.rewards.right.reading=flexible"]
+        reward = made("task/reward=sum", *named, *weighed)
         worth = {"#### 7": 1.2, "It is 7": 1.0, "#### 8": 0.2, "eight": 0.0}
         assert [mark(reward, text) for text in worth] == pytest.approx(list(worth.values()))
 
     def test_what_is_no_reward_is_refused(self) -> None:
         other = "{_target_: modern_llm.models.attention.rope.NoRope}"
         with pytest.raises(ConfigError, match=r"task\.reward\.rewards=.*must be names, each with a Reward"):
-            build(composed("+task/reward@reward=sum", f"+reward.rewards.a={other}").reward, "task.reward")
+            made("task/reward=sum", f"+task.reward.rewards.a={other}")
 
     def test_a_class_of_ones_own_is_used_as_its_page_says(self, tmp_path: Path) -> None:
         """The page's files, in a folder of their own; wrong settings are refused before torch is loaded."""
@@ -226,11 +227,12 @@ from modern_llm.config.plugins import use_plugins
 use_plugins(["my_lab"])
 with initialize_config_dir(sys.argv[1], version_base="1.3"):
     lab = "hydra.searchpath=[file://conf]"
-    config = compose("config", overrides=["name=x", lab, "+task/reward@reward=right_in_steps"])
-reward = build(config.reward, "task.reward")
-config.reward.rewards.steps.most = "many"
+    words = ["task=rl", "model=gpt2", "task/reward=right_in_steps"]
+    config = compose("config", overrides=["name=x", lab, *words])
+reward = build(config.task).reward
+config.task.reward.rewards.steps.most = "many"
 try:
-    build(config.reward, "task.reward")
+    build(config.task)
 except ConfigError as told:
     assert "task.reward.rewards.steps.most='many': must be a whole number" in str(told), told
 else:
