@@ -171,3 +171,16 @@ def test_mistakes_are_told_before_anything_runs(tmp_path: Path, overrides: list[
     assert done.returncode == 1, done.stderr[-2000:]
     assert message in done.stderr
     assert not list(place.outputs.glob("*/*/base"))
+
+
+def test_learning_from_rewards_solves_more_held_out_problems_and_keeps_the_base(tmp_path: Path) -> None:
+    place = Place(tmp_path)
+    place.run("experiment=rl_smoke", "hardware=cpu")
+    metrics = metrics_of(place.only())
+    assert metrics["rl_evaluation_pass_at_1_gain"] >= 0.1
+    assert metrics["rl_evaluation_pass_at_1_gain_low"] > 0
+    assert metrics["rl_solved"] >= metrics["sft_solved"] >= 0.4
+    assert max(metrics["sft_perplexity"], metrics["rl_perplexity"]) < 1.3 * metrics["base_perplexity"]
+    assert [row["stage"] for row in table(place.only())] == ["base", "sft", "rl"]
+    drawn = read_rows(place.only() / "rl")
+    assert max(row["log_prob_gap"] for row in drawn if "log_prob_gap" in row) < 1e-4

@@ -25,6 +25,7 @@ NAMES = ("chosen", "rejected", "chosen_tokens", "rejected_tokens", "reference_ch
 LOSSES = {
     "dpo": SigmoidDPO(0.3),
     "cdpo": SigmoidDPO(0.3, label_smoothing=0.2),
+    "rpo": SigmoidDPO(0.3, chosen_nll=0.7),
     "hinge": HingeDPO(0.05),
     "ipo": IPO(0.4),
     "simpo": SimPO(2.5, gamma=0.7),
@@ -49,11 +50,12 @@ def closed_form(name: str, p: dict[str, float]) -> tuple[float, float, float]:
         return 1 / (1 + math.exp(-x))
 
     w, r = p["chosen"] - p["reference_chosen"], p["rejected"] - p["reference_rejected"]
-    if name in ("dpo", "cdpo"):
-        beta, e = 0.3, 0.2 if name == "cdpo" else 0.0
-        m = beta * (w - r)
+    if name in ("dpo", "cdpo", "rpo"):
+        beta, e, a = 0.3, 0.2 if name == "cdpo" else 0.0, 0.7 if name == "rpo" else 0.0
+        m, n = beta * (w - r), p["chosen_tokens"]
         slope = beta * (-(1 - e) * sigmoid(-m) + e * sigmoid(m))
-        return -(1 - e) * math.log(sigmoid(m)) - e * math.log(sigmoid(-m)), slope, -slope
+        loss = -(1 - e) * math.log(sigmoid(m)) - e * math.log(sigmoid(-m)) - a * p["chosen"] / n
+        return loss, slope - a / n, -slope
     if name == "hinge":
         m = 0.05 * (w - r)
         slope = -0.05 if m < 1 else 0.0

@@ -15,13 +15,21 @@ from bases import trained_from_scratch
 from made_models import byte_tokenizer
 from safetensors.torch import load_file
 
+from modern_llm.config.instantiate import describe
 from modern_llm.data.arithmetic import Arithmetic
+from modern_llm.data.batches import PackedBatches
 from modern_llm.data.chat import DEFAULT_TEMPLATE, EncodedConversation
 from modern_llm.data.instructions.read import ConversationBatch
 from modern_llm.data.instructions.settings import InstructionData
+from modern_llm.data.text.replay import Replay, WithReplay
+from modern_llm.data.text.sources import TextFiles
 from modern_llm.data.text.tokenizers import Tokenizer
+from modern_llm.data.text.tokens import tokenise
+from modern_llm.evaluation.perplexity import perplexity
 from modern_llm.experiment.contract import Paths, RunFolder
+from modern_llm.experiment.loading import load_model
 from modern_llm.experiment.samples import Samples
+from modern_llm.models.fused_loss import IGNORE_INDEX
 from modern_llm.objectives.language_modeling import LanguageModeling
 from modern_llm.pretrained.loaded import LoadedModel
 from modern_llm.pretrained.settings import FullFinetuning, LoRA, ModelFromRun, PretrainedModel
@@ -205,3 +213,65 @@ def test_every_choice_of_data_composes_and_names_every_key(data: str, tmp_path: 
     assert isinstance(written, dict)
     for built, node in ((made, written), (made.data, written["data"]), (made.data.source, written["data"]["source"])):
         assert {f.name for f in fields(built)} == node.keys() - {"_target_"}
+
+
+class TestReplay:
+    """Text of the base among conversations."""
+
+    @pytest.fixture
+    def text(self, tmp_path: Path) -> TextFiles:
+        path = tmp_path / "text.txt"
+        path.write_text("".join(f"Line {i} says {i * i}.\n" for i in range(200)))
+        return TextFiles(train=[str(path)], validation=[str(path)])
+
+    def test_rows_of_text_stand_below_the_conversations(self, text: TextFiles, tmp_path: Path) -> None:
+        tokenizer = byte_tokenizer()
+        corpus = tokenise(text, "train", tokenizer, tmp_path / "cache")
+        items, whole = conversations(12), (tmp_path / "text.txt").read_text()
+
+        def stream(seed: int = 3) -> WithReplay:
+            inner = PackedBatches(items, 3, 40, 1, ConversationBatch(0), "x")
+            return WithReplay(inner, Replay(text, 0.4), corpus, seed)
+
+        plain, one = PackedBatches(items, 3, 40, 1, ConversationBatch(0), "x"), stream()
+        for _ in range(5):
+            alone, batch = next(plain), next(one)
+            B, T = alone["input_ids"].shape
+            assert len(batch["input_ids"]) == B + Replay(text, 0.4).rows(B)
+            K = alone["labels"].shape[1]
+            for name, tensor in alone.items():
+                upper = batch[name][:B]
+                assert torch.equal(upper[:, :K] if name in ("labels", "target_positions") else upper, tensor)
+            assert (batch["labels"][:B, K:] == IGNORE_INDEX).all()
+            for ids, labels in zip(batch["input_ids"][B:], batch["labels"][B:], strict=True):
+                assert tokenizer.decode([*ids.tolist(), int(labels[-1])]) in whole
+                assert torch.equal(ids[1:], labels[:-1])
+            assert torch.equal(batch["target_positions"][B:], torch.arange(T).expand(len(batch["labels"]) - B, -1))
+        again = stream()
+        again.load_state_dict(one.state_dict())
+        assert all(torch.equal(a, b) for a, b in zip(next(one).values(), next(again).values(), strict=True))
+        (tmp_path / "text.txt").write_text(whole + "More of it.\n")
+        other = WithReplay(plain, Replay(text, 0.4), tokenise(text, "train", tokenizer, tmp_path / "cache"), 3)
+        with pytest.raises(ValueError, match=r"task\.replay has changed"):
+            other.load_state_dict(one.state_dict())
+
+    def test_the_text_of_the_base_is_found_in_its_run_and_remembered(self, text: TextFiles, tmp_path: Path) -> None:
+        base = trained_from_scratch(tmp_path / "base", byte_tokenizer())
+        (base / "config.yaml").write_text(describe({"task": {"_target_": "modern_llm.tasks.pretraining.Pretraining",
+                                                             "data": text}}))  # fmt: skip
+        measured = {}
+        for name, replay in (("plain", None), ("kept", Replay(None, 0.5))):
+            made = task(tmp_path, "x", 30, model=ModelFromRun(str(base), FullFinetuning()), replay=replay,
+                        paths=Paths(cache=str(tmp_path / "cache")))  # fmt: skip
+            run(made, tmp_path / name)
+            loaded = load_model(ModelFromRun(str(tmp_path / name)), Runtime(HARDWARE), None, [], train=False)
+            corpus = tokenise(text, "train", loaded.tokenizer, tmp_path / "cache")
+            device = torch.device("cpu")
+            measured[name] = perplexity(loaded.decoder, corpus, context=64, stride=64, batch_size=8, device=device)
+        assert measured["kept"].token_perplexity < 0.5 * measured["plain"].token_perplexity
+
+    def test_a_model_without_a_text_of_its_own(self, hub: Path, tmp_path: Path) -> None:
+        with pytest.raises(ValueError, match=r"task\.replay\.data=None"):
+            run(task(hub, "made/llama", replay=Replay(None, 0.5)), tmp_path / "run")
+        with pytest.raises(ValueError, match=r"task\.replay\.share=1\.0"):
+            Replay(None, 1.0)
