@@ -49,11 +49,11 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def sampled(tmp_path_factory: pytest.TempPathFactory, trained: Path) -> Path:
-    """The run of best of n with that verifier: answers of a model that has learned nothing, which hits 3 now and
+    """The run of best of n with that verifier: answers of a model that has learned nothing, which hits one now and
     then."""
     folder = tmp_path_factory.mktemp("sampled")
     base = trained_from_scratch(folder / "base", byte_tokenizer())
-    path = written(folder / "problems.jsonl", [{"question": f"Say {p}.", "answer": 3} for p in range(24)])
+    path = written(folder / "problems.jsonl", [{"question": f"Say {p}.", "answer": 1 + p % 9} for p in range(24)])
     problems = ProblemData(FileRows(path, path, 1))
     solver = ModelFromRun(str(base), FullFinetuning())
     run(BestOfN(solver, HARDWARE, problems, samples=5, asking=WARM, verifier=str(trained)), folder / "run")
