@@ -75,6 +75,8 @@ def with_a_pretrained_model(group: str, choice: str, folder: Path | None = None)
                 (folder / name).write_text('{"status": "finished"}')
         own = {"verifier": [f"task.reward.path={folder}"], "sum": ["+task/reward@task.reward.rewards.right=number"]}
         return ["model=gpt2", "task=rl", *own.get(choice, [])]
+    if group == "task/replay":
+        return ["model=gpt2", "task=sft"]
     if group == "task/loss":
         return ["model=gpt2", "task=dpo"]
     if (group, choice) == ("task", "evaluate_checkpoints") and folder is not None:

@@ -26,7 +26,7 @@ class Replay:
         share: of the rows of a batch.
     """
 
-    data: Source | None = None
+    data: Source | None = _DEFAULTS("data")
     share: float = _DEFAULTS("share")
 
     def __post_init__(self) -> None:
