@@ -157,7 +157,7 @@ def data_overrides(choice: str, folder: Path | None) -> list[str]:
 @pytest.mark.parametrize(("group", "choice"), CHOICES)
 def test_every_choice_builds_and_its_yaml_names_every_key(group: str, choice: str, tmp_path: Path) -> None:
     (tmp_path / "a.txt").write_text("a")
-    extra = [f"task.data.train=[{tmp_path}/a.txt]"] if choice == "text" else []
+    extra = [f"task.data.train=[{tmp_path}/a.txt]"] if (group, choice) == ("task", "text") else []
     if (group, choice) == ("task", "pretraining"):
         extra = ["task.data={_target_: modern_llm.data.text.sources.PythonDocs, validation_percent: 8}"]
     if choice == "report":
