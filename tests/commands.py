@@ -31,7 +31,7 @@ SMALL = [
     "task.samples.max_new_tokens=5",
 ]
 # What differs from run to run though the run is the same.
-CLOCKS = ("seconds", "tokens_per_second", "peak_memory_gb", "mfu")
+CLOCKS = ("seconds", "draw_seconds", "mark_seconds", "tokens_per_second", "peak_memory_gb", "mfu")
 
 
 class Command:

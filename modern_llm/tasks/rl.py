@@ -74,6 +74,8 @@ class RL(TrainingTask):
     def __post_init__(self) -> None:
         super().__post_init__()
         require_metric(self, [f"evaluation_{name}" for name in self.measured], self.measured)
+        require(self.hardware.sharding != "full", "hardware.sharding", self.hardware.sharding,
+                "leaves no process with the whole policy, and each draws answers", "Use optimizer or none")  # fmt: skip
         filters = {"repetition_penalty": 1, "temperature": 1, "top_k": None, "top_p": 1, "min_p": 0}
         for name, plain in filters.items():
             value = getattr(self.asking.sampling, name)
@@ -205,7 +207,7 @@ class RL(TrainingTask):
     def _drawer(self, at: Session, marker: Marker, samples: int, greedy: bool = False) -> Drawer:
         from modern_llm.reinforcement.groups import Drawer
 
-        asking = self.asking
+        asking, side_by_side = self.asking, self.trainer.batch_size * self.drawing.samples
         return Drawer(
             at.loaded,
             at.runtime,
@@ -215,7 +217,7 @@ class RL(TrainingTask):
             replace(asking.sampling, temperature=0.0) if greedy else asking.sampling,
             [] if asking.chat else self.data.stop,  # a turn has an end of its own
             self.seed,
-            at.rows,
+            self.hardware.eval_batch_size or side_by_side,
         )
 
     def solve(self, at: Session, asked: Sequence[Asked]) -> Solved:

@@ -155,7 +155,8 @@ def test_parts_of_a_pipeline_on_a_pretrained_model(tmp_path: Path) -> None:
     [
         (["task.stages=[dpo,sft]"], "must be in their order, each once. Write task.stages=[sft,dpo]"),
         (["task.stages=[]"], "task.stages=[]: names none"),
-        (["task.stages=[rl]"], "must be a list of one of base, sft, dpo, verifier, best_of_n"),
+        (["task.stages=[ppo]"], "must be a list of one of base, sft, dpo, rl, verifier, best_of_n"),
+        (["task.stages=[rl]"], "rl needs sft, which has not run"),
         (["task.dpo=['trainer.max_steps=0']"], "trainer.max_steps=0: must be at least 1"),
         (["task.dpo=['task.loss.bta=1']"], "task.dpo=['task.loss.bta=1']"),
         (["task.sft=['task/data=nothing']"], "nothing"),

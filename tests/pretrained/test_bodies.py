@@ -209,11 +209,11 @@ def test_likelihoods_are_those_of_transformers(load: Load, kind: str, lengths: t
 
 
 def test_an_answer_may_begin_on_a_new_line() -> None:
-    from modern_llm.models.decoding.generation import _stop_place
+    from modern_llm.models.decoding.generation import stop_place
 
-    assert _stop_place("\n\nTea.\nMore", ["\n"]) == 6
-    assert _stop_place("\n\n", ["\n"]) is None
-    assert _stop_place(" Tea.", ["\n", "a"]) == 3
+    assert stop_place("\n\nTea.\nMore", ["\n"]) == 6
+    assert stop_place("\n\n", ["\n"]) is None
+    assert stop_place(" Tea.", ["\n", "a"]) == 3
 
 
 @pytest.mark.parametrize("kind", DECODERS)

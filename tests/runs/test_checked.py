@@ -82,7 +82,8 @@ def test_names_of_the_field_name_keys_that_are_there() -> None:
 
     keys = {"resume"}
     for choice in ([], ["task=sft", "model=gpt2"], ["task=prompting", "model=pretrained"],
-                   ["task=dpo", "model=from_run"], ["logger=wandb"], ["task=generate", "model=gpt2"],
+                   ["task=dpo", "model=from_run"], ["task=rl", "model=from_run", "task/reward=sum"],
+                   ["logger=wandb"], ["task=generate", "model=gpt2"],
                    ["model=decoder", "trainer/average=ema"]):  # fmt: skip
         plain = OmegaConf.to_container(config(*choice), resolve=False)
         keys |= {key for key, _ in leaves(plain)}

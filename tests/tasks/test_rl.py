@@ -237,6 +237,7 @@ def test_what_cannot_be_learned_from(base: Path, tmp_path: Path) -> None:
         (lambda base: HeldOut(problems=0), r"task\.evaluation\.problems=0"),
         (lambda base: task(base, asking=Asking(Sampling(temperature=0.7), 8, True)), r"sampling\.temperature=0\.7"),
         (lambda base: task(base, asking=Asking(Sampling(top_k=5), 8, True)), r"sampling\.top_k=5"),
+        (lambda base: task(base, hardware=replace(HARDWARE, sharding="full")), r"hardware\.sharding='full'"),
         (lambda base: task(base, objective_metric="loss"), r"task\.objective_metric='loss'"),
     ],
 )
