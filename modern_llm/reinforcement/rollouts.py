@@ -100,14 +100,14 @@ class RolloutStream:
             ValueError: none came in `drawing.patience` draws in a row.
         """
         while True:
-            groups, seconds = self._groups()
+            groups, facts = self._groups()
             self.groups += len(groups)
             self.unanimous += sum(group.unanimous for group in groups)
             advantages = [self.loss.advantages(group.rewards) for group in groups]
             useful = [any(values) for values in advantages]
             if any(useful):
                 self.fruitless = 0
-                return self._batch(groups, advantages, useful, seconds)
+                return self._batch(groups, advantages, useful, facts)
             self.fruitless += 1
             if self.fruitless >= self.drawing.patience:
                 raise ValueError(
@@ -119,7 +119,7 @@ class RolloutStream:
                 )
 
     def _groups(self) -> tuple[list[Group], dict[str, float]]:
-        """The groups of one step, with `replace` those that were drawn for unanimous ones too."""
+        """The groups of one step, with `replace` those that were drawn for unanimous ones too, and what is logged."""
         turn, self.turn = self.turn, self.turn + 1
         file = GroupFile(self.folder / f"{turn:08d}.jsonl")
         seconds = dict.fromkeys(_SECONDS, 0.0)
@@ -131,8 +131,9 @@ class RolloutStream:
             missing = self.batch_size - sum(any(self.loss.advantages(group.rewards)) for group in found)
             if missing <= 0:
                 break
-        self._tell_collapse(facts_of(found))
-        return found, seconds
+        facts = facts_of(found)
+        self._tell_collapse(facts)
+        return found, facts | seconds
 
     def _next_problems(self, count: int) -> list[Asked]:
         chosen = []
@@ -180,7 +181,7 @@ class RolloutStream:
         groups: Sequence[Group],
         advantages: Sequence[Sequence[float]],
         useful: Sequence[bool],
-        seconds: dict[str, float],
+        facts: dict[str, float],
     ) -> Batch:
         # Where nothing pulls towards a reference, a group without advantages has no gradient: it is counted alone.
         counts = [self.drawing.unanimous == "keep" or one for one in useful]
@@ -196,8 +197,7 @@ class RolloutStream:
         counted = [targets[place] if counts[place] else 0 for place in chosen]
         counted[0] += sum(targets[p] for p in range(len(groups)) if counts[p] and not read[p])
         batch["counted"] = torch.tensor(counted)
-        facts = [*facts_of(groups).values(), *seconds.values()]
-        batch["facts"] = torch.tensor([facts] * len(chosen), dtype=torch.float64)
+        batch["facts"] = torch.tensor([[*facts.values()]] * len(chosen), dtype=torch.float64)
         if self.drawing.updates > 1:
             batch["old_log_probs"] = self.old(batch)
         if self.reference is not None:
