@@ -72,7 +72,7 @@ def group_of(text: str) -> str:
 
 def require_own(key: str, overrides: Sequence[str]) -> None:
     """Refuse what a run that another command starts may not be given, whoever wrote it down: anything of Hydra's, a
-    flag, another package, a file from outside the groups' folders, an interpolation.
+    flag, a place outside of the task and its links, a file from outside the groups' folders, an interpolation.
 
     Args:
         key: where the overrides stand.
@@ -90,7 +90,7 @@ def require_own(key: str, overrides: Sequence[str]) -> None:
         except HydraException as cause:
             raise ConfigError(f"{told}: is no override ({str(cause).splitlines()[0]}). Write key=value.") from cause
         name = parsed.key_or_group
-        if parsed.package is not None or group_of(name) not in _OWN:
+        if any(group_of(place) not in _OWN for place in (name, parsed.package or name)):
             raise ConfigError(f"{told}: may set {', '.join(_OWN)} and what is in them, and nothing else. Leave it out.")
         # A choice is a file of its group's folder; a name with dots or slashes could be one anywhere.
         is_choice = "." not in name and name not in ("seed", "name", "tags")

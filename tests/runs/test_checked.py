@@ -192,7 +192,15 @@ def test_debug_keeps_the_tasks_optimiser() -> None:
 
 
 @pytest.mark.parametrize(
-    "override", ["task/data=p3", "trainer.max_steps=3", "++model.rope.theta=2", "experiment=[quick]"]
+    "override",
+    [
+        "task/data=p3",
+        "trainer.max_steps=3",
+        "++model.rope.theta=2",
+        "experiment=[quick]",
+        "task/data@task.replay.data=wikitext2",
+        "task/rows@task.data.source=hub",
+    ],
 )
 def test_a_stage_may_be_given_its_own(override: str) -> None:
     require_own("task.sft", [override])
