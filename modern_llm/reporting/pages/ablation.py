@@ -81,7 +81,7 @@ def write_ablation_report(folder: Path, found: Sequence[Outcome], runs: Sequence
                     f"Paired differences of {told.metric} to the baseline with 95 % intervals; "
                     f"{'left' if told.lower else 'right'} of the line is better. Shaded: the A/A arm.",
                 ),
-                ("curves", "Curves", "Mean of the arms over their steps, with 95 % intervals of the mean."),
+                ("curves", "Curves", "Mean of the arms as evaluated during training, with its 95 % interval."),
             )
             if name in written
         ),
@@ -118,7 +118,7 @@ def _row(o: Outcome, told: Told) -> dict[str, Any]:
     row["p"] = "" if o.p is None else f"{o.p:.2g}"
     row["worth in steps"] = "" if o.worth is None else _worth(o)
     for name in ("tokens", "flops", "seconds"):
-        row[name] = "" if name not in o.costs else f"{o.costs[name]:.3g}"
+        row[name] = o.costs.get(name)
     if told.tuned:
         row["tuned"] = ", ".join(
             f"{key.rsplit('.', 1)[-1]} x {f:.3g}" for key, f in told.factors.get(o.arm, {}).items()

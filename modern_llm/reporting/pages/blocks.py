@@ -17,6 +17,7 @@ from modern_llm.reporting.record import is_number
 from modern_llm.reporting.tables import shown, visible
 
 _NOTICES_AT_FIRST = 5
+_SHORT = 14  # characters of a cell that is not broken into lines
 
 
 @dataclass(frozen=True)
@@ -155,9 +156,9 @@ def table(
 def _cell(value: Any, column: Column, first: bool) -> str:
     cell = value if isinstance(value, Cell) else Cell(value)
     number = cell.order if cell.order is not None else cell.value if is_number(cell.value) else None
-    classes = _class(
-        " ".join(filter(None, ["n" if number is not None else "", cell.kind, "x" if column.extra else ""]))
-    )
+    short = len(shown(cell.value)) <= _SHORT
+    kinds = ["n" if number is not None else "s" if short else "", cell.kind, "x" if column.extra else ""]
+    classes = _class(" ".join(filter(None, kinds)))
     sorted_by = f' data-v="{number!r}"' if number is not None else ""
     note = f"<small>{text(cell.note)}</small>" if cell.note else ""
     tag = 'th scope="row"' if first else "td"
