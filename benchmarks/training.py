@@ -1,11 +1,15 @@
-"""Training steps: ours through the Trainer, ours in a bare loop, and transformers' Llama in a bare loop.
+"""Training steps: ours through the Trainer, ours in a bare loop, and peers in the same bare loop: transformers' Llama,
+and with a snapshot of karpathy/nanoGPT its model.
 
-python benchmarks/training.py                  6 layers, width 384, batch 8 x 256, vocabulary 50304 and 8192; on a GPU
-                                               124M parameters, 1024 tokens, bf16, torch.compile, with utilisation
+python benchmarks/training.py [--nanogpt FOLDER] [--peer llama|nanogpt]
+
+6 layers, width 384, batch 8 x 256, vocabulary 50304 and 8192; on a GPU 124M parameters, 16 x 1024 tokens, bf16,
+torch.compile, with utilisation. Ratios are against the peer that is named.
 """
 
 from __future__ import annotations
 
+import argparse
 import sys
 import tempfile
 import time
@@ -29,7 +33,8 @@ from modern_llm.training.trainer import Trainer
 GPU = torch.cuda.is_available()
 DEVICE = torch.device("cuda" if GPU else "cpu")
 STEPS, ROUNDS = (20, 5) if GPU else (3, 3)
-OURS, BARE, THEIRS = "ours, Trainer", "ours, bare loop", "transformers Llama, bare loop"
+OURS, BARE = "ours, Trainer", "ours, bare loop"
+PEERS = {"llama": "transformers Llama, bare loop", "nanogpt": "nanoGPT, bare loop"}
 SHAPE = (
     {"d_model": 768, "n_layers": 12, "n_heads": 12, "ffn_hidden_size": 2048, "max_seq_len": 1024}
     if GPU
@@ -158,36 +163,59 @@ def theirs_bare(vocab_size: int) -> Callable[[], list[float]]:
     )
 
 
-SIDES = {OURS: through_the_trainer, BARE: ours_bare, THEIRS: theirs_bare}
+def nanogpt_bare(vocab_size: int) -> Callable[[], list[float]]:
+    from model import GPT, GPTConfig
+
+    torch.manual_seed(0)
+    config = GPTConfig(
+        SHAPE["max_seq_len"], vocab_size, SHAPE["n_layers"], SHAPE["n_heads"], SHAPE["d_model"], 0.0, False
+    )
+    model = GPT(config).to(DEVICE).train()
+    trained = torch.compile(model) if GPU else model
+    return bare_loop(model, vocab_size, lambda batch: trained(batch["input_ids"], batch["labels"])[1])
+
+
+SIDES = {OURS: through_the_trainer, BARE: ours_bare, PEERS["llama"]: theirs_bare, PEERS["nanogpt"]: nanogpt_bare}
 
 
 def main() -> None:
     """Time the sides in turn in this process, and measure each one's peak memory in a process of its own."""
-    if len(sys.argv) == 3:
-        SIDES[sys.argv[1]](int(sys.argv[2]))()
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--nanogpt", type=Path, help="folder with a snapshot of karpathy/nanoGPT")
+    parser.add_argument("--peer", choices=PEERS, default="llama")
+    parser.add_argument("one", nargs="*", help="a side and a vocabulary, whose peak memory is printed")
+    options = parser.parse_args()
+    given = [] if options.nanogpt is None else ["--nanogpt", str(options.nanogpt)]
+    sys.path += given[1:]
+    if options.one:
+        side, vocabulary = options.one
+        SIDES[side](int(vocabulary))()
         print(peak_memory_mib())
         return
+    if options.peer == "nanogpt" and not given:
+        parser.error("--peer nanogpt needs --nanogpt FOLDER")
+    peer = PEERS[options.peer]
+    chosen = [OURS, BARE, peer]
     print(machine())
     for vocab_size in (50304,) if GPU else (50304, 8192):
-        sides = {name: make(vocab_size) for name, make in SIDES.items()}
+        sides = {name: SIDES[name](vocab_size) for name in chosen}
         times: dict[str, list[list[float]]] = {name: [] for name in sides}
         for run in sides.values():
             run()
         for _ in range(ROUNDS):
             for name, run in sides.items():
                 times[name].append(run())
-        memory = {name: float(in_own_process(name, str(vocab_size))) for name in sides}
+        memory = {name: float(in_own_process(*given, name, str(vocab_size))) for name in sides}
         tokens = BATCH * SHAPE["max_seq_len"]
         best = {name: median(t for round_ in rounds for t in round_) for name, rounds in times.items()}
         # Ratios round by round: the machine's speed drifts, and both sides of a round meet the same machine.
         ratio = {
-            name: median(median(a) / median(b) for a, b in zip(times[THEIRS], times[name], strict=True))
-            for name in sides
+            name: median(median(a) / median(b) for a, b in zip(times[peer], times[name], strict=True)) for name in sides
         }
         rows = []
         for name in sides:
             row = [name, f"{tokens / best[name]:,.0f}", f"{ratio[name]:.2f} x", f"{memory[name]:,.0f}"]
-            row.append(f"{memory[name] / memory[THEIRS]:.2f} x")
+            row.append(f"{memory[name] / memory[peer]:.2f} x")
             if GPU:
                 flops = our_config(vocab_size).flops_per_token(SHAPE["max_seq_len"])
                 row.append(f"{tokens / best[name] * flops / Runtime(hardware()).peak_flops()[0]:.0%}")
