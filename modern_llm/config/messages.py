@@ -190,7 +190,10 @@ def _of_hydra(failure: BaseException, typed: Sequence[str] | None) -> str | None
         return _unknown_choice(missing[1], re.findall(r"^\t(\S+)$", text, flags=re.M))
     unknown = re.search(r"Could not override '([^']+)'", text)
     if unknown is not None:
-        return _unknown_key(unknown[1].split("@")[0], sys.argv[1:] if typed is None else typed)
+        group = unknown[1].split("@")[0]
+        if group != unknown[1] and is_group(group):
+            return f"{unknown[1]}: nothing of {group} stands there yet. Write +{unknown[1]}=… to add it."
+        return _unknown_key(group, sys.argv[1:] if typed is None else typed)
     override = getattr(failure, "override", None)
     if override is not None and type(failure).__name__ == "OverrideParseException":
         why = text.strip().splitlines()[0]

@@ -56,6 +56,7 @@ def test_the_rest_of_hydra_works() -> None:
     [
         ("trainer.max_stepz=5", "Did you mean 'trainer.max_steps'?"),
         ("max_steps=5", "Did you mean 'trainer.max_steps'?"),
+        ("task/rows@task.data.rows=hub", "Write +task/rows@task.data.rows=… to add it."),
         ("trainer.max_steps=abc", "must be a whole number"),
         ("trainer.lr=1e-3", "trainer.lr: there is no such key. It is trainer.optimizer.lr."),
         ("trainer.gradient_accumulation_steps=4", "It is hardware.micro_batch_size: trainer.batch_size is split"),
