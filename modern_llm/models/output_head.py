@@ -25,12 +25,21 @@ class OutputHead(NamedTuple):
     softcap: float | None = None
     scale: float = 1.0
 
+    def ready(self) -> OutputHead:
+        """For many passes without gradients: the weight in the precision of autocast's products, which would else cast
+        a frozen one in every pass."""
+        device = self.weight.device.type
+        if not torch.is_autocast_enabled(device):
+            return self
+        return self._replace(weight=self.weight.to(torch.get_autocast_dtype(device)))
+
     def scaled(self, hidden: Tensor) -> Tensor:
         """What the matrix is multiplied with: s h, of hidden states h (..., d)."""
         return hidden if self.scale == 1 else hidden * self.scale
 
     def logits(self, hidden: Tensor) -> Tensor:
         """(..., V) in fp32 at least, of hidden states (..., d)."""
-        products = linear(self.scaled(hidden), self.weight.to(hidden.dtype))
+        mixed = torch.is_autocast_enabled(hidden.device.type)  # which casts both
+        products = linear(self.scaled(hidden), self.weight if mixed else self.weight.to(hidden.dtype))
         products = products.to(torch.promote_types(products.dtype, torch.float32))
         return soft_cap(products, self.softcap)

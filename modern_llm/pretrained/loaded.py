@@ -6,7 +6,7 @@ import hashlib
 import logging
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -22,7 +22,7 @@ from modern_llm.models.transformer import ModernDecoderLM
 from modern_llm.models.verifier import VerifierModel
 from modern_llm.pretrained.causal import HuggingFaceCausalLM
 from modern_llm.pretrained.classifier import Classifier
-from modern_llm.pretrained.lora import add_lora
+from modern_llm.pretrained.lora import add_lora, decoded_quickly
 from modern_llm.pretrained.seq2seq import HuggingFaceSeq2Seq
 from modern_llm.pretrained.settings import LoRA
 
@@ -136,6 +136,10 @@ class LoadedModel(ABC):
                 yield
         finally:
             self.model.train(was_training)
+
+    def decoding(self) -> AbstractContextManager[None]:
+        """What texts are written in while adapters are trained: see `decoded_quickly`."""
+        return decoded_quickly(self.model) if self.adapter is not None else nullcontext()
 
     def weights_hash(self) -> str:
         """Changes when any value of any weight does, adapters aside."""

@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 
+from modern_llm.models.linear import linear
 from modern_llm.pretrained.settings import LoRA
 
 if TYPE_CHECKING:
@@ -74,3 +78,43 @@ def add_lora(model: nn.Module, lora: LoRA, task: str | None, base_name: str) -> 
         adapted = get_peft_model(model, LoraConfig(**settings))
     adapted.peft_config["default"].base_model_name_or_path = base_name
     return adapted
+
+
+@contextmanager
+def decoded_quickly(model: nn.Module) -> Iterator[None]:
+    """Within it adapted linear maps are computed with little besides their products, from weights that are made ready
+    once: one product where products are in fp32, as W + s B A; else the three products that peft computes, equal to
+    them bit by bit, because a sum that is rounded to 16 bits would be another policy. For passes without gradients, in
+    evaluation mode, in which no weight changes; holds a copy of the adapted weights in the precision of the products.
+    """
+    from peft.tuners.lora import Linear
+
+    adapted = [module for module in model.modules() if type(module) is Linear and not module.disable_adapters]
+    try:
+        with torch.no_grad():
+            for module in adapted:
+                module.forward = _ready(module)
+        yield
+    finally:
+        for module in adapted:
+            vars(module).pop("forward", None)
+
+
+def _ready(module: Any) -> Callable[[Tensor], Tensor]:
+    """The forward pass of one adapted linear map."""
+    base, (name,) = module.base_layer, module.active_adapters
+    turned = module.fan_in_fan_out  # as GPT-2 holds its weights
+    weight, device = base.weight.T if turned else base.weight, base.weight.device.type
+    if not torch.is_autocast_enabled(device):
+        change = module.get_delta_weight(name)
+        whole = (weight + (change.T if turned else change)).to(weight.dtype)
+        return lambda x: linear(x, whole, base.bias)
+    dtype, scale = torch.get_autocast_dtype(device), module.scaling[name]
+    into, out = (part[name].weight.to(dtype) for part in (module.lora_A, module.lora_B))
+    weight, bias = weight.to(dtype), None if base.bias is None else base.bias.to(dtype)
+
+    def forward(x: Tensor) -> Tensor:
+        x = x.to(dtype)
+        return linear(x, weight, bias) + linear(linear(x, into), out) * scale
+
+    return forward

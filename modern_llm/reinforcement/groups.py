@@ -152,7 +152,7 @@ class Drawer:
             for one in asked
             for sample in range(self.samples)
         ]
-        with self.runtime.autocast():
+        with self.runtime.autocast(), self.loaded.decoding():
             drawn = draw(
                 self.loaded.decoder,
                 self.loaded.tokenizer,

@@ -165,7 +165,7 @@ def stream_tokens(
     was_training = model.training
     model.train(False)
     try:
-        head = model.output_head
+        head = model.output_head.ready()
         if sampling.repetition_penalty != 1:
             occurred = torch.zeros(B, len(head.weight), dtype=torch.bool, device=device).scatter_(1, input_ids, True)
             if attention_mask is not None:  # the padding id counts only where it is a real token
