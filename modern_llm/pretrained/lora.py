@@ -93,7 +93,7 @@ def decoded_quickly(model: nn.Module) -> Iterator[None]:
     try:
         with torch.no_grad():
             for module in adapted:
-                module.forward = _ready(module)
+                vars(module)["forward"] = _ready(module)
         yield
     finally:
         for module in adapted:
