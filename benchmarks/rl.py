@@ -62,7 +62,7 @@ def ours() -> None:
 
     with tempfile.TemporaryDirectory() as folder:
         drawer = Drawer(loaded, runtime, marker, ANSWERS, TOKENS, Sampling(), [], 0, rows)
-        stream = RolloutStream(drawer, asked, loss, drawing, PROBLEMS, 0, Path(folder), "", lambda b: b["labels"], None)
+        stream = RolloutStream(drawer, asked, loss, drawing, PROBLEMS, 0, Path(folder), "", lambda b: b["labels"])
         times = train_ours_from(loaded.model, PolicyGradient(loss, stream.names), stream, STEPS + 1, PROBLEMS,
                                 micro_batch_size=1)  # fmt: skip
     report_rates(times, [rows] * (STEPS + 1))

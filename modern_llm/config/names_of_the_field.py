@@ -137,6 +137,7 @@ NAMES: dict[str, str] = {
     "epsilon": "task.policy_loss.clip_low, with task=rl",
     "epsilon_high": "task.policy_loss.clip_high, with task=rl",
     "scale_rewards": "task.policy_loss.advantage, with task=rl",
+    "teacher_model_name_or_path": "task.teacher, with task=rl, as model@task.teacher=gpt2",
     "dataset": "task/data, as task/data=sst2",
     "dataset_name": "task/data, as task/data=sst2",
     "data": "task/data, as task/data=sst2",

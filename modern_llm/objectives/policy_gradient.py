@@ -26,7 +26,7 @@ class PolicyGradient(Objective):
         facts: names of the columns of `facts` in the batches.
     """
 
-    smaller_steps: ClassVar = ("shorter answers, task.asking.max_new_tokens", "fewer answers, task.samples")
+    smaller_steps: ClassVar = ("shorter answers, task.asking.max_new_tokens", "fewer answers, task.drawing.samples")
 
     def __init__(self, loss: PolicyLoss, facts: tuple[str, ...] = ()) -> None:
         self.loss, self.facts = loss, facts
@@ -44,18 +44,20 @@ class PolicyGradient(Objective):
         """batch, of B groups of G answers of at most K tokens: `input_ids`, `branch_ids` (B, T); `target_positions`,
         `labels` (B, G, K); `advantages` (B, G); `drawn_log_probs` (B, G, K), when the tokens were drawn;
         `old_log_probs` (B, G, K) where the answers are used more than once, else the policy's own are taken;
-        `reference_log_probs` (B, G, K) where the loss needs a reference; `counted` (B,), whose sum over the batch is
+        `reference_log_probs` (B, G, K) where the loss needs a reference, `teacher_log_probs` (B, G, K) where it needs a
+        teacher; `counted` (B,), whose sum over the batch is
         what the loss is divided by; `facts` (B, F), the same in each row."""
         log_probs, output = answer_token_log_probs(model, batch)  # (B, G, K)
         real = batch["labels"] != IGNORE_INDEX
         old = batch["old_log_probs"].to(log_probs.dtype) if "old_log_probs" in batch else log_probs.detach()
         reference = batch["reference_log_probs"].to(log_probs.dtype) if self.loss.needs_reference else None
+        teacher = batch["teacher_log_probs"].to(log_probs.dtype) if self.loss.needs_teacher else None
 
         def flat(values: Tensor | None) -> Any:
             return None if values is None else values.flatten(0, 1)
 
         advantages = batch["advantages"].to(log_probs.dtype).flatten()
-        loss, logged = self.loss(flat(log_probs), flat(old), flat(reference), advantages, flat(real))
+        loss, logged = self.loss(flat(log_probs), flat(old), flat(reference), flat(teacher), advantages, flat(real))
         B, G = real.shape[:2]
         with torch.no_grad():
             gap = ((log_probs - batch["drawn_log_probs"].to(log_probs.dtype)).abs() * real).sum((1, 2))  # (B,)

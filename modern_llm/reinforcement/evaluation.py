@@ -46,14 +46,17 @@ class Solved:
     Attributes:
         groups: the answers that were drawn.
         greedy: the most likely answer to each.
+        teacher_kl: divergence of the drawn answers to each from a teacher, nats per token; empty: there is none.
     """
 
     groups: list[Group]
     greedy: list[Group]
+    teacher_kl: list[float]
 
     def outcomes(self, main: Reading) -> dict[str, list[float]]:
         """Figure -> its value for each problem: `pass_at_1`, `pass_at_<n>` and `greedy_em` by the main reading, and by
-        the other one with its name in front; `reward`, `answer_tokens`, `ended_share`."""
+        the other one with its name in front; `reward`, `answer_tokens`, `ended_share`; with a teacher
+        `teacher_kl_estimate`."""
         found: dict[str, list[float]] = {}
         for reading in READINGS:
             prefix = "" if reading == main else f"{reading}_"
@@ -66,7 +69,7 @@ class Solved:
         found["reward"] = [sum(group.rewards) / len(group.rewards) for group in self.groups]
         found["answer_tokens"] = [sum(len(d.ids) for d in group.drawn) / len(group.drawn) for group in self.groups]
         found["ended_share"] = [sum(d.ended for d in group.drawn) / len(group.drawn) for group in self.groups]
-        return found
+        return found | ({"teacher_kl_estimate": self.teacher_kl} if self.teacher_kl else {})
 
 
 def solved(
@@ -74,6 +77,7 @@ def solved(
     greedy: Drawer,
     asked: Sequence[Asked],
     turn: int,
+    teacher: Callable[[list[Group]], list[float]] | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> Solved:
     """Let a policy answer problems.
@@ -83,12 +87,16 @@ def solved(
         greedy: of the most likely ones.
         asked: the problems.
         turn: one for each evaluation, or the same one: then the draws are the same wherever the policy is.
+        teacher: gives the divergences of groups from it; None: there is none.
         progress: told of problems.
     """
-    found: dict[str, list[Any]] = {"groups": [], "greedy": []}
+    found: dict[str, list[Any]] = {"groups": [], "greedy": [], "teacher_kl": []}
     for name, one in (("groups", drawer), ("greedy", greedy)):
         for places in one.chunks(len(asked)):
-            found[name] += one.marked(one.draw([asked[place] for place in places], turn))
+            groups = one.marked(one.draw([asked[place] for place in places], turn))
+            found[name] += groups
+            if teacher is not None and one is drawer:
+                found["teacher_kl"] += teacher(groups)
             if progress is not None:
                 progress(len(found["groups"]) + len(found["greedy"]), 2 * len(asked))
     return Solved(**found)

@@ -50,7 +50,7 @@ class RolloutStream:
         folder: that draws are kept in.
         fingerprint: of problems, reward and settings, to tell on a resume that they are the same.
         old: gives the policy's log-probabilities of a batch (B, G, K); called where answers are used more than once.
-        reference: the same of the reference; None: the loss needs none.
+        reference, teacher: the same of the reference and of the teacher; None: the loss needs none.
     """
 
     def __init__(
@@ -64,11 +64,12 @@ class RolloutStream:
         folder: Path,
         fingerprint: str,
         old: LogProbs,
-        reference: LogProbs | None,
+        reference: LogProbs | None = None,
+        teacher: LogProbs | None = None,
     ) -> None:
         self.drawer, self.asked, self.loss, self.drawing = drawer, asked, loss, drawing
         self.batch_size, self.seed, self.folder, self.fingerprint = batch_size, seed, folder, fingerprint
-        self.old, self.reference = old, reference
+        self.old, self.reference, self.teacher = old, reference, teacher
         self.turn = self.taken = self.uses = self.fruitless = self.unanimous = self.groups = 0
         self.held: Batch = {}
         self.first_entropy: float | None = None
@@ -104,7 +105,7 @@ class RolloutStream:
             self.groups += len(groups)
             self.unanimous += sum(group.unanimous for group in groups)
             advantages = [self.loss.advantages(group.rewards) for group in groups]
-            useful = [any(values) for values in advantages]
+            useful = [self.loss.teaches(values) for values in advantages]
             if any(useful):
                 self.fruitless = 0
                 return self._batch(groups, advantages, useful, facts)
@@ -128,7 +129,7 @@ class RolloutStream:
         missing = self.batch_size
         for _ in range(rounds):
             found += self._answered(self._next_problems(missing), len(found), turn, file, seconds)
-            missing = self.batch_size - sum(any(self.loss.advantages(group.rewards)) for group in found)
+            missing = self.batch_size - sum(self.loss.teaches(self.loss.advantages(group.rewards)) for group in found)
             if missing <= 0:
                 break
         facts = facts_of(found)
@@ -202,6 +203,8 @@ class RolloutStream:
             batch["old_log_probs"] = self.old(batch)
         if self.reference is not None:
             batch["reference_log_probs"] = self.reference(batch)
+        if self.teacher is not None:
+            batch["teacher_log_probs"] = self.teacher(batch)
         return batch
 
     def _tell_collapse(self, facts: dict[str, float]) -> None:

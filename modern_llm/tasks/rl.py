@@ -9,7 +9,7 @@ from modern_llm.checks import require
 from modern_llm.data.rows import content_fingerprint
 from modern_llm.data.solutions.settings import ProblemData
 from modern_llm.defaults import Defaults
-from modern_llm.evaluation.metrics.registry import directions
+from modern_llm.evaluation.metrics.registry import direction, directions
 from modern_llm.experiment.contract import progress_of, say
 from modern_llm.experiment.problems import Asking
 from modern_llm.experiment.training import Parts, Session, TrainingTask, require_metric
@@ -51,6 +51,7 @@ class RL(TrainingTask):
         data: the problems.
         reward: what marks an answer, one of `reinforcement/rewards.py`, or a class of your own.
         policy_loss: what is minimised.
+        teacher: the model whose probabilities `policy_loss.teacher` weighs; None: there is none.
         asking: how the policy is asked; its reading decides what counts as solved, not what is rewarded.
         drawing: how many answers are drawn, and how often they are used.
         evaluation: what is drawn to held-out problems.
@@ -64,6 +65,7 @@ class RL(TrainingTask):
     data: ProblemData
     reward: Reward
     policy_loss: PolicyLoss = field(default_factory=PolicyLoss)
+    teacher: PretrainedModel | ModelFromRun | None = _DEFAULTS("teacher")
     asking: Asking
     drawing: Drawing = field(default_factory=Drawing)
     evaluation: HeldOut = field(default_factory=HeldOut)
@@ -76,6 +78,12 @@ class RL(TrainingTask):
         require_metric(self, [f"evaluation_{name}" for name in self.measured], self.measured)
         require(self.hardware.sharding != "full", "hardware.sharding", self.hardware.sharding,
                 "leaves no process with the whole policy, and each draws answers", "Use optimizer or none")  # fmt: skip
+        weight = self.policy_loss.teacher
+        require(self.teacher is not None or weight == 0, "task.policy_loss.teacher", weight,
+                "weighs a teacher, and there is none",
+                "Name one, as model@task.teacher=from_run task.teacher.path=outputs/RUN")  # fmt: skip
+        require(self.teacher is None or weight > 0, "task.policy_loss.teacher", weight,
+                "leaves task.teacher without a use", "Use task/policy_loss=distillation, or raise it")  # fmt: skip
         filters = {"repetition_penalty": 1, "temperature": 1, "top_k": None, "top_p": 1, "min_p": 0}
         for name, plain in filters.items():
             value = getattr(self.asking.sampling, name)
@@ -90,7 +98,7 @@ class RL(TrainingTask):
             prefix, n = "" if reading == self.asking.reading else f"{reading}_", self.evaluation.samples
             several = [f"{prefix}pass_at_{n}"] if n > 1 else []
             found += [f"{prefix}pass_at_1", *several, f"{prefix}greedy_em"]
-        return [*found, "reward"]
+        return [*found, "reward", *(["teacher_kl_estimate"] if self.teacher is not None else [])]
 
     def load(self, at: Session) -> LoadedModel:
         from modern_llm.experiment.loading import is_encoder_decoder, load_chat_model, load_model
@@ -107,12 +115,19 @@ class RL(TrainingTask):
         from modern_llm.objectives.policy_gradient import PolicyGradient
         from modern_llm.reinforcement.rollouts import RolloutStream
 
+        teacher = None
+        if self.teacher is not None:
+            from modern_llm.reinforcement.teacher import load_teacher
+
+            teacher = load_teacher(self.teacher, at.runtime, self.paths.mirror, at.loaded, self.asking.chat)
         marker = self.reward.marker(at.runtime, self.paths.mirror, at.rows)
-        at.data = {"marker": marker} | {part: self._asked(at, part) for part in ("train", "selection", "evaluation")}
+        at.data = {"marker": marker, "teacher": teacher}
+        at.data |= {part: self._asked(at, part) for part in ("train", "selection", "evaluation")}
         self._before(at)
         train = at.data["train"]
         problems = [(one.problem.identity, one.prompt_ids, one.reference) for one in train]
-        settings = [repr(self.reward), repr(self.asking), repr(self.drawing), repr(self.policy_loss)]
+        settings = [repr(self.reward), repr(self.asking), repr(self.drawing), repr(self.policy_loss),
+                    None if teacher is None else teacher.fingerprint]  # fmt: skip
         stream = RolloutStream(
             self._drawer(at, marker, self.drawing.samples),
             train,
@@ -124,6 +139,7 @@ class RL(TrainingTask):
             content_fingerprint([problems, settings]),
             self._log_probs(at, at.loaded),
             self._reference(at),
+            None if teacher is None else self._log_probs(at, teacher),
         )
         objective = PolicyGradient(self.policy_loss, stream.names)
         return Parts(stream, objective, _Held(self, at, stream))
@@ -142,7 +158,8 @@ class RL(TrainingTask):
         metrics: dict[str, float] = {}
         for name, values in outcomes.items():
             each = {f"evaluation_{name}": np.array(values), f"before_{name}": np.array(before[name])}
-            each[f"evaluation_{name}_gain"] = each[f"evaluation_{name}"] - each[f"before_{name}"]
+            sign = -1 if direction(name) == "lower" else 1
+            each[f"evaluation_{name}_gain"] = sign * (each[f"evaluation_{name}"] - each[f"before_{name}"])
             for key, numbers in each.items():
                 metrics[key] = float(numbers.mean())
                 metrics[f"{key}_low"], metrics[f"{key}_high"] = bootstrap_interval(numbers, seed=self.seed)
@@ -161,7 +178,10 @@ class RL(TrainingTask):
         identities = [one.problem.identity for one in asked]
         return Measured(
             metrics,
-            ["before_pass_at_1", "evaluation_pass_at_1", "evaluation_pass_at_1_gain", "evaluation_greedy_em"],
+            [
+                *("before_pass_at_1", "evaluation_pass_at_1", "evaluation_pass_at_1_gain", "evaluation_greedy_em"),
+                *(f"{when}_teacher_kl_estimate" for when in ("before", "evaluation") if at.data["teacher"] is not None),
+            ],
             {"": evaluated_on(content_fingerprint(identities), len(asked))},
             {
                 "data": self.data.source.name,
@@ -191,14 +211,16 @@ class RL(TrainingTask):
         limits = {"train": self.max_train_problems, "selection": self.evaluation.selection,
                   "evaluation": self.evaluation.problems}  # fmt: skip
         problems, rows = read_problems(self.data, part, self.paths.mirror, limits[part], self.seed)
-        loaded, room = at.loaded, room_in(at.loaded, None) - self.asking.max_new_tokens
+        loaded, teacher = at.loaded, at.data["teacher"]
+        context = min(room_in(one, None) for one in (loaded, teacher) if one is not None)
+        room = context - self.asking.max_new_tokens
         prompts = prompts_of(self.data, problems, loaded.tokenizer, loaded.start_ids, self.asking.chat)
         asked = [Asked(problem, prompt, reference_number(problem.solution))
                  for problem, prompt in zip(problems, prompts, strict=True) if len(prompt) <= room]  # fmt: skip
         if not asked:
             raise ValueError(
                 f"task.asking.max_new_tokens={self.asking.max_new_tokens}: no problem fits into the model's context of "
-                f"{loaded.context} tokens beside such an answer. Lower it, or choose a model with a longer context."
+                f"{context} tokens beside such an answer. Lower it, or choose a model with a longer context."
             )
         left_out = f" ({len(problems) - len(asked)} left out: too long)" if len(asked) < len(problems) else ""
         say(f"{part}: {len(asked):,} problems of {self.data.source.name}, {rows.split}{left_out}")
@@ -226,7 +248,8 @@ class RL(TrainingTask):
 
         marker = at.data["marker"]
         drawer = self._drawer(at, marker, self.evaluation.samples)
-        return solved(drawer, self._drawer(at, marker, 1, greedy=True), asked, 0, progress_of("held-out problems"))
+        greedy = self._drawer(at, marker, 1, greedy=True)
+        return solved(drawer, greedy, asked, 0, self._divergences(at), progress_of("held-out problems"))
 
     def _before(self, at: Session) -> None:
         """Measure the policy before training, once."""
@@ -263,6 +286,17 @@ class RL(TrainingTask):
 
         copy = replace(at.loaded, model=deepcopy(at.loaded.model).requires_grad_(False))
         return self._log_probs(at, copy)
+
+    def _divergences(self, at: Session) -> Any:
+        """How far groups are from the teacher."""
+        if at.data["teacher"] is None:
+            return None
+        from functools import partial
+
+        from modern_llm.reinforcement.teacher import teacher_divergences
+
+        log_probs = self._log_probs(at, at.data["teacher"])
+        return partial(teacher_divergences, log_probs=log_probs, fill_id=at.loaded.tokenizer.eos_id)
 
     def _samples_over_steps(self, at: Session) -> dict[str, list[dict[str, Any]]]:
         """Most likely answers to the same problems in every evaluation, for the page."""

@@ -68,7 +68,8 @@ def with_a_pretrained_model(group: str, choice: str, folder: Path | None = None)
     if (group, choice) == ("model", "verifier"):
         return ["task=verifier"]
     if group == "task/policy_loss" or (group, choice) == ("trainer", "rewards"):
-        return ["model=gpt2", "task=rl"]
+        taught = ["model@task.teacher=gpt2"] if choice == "distillation" else []
+        return ["model=gpt2", "task=rl", *taught]
     if group == "task/reward":
         if choice == "verifier" and folder is not None:
             for name in ("result.json", "verifier.json"):

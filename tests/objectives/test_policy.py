@@ -7,6 +7,7 @@ import math
 from collections import defaultdict
 from collections.abc import Callable, Sequence
 from importlib.util import find_spec
+from itertools import product
 from types import SimpleNamespace
 from typing import Any
 
@@ -74,7 +75,7 @@ def by_hand(loss: PolicyLoss, policy: Any, old: Any, reference: Any, clip: tuple
 
 def ours(loss: PolicyLoss, policy: Tensor, old: Tensor, reference: Tensor, real: Tensor) -> tuple[Tensor, Any]:
     advantages = torch.tensor([a for rewards in REWARDS for a in loss.advantages(rewards)], dtype=torch.float64)
-    total, logged = loss(policy, old, reference if loss.beta else None, advantages, real)
+    total, logged = loss(policy, old, reference if loss.beta else None, None, advantages, real)
     return total / loss.targets(LENGTHS, LONGEST), logged
 
 
@@ -107,6 +108,51 @@ def test_on_policy_the_gradient_is_reinforces_whatever_the_ratio() -> None:
         advantages = torch.tensor([a for rewards in REWARDS for a in loss.advantages(rewards)], dtype=torch.float64)
         torch.testing.assert_close(gradient, -advantages[:, None] * real / sum(LENGTHS))
         assert float(logged["clip_share"].sum()) == 0
+
+
+def test_a_teacher_alone_descends_the_reverse_divergence_of_every_next_token() -> None:
+    """Over all texts of three tokens out of four: the expected gradient of the sampled loss is that of the divergence
+    from the teacher behind every prefix that is drawn, the draw itself left alone."""
+    V, L, random = 4, 3, torch.Generator().manual_seed(5)
+    # A table of next-token logits behind each prefix, of a policy and of a teacher.
+    prefixes = [prefix for t in range(L) for prefix in product(range(V), repeat=t)]
+    tables = [torch.randn(len(prefixes), V, generator=random, dtype=torch.float64) for _ in range(2)]
+    logits = tables[0].requires_grad_()
+    policy, teacher = logits.log_softmax(1), tables[1].log_softmax(1)
+    texts = list(product(range(V), repeat=L))
+    places = torch.tensor([[prefixes.index(text[:t]) for t in range(L)] for text in texts])
+    own, theirs = (table[places, torch.tensor(texts)] for table in (policy, teacher))  # (64, 3)
+    loss, weight = choice("distillation", teacher=0.7), own.sum(1).exp().detach()
+    expected = torch.zeros(())
+    for i in range(len(texts)):
+        nothing = torch.zeros(1, dtype=torch.float64)
+        real = torch.ones(1, L, dtype=torch.bool)
+        row = own[i : i + 1]
+        summed, logged = loss(row, row.detach(), None, theirs[i : i + 1], nothing, real)
+        torch.testing.assert_close(logged["teacher_kl_estimate"], (row - theirs[i : i + 1]).mean(1).detach())
+        expected = expected + weight[i] * summed
+    found = torch.autograd.grad(expected, logits, retain_graph=True)[0]
+    reached = torch.stack([weight[[t[: len(p)] == p for t in texts]].sum() for p in prefixes])
+    exact = (reached * (policy.exp() * (policy - teacher)).sum(1)).sum()
+    torch.testing.assert_close(found, 0.7 * torch.autograd.grad(exact, logits)[0])
+
+
+@pytest.mark.parametrize("name", ["dapo", "grpo"])
+def test_a_teacher_adds_to_the_advantages_of_answers(name: str) -> None:
+    """By hand, where answers are used again: A of a token is that of its answer plus 0.3 of what the teacher says."""
+    loss, (policy, old, teacher, real) = choice(name, teacher=0.3), numbers()
+    advantages = torch.tensor([a for rewards in REWARDS for a in loss.advantages(rewards)], dtype=torch.float64)
+    value, logged = loss(policy, old, None, teacher, advantages, real)
+    total: Any = 0.0
+    for i, length in enumerate(LENGTHS):
+        for t in range(length):
+            A = float(advantages[i]) + 0.3 * float(teacher[i, t] - old[i, t])
+            w = math.exp(policy[i, t] - old[i, t])
+            one = -min(w * A, min(max(w, 1 - loss.clip_low), 1 + loss.clip_high) * A)
+            total += one / (length if name == "grpo" else 1)
+    assert float(value) == pytest.approx(total)
+    divergence = [float((old - teacher)[i, :length].mean()) for i, length in enumerate(LENGTHS)]
+    assert logged["teacher_kl_estimate"].tolist() == pytest.approx(divergence)
 
 
 TRLS = {
@@ -250,6 +296,9 @@ def test_the_gap_is_that_of_the_log_probabilities(model) -> None:
         ({"clip_low": 0.0}, "task.policy_loss.clip_low=0.0"),
         ({"clip_high": 0.0}, "task.policy_loss.clip_high=0.0"),
         ({"beta": -0.1}, "task.policy_loss.beta=-0.1"),
+        ({"teacher": -1.0}, "task.policy_loss.teacher=-1.0"),
+        ({"advantage": "none"}, "task.policy_loss.advantage='none': leaves nothing to learn from without a teacher"),
+        ({"teacher": 1.0, "ratio": "sequence"}, "task.policy_loss.ratio='sequence': weighs whole answers"),
     ],
 )
 def test_impossible_settings(settings: dict[str, float], message: str) -> None:
@@ -259,4 +308,9 @@ def test_impossible_settings(settings: dict[str, float], message: str) -> None:
 
 def test_equal_rewards_have_no_advantages() -> None:
     for name in CHOICES[:-1]:
-        assert choice(name).advantages([0.1] * 3) == [0.0] * 3
+        loss = choice(name)
+        assert loss.advantages([0.1] * 3) == [0.0] * 3
+        assert not loss.teaches([0.0] * 3)
+        assert loss.teaches([0.0, 0.1])
+    assert choice("distillation").advantages([0.1, 0.7]) == [0.0, 0.0]
+    assert choice("distillation").teaches([0.0, 0.0])

@@ -12,12 +12,17 @@ from typing import Any
 import pytest
 import torch
 from bases import trained_from_scratch
-from made_models import byte_tokenizer
+from made_models import byte_tokenizer, make_model
 from safetensors.torch import load_file
+from transformers import AutoModelForCausalLM
 
 from modern_llm.data.arithmetic import Arithmetic
+from modern_llm.data.chat import with_chat
+from modern_llm.data.solutions.problems import prompts_of, read_problems
 from modern_llm.data.solutions.settings import ProblemData
+from modern_llm.data.text.tokenizers import Tokenizer
 from modern_llm.experiment.contract import Paths, RunFolder
+from modern_llm.experiment.loading import load_model
 from modern_llm.experiment.problems import Asking
 from modern_llm.models.decoding.sampling import Sampling
 from modern_llm.objectives.policy_losses import PolicyLoss
@@ -27,6 +32,7 @@ from modern_llm.reinforcement.rewards import RuleReward
 from modern_llm.reinforcement.settings import Drawing
 from modern_llm.tasks.rl import RL
 from modern_llm.training.optimization.optimizers import AdamW
+from modern_llm.training.runtime import Runtime
 from modern_llm.training.settings import Hardware, TrainerSettings
 
 HARDWARE = Hardware(device="cpu", precision="fp32", eval_batch_size=16)
@@ -61,6 +67,17 @@ class SmallLetters(RuleReward):
 @pytest.fixture(scope="module")
 def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return trained_from_scratch(tmp_path_factory.mktemp("base") / "run", byte_tokenizer())
+
+
+@pytest.fixture(scope="module")
+def teacher(tmp_path_factory: pytest.TempPathFactory) -> PretrainedModel:
+    """Of other weights and another architecture, with clear preferences."""
+    folder, model = tmp_path_factory.mktemp("teacher"), make_model("llama")
+    with torch.no_grad():
+        model.lm_head.weight *= 5
+    model.save_pretrained(folder)
+    byte_tokenizer().save(folder)
+    return PretrainedModel(str(folder), FullFinetuning())
 
 
 @pytest.fixture(autouse=True)
@@ -126,15 +143,20 @@ def test_the_reward_rises_and_what_is_logged_is_what_was_drawn(base: Path, tmp_p
 
 
 @pytest.mark.parametrize(
-    ("updates", "beta", "lora"),
-    [(1, 0.0, FullFinetuning()), (3, 0.0, FullFinetuning()), (2, 0.1, LoRA(rank=2, alpha=4, dropout=0.2))],
-    ids=["one-update", "three-updates", "lora-kl"],
+    ("updates", "beta", "lora", "taught"),
+    [
+        (1, 0.0, FullFinetuning(), 0.0),
+        (3, 0.0, FullFinetuning(), 0.5),
+        (2, 0.1, LoRA(rank=2, alpha=4, dropout=0.2), 0.0),
+    ],
+    ids=["one-update", "three-updates-taught", "lora-kl"],
 )
 def test_a_run_that_is_stopped_anywhere_ends_as_if_it_had_not_been(
-    base: Path, tmp_path: Path, updates: int, beta: float, lora: Any
+    base: Path, teacher: PretrainedModel, tmp_path: Path, updates: int, beta: float, lora: Any, taught: float
 ) -> None:
-    made = task(base, 7, drawing=Drawing(samples=4, updates=updates), policy_loss=PolicyLoss(beta=beta, mean="answers"),
-                model=ModelFromRun(str(base), lora), hardware=replace(HARDWARE, eval_batch_size=8))  # fmt: skip
+    made = task(base, 7, drawing=Drawing(samples=4, updates=updates), model=ModelFromRun(str(base), lora),
+                policy_loss=PolicyLoss(beta=beta, mean="answers", teacher=taught),
+                teacher=teacher if taught else None, hardware=replace(HARDWARE, eval_batch_size=8))  # fmt: skip
     run(made, tmp_path / "whole")
     # Stopped in the middle of drawing: two chunks of the draw are on disk.
     marked.clear()
@@ -166,9 +188,13 @@ def test_what_was_drawn_is_not_drawn_again(base: Path, tmp_path: Path) -> None:
     assert sum(marked.values()) - sum(seen.values()) == 16 - 8 + 2 * 12
 
 
-def test_micro_batches_change_nothing_but_rounding(base: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("taught", [False, True], ids=["alone", "taught"])
+def test_micro_batches_change_nothing_but_rounding(
+    base: Path, teacher: PretrainedModel, tmp_path: Path, taught: bool
+) -> None:
+    more = {"policy_loss": PolicyLoss(teacher=0.5), "teacher": teacher} if taught else {}
     for name, size in (("whole", None), ("cut", 1)):
-        run(task(base, 3, hardware=replace(HARDWARE, micro_batch_size=size)), tmp_path / name)
+        run(task(base, 3, hardware=replace(HARDWARE, micro_batch_size=size), **more), tmp_path / name)
     one, two = weights(tmp_path / "whole", 1), weights(tmp_path / "cut", 1)
     for name in one:
         torch.testing.assert_close(one[name], two[name], rtol=0, atol=2e-4)
@@ -189,6 +215,84 @@ def test_the_reference_is_the_policy_before(base: Path, tmp_path: Path, lora: An
     divergence = [row["kl_estimate"] for row in rows_of(tmp_path)]
     assert divergence[0] == pytest.approx(0, abs=1e-9)
     assert divergence[-1] > 1e-6
+
+
+def next_tokens(model: Any, prompt: list[int], answer: list[int]) -> torch.Tensor:
+    """(K, V) log-probabilities in front of each token of an answer."""
+    with torch.no_grad():
+        return model(torch.tensor([prompt + answer[:-1]])).logits[0, len(prompt) - 1 :].log_softmax(-1)
+
+
+def test_a_student_comes_nearer_to_its_teacher_whatever_the_rewards_are(
+    base: Path, teacher: PretrainedModel, tmp_path: Path
+) -> None:
+    made = task(base, 40, lr=2e-2, reward=SmallLetters(fault=0.25), save_every=40, teacher=teacher,
+                evaluation=HeldOut(samples=16), policy_loss=PolicyLoss(advantage="none", teacher=1.0))  # fmt: skip
+    metrics, rows = run(made, tmp_path), rows_of(tmp_path)
+    assert metrics["unanimous_share"] == 1
+    other = AutoModelForCausalLM.from_pretrained(teacher.name).eval()
+    tokenizer = with_chat(byte_tokenizer())
+    prompts: dict[str, list[int]] = {}
+    for part in ("train", "evaluation"):
+        problems, _ = read_problems(SUMS, part, None)  # type: ignore[arg-type]
+        ids = prompts_of(SUMS, problems, tokenizer, [tokenizer.eos_id], True)
+        prompts |= {problem.question: prompt for problem, prompt in zip(problems, ids, strict=True)}
+
+    # What is logged is what transformers makes of the drawn answers.
+    for turn in (0, 39):
+        each = []
+        for line in (tmp_path / "draws" / f"{turn:08d}.jsonl").read_text().splitlines():
+            group = json.loads(line)
+            for answer in group["answers"]:
+                known = next_tokens(other, prompts[group["question"]], answer["ids"])
+                theirs = known[range(len(answer["ids"])), answer["ids"]].tolist()
+                each.append(sum(own - his for own, his in zip(answer["log_probs"], theirs, strict=True)) / len(theirs))
+        assert rows[turn]["teacher_kl_estimate"] == pytest.approx(sum(each) / 16, abs=1e-4)
+
+    # KL(student || teacher) of the next token over the whole vocabulary, behind every token of held-out solutions.
+    divergences = []
+    for student in (base, tmp_path):
+        loaded = load_model(ModelFromRun(str(student), FullFinetuning()), Runtime(HARDWARE), None, [], train=False)
+        loaded.model.eval()
+        found = []
+        for problem in problems:
+            texts = (prompts[problem.question], tokenizer.encode(problem.solution)[:8])
+            own, his = (next_tokens(model, *texts) for model in (loaded.decoder, other))
+            found += (own.exp() * (own - his)).sum(-1).tolist()
+        divergences.append(sum(found) / len(found))
+    before, after = divergences
+    assert after < 0.75 * before
+    assert metrics["evaluation_teacher_kl_estimate"] == pytest.approx(after, rel=0.25)
+    gain = metrics["before_teacher_kl_estimate"] - metrics["evaluation_teacher_kl_estimate"]
+    assert metrics["evaluation_teacher_kl_estimate_gain"] == pytest.approx(gain) != 0
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda t: Tokenizer(t.backend, eos_id=5), r"a text ends with '.' there and with '<\|endoftext\|>' here"),
+        (lambda t: with_one_more(t), r"id 257 is '<\|more\|>' there and None here"),
+    ],
+    ids=["end", "vocabulary"],
+)
+def test_a_teacher_has_the_policys_tokens(base: Path, tmp_path: Path, make: Any, message: str) -> None:
+    other = trained_from_scratch(tmp_path / "other", make(byte_tokenizer()))
+    made = task(base, teacher=ModelFromRun(str(other), FullFinetuning()), policy_loss=PolicyLoss(teacher=1.0))
+    with pytest.raises(ValueError, match=r"task\.teacher=.*: has another tokenizer than the policy: " + message):
+        run(made, tmp_path / "run")
+    assert not marked  # nothing has been drawn
+
+
+def with_one_more(tokenizer: Tokenizer) -> Tokenizer:
+    tokenizer.backend.add_special_tokens(["<|more|>"])
+    return tokenizer
+
+
+def test_a_teacher_continues_texts(hub: Path, base: Path, tmp_path: Path) -> None:
+    made = task(base, teacher=PretrainedModel("google-t5/t5-small"), policy_loss=PolicyLoss(teacher=1.0),
+                paths=Paths(mirror=str(hub), cache=str(tmp_path / "cache")))  # fmt: skip
+    with pytest.raises(ValueError, match=r"task\.teacher=google-t5/t5-small: is an encoder-decoder"):
+        run(made, tmp_path / "run")
 
 
 @dataclass(frozen=True)
@@ -239,6 +343,8 @@ def test_what_cannot_be_learned_from(base: Path, tmp_path: Path) -> None:
         (lambda base: task(base, asking=Asking(Sampling(top_k=5), 8, True)), r"sampling\.top_k=5"),
         (lambda base: task(base, hardware=replace(HARDWARE, sharding="full")), r"hardware\.sharding='full'"),
         (lambda base: task(base, objective_metric="loss"), r"task\.objective_metric='loss'"),
+        (lambda base: task(base, policy_loss=PolicyLoss(teacher=1.0)), r"policy_loss\.teacher=1\.0: weighs a teacher"),
+        (lambda base: task(base, teacher=PretrainedModel("gpt2")), r"policy_loss\.teacher=0\.0: leaves task\.teacher"),
     ],
 )
 def test_impossible_settings(base: Path, make: Any, message: str) -> None:

@@ -68,6 +68,7 @@ _ALL = (
     Metric("reward", "higher"),
     Metric("margin", "higher"),
     Metric("win_rate", "higher"),
+    Metric("teacher_kl_estimate", "lower", per_token=True),
     # Of verifiers and of what they choose.
     Metric("roc_auc", "higher"),
     Metric("brier", "lower"),
