@@ -55,8 +55,8 @@ class Solved:
 
     def outcomes(self, main: Reading) -> dict[str, list[float]]:
         """Figure -> its value for each problem: `pass_at_1`, `pass_at_<n>` and `greedy_em` by the main reading, and by
-        the other one with its name in front; `reward`, `answer_tokens`, `ended_share`; with a teacher
-        `teacher_kl_estimate`."""
+        the other one with its name in front; `reward`, and `reward/<name>` of the parts of a sum; `answer_tokens`,
+        `ended_share`; with a teacher `teacher_kl_estimate`."""
         found: dict[str, list[float]] = {}
         for reading in READINGS:
             prefix = "" if reading == main else f"{reading}_"
@@ -67,6 +67,8 @@ class Solved:
                 found[f"{prefix}pass_at_{n}"] = [float(any(each)) for each in right]
             found[f"{prefix}greedy_em"] = [float(group.right(reading)[0]) for group in self.greedy]
         found["reward"] = [sum(group.rewards) / len(group.rewards) for group in self.groups]
+        for name in self.groups[0].parts:
+            found[name] = [sum(group.parts[name]) / len(group.drawn) for group in self.groups]
         found["answer_tokens"] = [sum(len(d.ids) for d in group.drawn) / len(group.drawn) for group in self.groups]
         found["ended_share"] = [sum(d.ended for d in group.drawn) / len(group.drawn) for group in self.groups]
         return found | ({"teacher_kl_estimate": self.teacher_kl} if self.teacher_kl else {})

@@ -7,7 +7,7 @@ import math
 import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import nullcontext
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +24,7 @@ from modern_llm.models.decoding.generation import Continuation
 from modern_llm.models.decoding.sampling import Sampling
 from modern_llm.objectives.base import Batch
 from modern_llm.pretrained.loaded import LoadedModel
-from modern_llm.reinforcement.rewards import Marker, checked_marks
+from modern_llm.reinforcement.rewards import Marker, marks_with_parts
 from modern_llm.training.runtime import Runtime
 
 _SEEDS = 2**63
@@ -53,11 +53,14 @@ class Group:
         asked: the problem.
         drawn: G answers.
         rewards: of each.
+        parts: of a reward that is a sum, the name that a part is logged under, and what it gives to each answer before
+            it is weighed.
     """
 
     asked: Asked
     drawn: list[Drawn]
     rewards: list[float]
+    parts: dict[str, list[float]] = field(default_factory=dict)
 
     @property
     def index(self) -> int:
@@ -170,27 +173,32 @@ class Drawer:
         problems = [group.asked.problem for group in groups for _ in group.drawn]
         answers = [Continuation(one.text, one.ended) for group in groups for one in group.drawn]
         with torch.no_grad(), self.runtime.autocast():
-            marks = iter(checked_marks(self.marker, problems, answers))
-        return [Group(group.asked, group.drawn, [next(marks) for _ in group.drawn]) for group in groups]
+            marks, parts = marks_with_parts(self.marker, problems, answers)
+        found, start = [], 0
+        for group in groups:
+            own = slice(start, start := start + len(group.drawn))
+            found.append(Group(group.asked, group.drawn, marks[own], {name: part[own] for name, part in parts.items()}))
+        return found
 
 
 def as_row(group: Group, place: int) -> dict[str, Any]:
     """A group as JSON."""
     answers = [asdict(one) | {"reward": reward} for one, reward in zip(group.drawn, group.rewards, strict=True)]
-    return {"place": place, "problem": group.index, "question": group.asked.problem.question, "answers": answers}
+    question, parts = group.asked.problem.question, {"parts": group.parts} if group.parts else {}
+    return {"place": place, "problem": group.index, "question": question, "answers": answers, **parts}
 
 
 def of_row(row: dict[str, Any], asked: Asked) -> Group:
     """What `as_row` wrote."""
     answers = [dict(answer) for answer in row["answers"]]
     rewards = [answer.pop("reward") for answer in answers]
-    return Group(asked, [Drawn(**answer) for answer in answers], rewards)
+    return Group(asked, [Drawn(**answer) for answer in answers], rewards, row.get("parts", {}))
 
 
-def fact_names(samples: int) -> tuple[str, ...]:
-    """Names of what `facts_of` gives for groups of so many answers."""
-    first = ("reward", "pass_at_1", f"pass_at_{samples}", "flexible_pass_at_1", "unanimous_share")
-    return (*first, "entropy", "answer_tokens", "cut_off_share")
+def fact_names(samples: int, parts: Sequence[str]) -> tuple[str, ...]:
+    """Names of what `facts_of` gives for groups of so many answers, whose reward has these parts."""
+    first = ("reward", *parts, "pass_at_1", f"pass_at_{samples}", "flexible_pass_at_1")
+    return (*first, "unanimous_share", "entropy", "answer_tokens", "cut_off_share")
 
 
 def facts_of(groups: Sequence[Group]) -> dict[str, float]:
@@ -198,13 +206,14 @@ def facts_of(groups: Sequence[Group]) -> dict[str, float]:
     every = [one for group in groups for one in group.drawn]
     tokens = sum(len(one.ids) for one in every)
     strict, flexible = ([group.right(reading) for group in groups] for reading in ("strict", "flexible"))
-    G = len(groups[0].drawn)
+    G, parts = len(groups[0].drawn), tuple(groups[0].parts)
 
     def mean(values: Sequence[Sequence[bool]]) -> float:
         return sum(map(sum, values)) / (len(values) * G)
 
     values = (
         math.fsum(reward for group in groups for reward in group.rewards) / len(every),
+        *(math.fsum(mark for group in groups for mark in group.parts[name]) / len(every) for name in parts),
         mean(strict),
         sum(pass_at_k(G, sum(right), G) for right in strict) / len(strict),
         mean(flexible),
@@ -213,7 +222,7 @@ def facts_of(groups: Sequence[Group]) -> dict[str, float]:
         tokens / len(every),
         sum(not one.ended for one in every) / len(every),
     )
-    return dict(zip(fact_names(G), values, strict=True))
+    return dict(zip(fact_names(G, parts), values, strict=True))
 
 
 def group_batch(groups: Sequence[Group], advantages: Sequence[Sequence[float]], fill_id: int) -> Batch:

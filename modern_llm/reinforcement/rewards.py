@@ -189,15 +189,54 @@ class WeightedSum(Reward):
 
     def marker(self, runtime: Runtime, mirror: str | None, rows: int) -> Marker:
         """As in `Reward`."""
-        parts = [
-            (self.weights.get(name, 1.0), reward.marker(runtime, mirror, rows)) for name, reward in self.rewards.items()
+        markers = {f"reward/{name}": reward.marker(runtime, mirror, rows) for name, reward in self.rewards.items()}
+        return SumMarker(markers, [self.weights.get(name, 1.0) for name in self.rewards])
+
+
+@dataclass(frozen=True)
+class SumMarker:
+    """The marker of a weighted sum, which tells its parts apart.
+
+    Args:
+        markers: by the name that the marks of each are logged under, `reward/<name>`.
+        weights: of each, in their order.
+    """
+
+    markers: Mapping[str, Marker]
+    weights: Sequence[float]
+
+    def __call__(self, problems: Sequence[Problem], answers: Sequence[Continuation]) -> list[float]:
+        return self.total(self.parts(problems, answers))
+
+    def parts(self, problems: Sequence[Problem], answers: Sequence[Continuation]) -> dict[str, list[float]]:
+        """Marks by each, before they are weighed."""
+        return {name: checked_marks(marker, problems, answers) for name, marker in self.markers.items()}
+
+    def total(self, parts: Mapping[str, Sequence[float]]) -> list[float]:
+        """What marks by each come to."""
+        return [
+            math.fsum(weight * mark for weight, mark in zip(self.weights, own, strict=True))
+            for own in zip(*parts.values(), strict=True)
         ]
 
-        def marks(problems: Sequence[Problem], answers: Sequence[Continuation]) -> list[float]:
-            every = [[weight * mark for mark in checked_marks(part, problems, answers)] for weight, part in parts]
-            return [math.fsum(own) for own in zip(*every, strict=True)]
 
-        return marks
+def part_names(marker: Marker) -> tuple[str, ...]:
+    """Names that the parts of a sum are logged under; none of any other marker."""
+    return tuple(marker.markers) if isinstance(marker, SumMarker) else ()
+
+
+def marks_with_parts(
+    marker: Marker, problems: Sequence[Problem], answers: Sequence[Continuation]
+) -> tuple[list[float], dict[str, list[float]]]:
+    """Marks as `checked_marks` gives them, and those by each part of a sum, before they are weighed.
+
+    Raises:
+        MarkError: as there.
+    """
+    if not isinstance(marker, SumMarker):
+        return checked_marks(marker, problems, answers), {}
+    parts = marker.parts(problems, answers)
+    return marker.total(parts), parts
 
 
 def checked_marks(marker: Marker, problems: Sequence[Problem], answers: Sequence[Continuation]) -> list[float]:

@@ -25,6 +25,7 @@ from modern_llm.reinforcement.groups import (
     group_batch,
     of_row,
 )
+from modern_llm.reinforcement.rewards import part_names
 from modern_llm.reinforcement.settings import Drawing
 
 LogProbs = Callable[[Batch], torch.Tensor]
@@ -79,7 +80,7 @@ class RolloutStream:
     @property
     def names(self) -> tuple[str, ...]:
         """What is logged of each draw."""
-        return (*fact_names(self.drawing.samples), *_SECONDS)
+        return (*fact_names(self.drawing.samples, part_names(self.drawer.marker)), *_SECONDS)
 
     def __iter__(self) -> Iterator[Batch]:
         return self

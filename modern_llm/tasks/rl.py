@@ -17,7 +17,7 @@ from modern_llm.objectives.policy_losses import PolicyLoss
 from modern_llm.pretrained.settings import ModelFromRun, PretrainedModel
 from modern_llm.processes import after_first, world
 from modern_llm.reinforcement.evaluation import READINGS, HeldOut
-from modern_llm.reinforcement.rewards import Reward
+from modern_llm.reinforcement.rewards import Reward, part_names
 from modern_llm.reinforcement.settings import Drawing
 
 if TYPE_CHECKING:
@@ -182,7 +182,7 @@ class RL(TrainingTask):
                 *("before_pass_at_1", "evaluation_pass_at_1", "evaluation_pass_at_1_gain", "evaluation_greedy_em"),
                 *(f"{when}_teacher_kl_estimate" for when in ("before", "evaluation") if at.data["teacher"] is not None),
             ],
-            {"": evaluated_on(content_fingerprint(identities), len(asked))},
+            {"": evaluated_on(content_fingerprint(identities), len(asked), at.loaded.tokenizer.fingerprint)},
             {
                 "data": self.data.source.name,
                 "train_problems": len(at.data["train"]),
@@ -325,7 +325,8 @@ class _Held:
         if world().is_first:
             self._keep(found)
         outcomes = found.outcomes(self.task.asking.reading)
-        return {f"validation_{name}": sum(outcomes[name]) / len(outcomes[name]) for name in self.task.measured}
+        logged = [*self.task.measured, *part_names(self.at.data["marker"])]
+        return {f"validation_{name}": sum(outcomes[name]) / len(outcomes[name]) for name in logged}
 
     def _keep(self, found: Solved) -> None:
         import json

@@ -38,7 +38,7 @@ class Evaluator(Protocol):
     """Measures a model in the middle of training.
 
     Attributes:
-        metrics: names of what it returns, known before it runs, and which way each is better.
+        metrics: names of what it returns and may be monitored, known before it runs, and which way each is better.
     """
 
     @property

@@ -28,7 +28,7 @@ from modern_llm.models.decoding.sampling import Sampling
 from modern_llm.objectives.policy_losses import PolicyLoss
 from modern_llm.pretrained.settings import FullFinetuning, LoRA, ModelFromRun, PretrainedModel
 from modern_llm.reinforcement.evaluation import HeldOut
-from modern_llm.reinforcement.rewards import RuleReward
+from modern_llm.reinforcement.rewards import FormatReward, RuleReward, WeightedSum
 from modern_llm.reinforcement.settings import Drawing
 from modern_llm.tasks.rl import RL
 from modern_llm.training.optimization.optimizers import AdamW
@@ -174,6 +174,31 @@ def test_a_run_that_is_stopped_anywhere_ends_as_if_it_had_not_been(
     run(made, tmp_path / "broken")
     one, two = weights(tmp_path / "whole", 7), weights(tmp_path / "broken", 7)
     assert all(torch.equal(one[name], two[name]) for name in one)
+
+
+def test_the_parts_of_a_sum_are_logged_one_by_one(base: Path, tmp_path: Path) -> None:
+    """Also of a draw that a killed run had begun, whose marks are read from the disk."""
+    reward = WeightedSum({"small": SmallLetters(), "letter": FormatReward("[a-m]")}, {"letter": 0.25})
+    made = task(base, 3, reward=reward, hardware=replace(HARDWARE, eval_batch_size=8), save_every=100)
+    marks_left[0] = 12 + 16 + 9
+    with pytest.raises(Stopped):
+        run(made, tmp_path)
+    marks_left[0] = None
+    metrics = run(made, tmp_path)
+    for turn, row in enumerate(rows_of(tmp_path)):
+        groups = [json.loads(line) for line in (tmp_path / "draws" / f"{turn:08d}.jsonl").read_text().splitlines()]
+        texts = [answer["text"] for group in groups for answer in group["answers"]]
+        small = sum(sum(ord(c) < 64 for c in text) / max(len(text), 1) for text in texts) / 16
+        letter = sum(any("a" <= c <= "m" for c in text) for text in texts) / 16
+        found = [row[name] for name in ("reward/small", "reward/letter", "reward")]
+        assert found == pytest.approx([small, letter, small + 0.25 * letter], abs=1e-6)
+    (held_out,) = [
+        row for row in map(json.loads, (tmp_path / "metrics.jsonl").read_text().splitlines())
+        if "validation_reward" in row
+    ]  # fmt: skip
+    for source, prefix in ((held_out, "validation"), (metrics, "evaluation"), (metrics, "before")):
+        whole = source[f"{prefix}_reward/small"] + 0.25 * source[f"{prefix}_reward/letter"]
+        assert source[f"{prefix}_reward"] == pytest.approx(whole)
 
 
 def test_what_was_drawn_is_not_drawn_again(base: Path, tmp_path: Path) -> None:
