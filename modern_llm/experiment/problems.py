@@ -226,18 +226,24 @@ def without_known(
     problems: Sequence[Problem],
     known: frozenset[str],
     remedy: str = "Choose other problems (task.data), or task.verifier=null",
+    key: str = "task.verifier",
+    part: str = "",
 ) -> list[Problem]:
-    """Problems that a verifier was not trained or calibrated on.
+    """Problems that a verifier or a reward model was not trained or calibrated on.
+
+    Args:
+        problems: of which they are.
+        known: `problem_id` of those that it was.
+        remedy, key: for the message.
+        part: of the data, where there are several.
 
     Raises:
-        ValueError: it knows them all; with the remedy.
+        ValueError: it knows them all; with key and remedy.
     """
+    named = f"{len(problems)} problems{f' of the {part} part' if part else ''}"
     left = [problem for problem in problems if problem.identity not in known]
     if not left:
-        raise ValueError(
-            f"task.verifier: it was trained on all of the {len(problems)} problems, so that its choice would flatter. "
-            f"{remedy}."
-        )
+        raise ValueError(f"{key}: it was trained on all of the {named}, so that its judgement would flatter. {remedy}.")
     if len(left) < len(problems):
-        say(f"{len(problems) - len(left)} of {len(problems)} problems are left out: the verifier was trained on them")
+        say(f"{len(problems) - len(left)} of {named} are left out: the verifier was trained on them")
     return left

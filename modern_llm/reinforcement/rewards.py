@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 from modern_llm.checks import require, require_expression
 from modern_llm.data.solutions.settings import Reading
 from modern_llm.defaults import Defaults
-from modern_llm.experiment.judges import load_judge, require_judge
+from modern_llm.experiment.judges import known_problems, load_judge, require_judge
 
 if TYPE_CHECKING:
     from modern_llm.data.solutions.problems import Problem
@@ -44,6 +44,11 @@ class Reward(ABC):
             mirror: root of the mirror.
             rows: texts per forward pass of a model that marks.
         """
+
+    def known_problems(self) -> frozenset[str]:
+        """`problem_id` of the problems that what marks was trained on: its marks of them flatter, so they are neither
+        trained nor measured on."""
+        return frozenset()
 
 
 class RuleReward(Reward):
@@ -166,6 +171,10 @@ class JudgeReward(Reward):
 
         return marks
 
+    def known_problems(self) -> frozenset[str]:
+        """As in `Reward`."""
+        return known_problems(self.path)
+
 
 @dataclass(frozen=True)
 class WeightedSum(Reward):
@@ -191,6 +200,10 @@ class WeightedSum(Reward):
         """As in `Reward`."""
         markers = {f"reward/{name}": reward.marker(runtime, mirror, rows) for name, reward in self.rewards.items()}
         return SumMarker(markers, [self.weights.get(name, 1.0) for name in self.rewards])
+
+    def known_problems(self) -> frozenset[str]:
+        """As in `Reward`: those of any part."""
+        return frozenset().union(*(reward.known_problems() for reward in self.rewards.values()))
 
 
 @dataclass(frozen=True)

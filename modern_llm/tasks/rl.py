@@ -6,7 +6,7 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 from modern_llm.checks import require
-from modern_llm.data.rows import content_fingerprint
+from modern_llm.data.rows import PARTS, content_fingerprint
 from modern_llm.data.solutions.settings import ProblemData
 from modern_llm.defaults import Defaults
 from modern_llm.evaluation.metrics.registry import direction, directions
@@ -37,6 +37,7 @@ if TYPE_CHECKING:
 
 BEFORE, DRAWS, SAMPLES = "before.json", "draws", "answers.jsonl"
 _SHOWN = 3  # problems whose answers are kept of every evaluation
+_OTHER_PROBLEMS = "Choose other problems (task.data), or train the verifier on fewer of them"
 _DEFAULTS = Defaults("task/rl")
 
 
@@ -120,9 +121,9 @@ class RL(TrainingTask):
             from modern_llm.reinforcement.teacher import load_teacher
 
             teacher = load_teacher(self.teacher, at.runtime, self.paths.mirror, at.loaded, self.asking.chat)
-        marker = self.reward.marker(at.runtime, self.paths.mirror, at.rows)
-        at.data = {"marker": marker, "teacher": teacher}
-        at.data |= {part: self._asked(at, part) for part in ("train", "selection", "evaluation")}
+        at.data = {"teacher": teacher, "left_out": {}}
+        at.data |= {part: self._asked(at, part) for part in PARTS}
+        marker = at.data["marker"] = self.reward.marker(at.runtime, self.paths.mirror, at.rows)
         self._before(at)
         train = at.data["train"]
         problems = [(one.problem.identity, one.prompt_ids, one.reference) for one in train]
@@ -186,6 +187,7 @@ class RL(TrainingTask):
             {
                 "data": self.data.source.name,
                 "train_problems": len(at.data["train"]),
+                "left_out_because_the_verifier_knows_them": at.data["left_out"],
                 "answers_per_problem": self.evaluation.samples,
                 "reading": self.asking.reading,
                 "intervals": "95 %, by drawing problems; gains are paired by problem",
@@ -203,14 +205,21 @@ class RL(TrainingTask):
     # -- the parts --------------------------------------------------------------------------------------------------
 
     def _asked(self, at: Session, part: Part) -> list[Asked]:
+        from modern_llm.data.rows import draw_rows
         from modern_llm.data.solutions.problems import prompts_of, read_problems
         from modern_llm.evaluation.reranking import reference_number
         from modern_llm.experiment.loading import room_in
+        from modern_llm.experiment.problems import without_known
         from modern_llm.reinforcement.groups import Asked
 
         limits = {"train": self.max_train_problems, "selection": self.evaluation.selection,
                   "evaluation": self.evaluation.problems}  # fmt: skip
-        problems, rows = read_problems(self.data, part, self.paths.mirror, limits[part], self.seed)
+        known, limit = self.reward.known_problems(), limits[part]
+        problems, rows = read_problems(self.data, part, self.paths.mirror, None if known else limit, self.seed)
+        if known:
+            left = without_known(problems, known, _OTHER_PROBLEMS, "task.reward", part)
+            at.data["left_out"][part] = len(problems) - len(left)
+            problems = [left[place] for place in draw_rows([*range(len(left))], limit, self.seed)]
         loaded, teacher = at.loaded, at.data["teacher"]
         context = min(room_in(one, None) for one in (loaded, teacher) if one is not None)
         room = context - self.asking.max_new_tokens

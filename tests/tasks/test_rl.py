@@ -18,19 +18,22 @@ from transformers import AutoModelForCausalLM
 
 from modern_llm.data.arithmetic import Arithmetic
 from modern_llm.data.chat import with_chat
+from modern_llm.data.rows import PARTS
 from modern_llm.data.solutions.problems import prompts_of, read_problems
-from modern_llm.data.solutions.settings import ProblemData
-from modern_llm.data.text.tokenizers import Tokenizer
+from modern_llm.data.solutions.settings import ProblemData, SolutionData
+from modern_llm.data.text.tokenizers import ByteTokenizer, Tokenizer
 from modern_llm.experiment.contract import Paths, RunFolder
 from modern_llm.experiment.loading import load_model
 from modern_llm.experiment.problems import Asking
 from modern_llm.models.decoding.sampling import Sampling
+from modern_llm.models.verifier_config import VerifierConfig
 from modern_llm.objectives.policy_losses import PolicyLoss
 from modern_llm.pretrained.settings import FullFinetuning, LoRA, ModelFromRun, PretrainedModel
 from modern_llm.reinforcement.evaluation import HeldOut
-from modern_llm.reinforcement.rewards import FormatReward, RuleReward, WeightedSum
+from modern_llm.reinforcement.rewards import FormatReward, JudgeReward, RuleReward, WeightedSum
 from modern_llm.reinforcement.settings import Drawing
 from modern_llm.tasks.rl import RL
+from modern_llm.tasks.verifier import Verifier
 from modern_llm.training.optimization.optimizers import AdamW
 from modern_llm.training.runtime import Runtime
 from modern_llm.training.settings import Hardware, TrainerSettings
@@ -105,7 +108,7 @@ def task(base: Path, steps: int = 4, save_every: int = 1, lr: float = 3e-3, **ch
     return RL(**{**given, **changes})
 
 
-def run(made: RL, folder: Path) -> dict[str, float]:
+def run(made: RL | Verifier, folder: Path) -> dict[str, float]:
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "config.yaml").write_text("{}")
     return made.run(RunFolder(folder, {}))
@@ -232,6 +235,34 @@ def test_models_of_the_hub_draw_what_they_train(hub: Path, base: Path, tmp_path:
                 paths=Paths(mirror=str(hub), cache=str(tmp_path / "cache")))  # fmt: skip
     run(made, tmp_path / "run")
     assert max(row["log_prob_gap"] for row in rows_of(tmp_path / "run")) < 1e-4
+
+
+def test_problems_that_the_judge_knows_are_left_out(
+    base: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    known = {row["question"] for part in ("train", "selection")
+             for row in Arithmetic("solutions", largest=5, held_out=4).rows(part, None).rows}  # type: ignore[arg-type]  # fmt: skip
+    judge = Verifier(model=VerifierConfig(max_seq_len=96, d_model=32, n_layers=1, n_heads=4), hardware=HARDWARE,
+                     trainer=TrainerSettings(max_steps=2, batch_size=8, eval_every=2), tokenizer=ByteTokenizer(),
+                     data=SolutionData(Arithmetic("solutions", largest=5, held_out=4)))  # fmt: skip
+    run(judge, tmp_path / "judge")
+    reward = WeightedSum({"judge": JudgeReward(str(tmp_path / "judge")), "small": SmallLetters()})
+    with pytest.raises(ValueError, match=r"task\.reward: it was trained on all of the 28 problems of the"):
+        run(task(base, 2, reward=reward), tmp_path / "same")
+    wider = ProblemData(Arithmetic("instructions", largest=6, held_out=8), "instruction", "output")
+    every = {part: read_problems(wider, part, None)[0] for part in PARTS}
+    assert 0 < sum(problem.question in known for problem in every["train"]) < len(every["train"]) - 5
+    capsys.readouterr()
+    run(task(base, 4, reward=reward, data=wider, max_train_problems=5), tmp_path / "wider")
+    drawn = {json.loads(line)["question"] for path in (tmp_path / "wider" / "draws").glob("*.jsonl")
+             for line in path.read_text().splitlines()}  # fmt: skip
+    assert len(drawn) == 5
+    assert not (drawn | set(marked)) & known
+    protocol = json.loads((tmp_path / "wider" / "result.json").read_text())["protocol"]
+    left_out = {part: sum(problem.question in known for problem in found) for part, found in every.items()}
+    assert protocol["left_out_because_the_verifier_knows_them"] == left_out
+    told = capsys.readouterr().err
+    assert f"{left_out['train']} of {len(every['train'])} problems of the train part are left out" in told
 
 
 @pytest.mark.parametrize("lora", [FullFinetuning(), LoRA(rank=2, alpha=4)], ids=["whole", "lora"])
