@@ -66,7 +66,7 @@ def load_hugging_face(
             f"model.name={settings.name!r}: {folder} holds no weights as *.safetensors. Pickled ones may run anything "
             "and are not read. Convert them first, or choose another model."
         )
-    tokenizer = Tokenizer.load(folder)
+    tokenizer = Tokenizer.load(folder, f"model.name={settings.name!r}")
     with quiet_transformers():
         if config.is_encoder_decoder and labels:
             raise ValueError(

@@ -437,9 +437,10 @@ class TestRefusals:
     def test_a_tokenizer_without_an_end_of_text(self, hub: Path, tmp_path: Path) -> None:
         folder = tmp_path / "model"
         shutil.copytree(hub / "models/made/llama", folder)
-        (folder / "tokenizer_config.json").write_text("{}")
-        with pytest.raises(ValueError, match="names no eos_token"):
-            load_hugging_face(PretrainedModel(str(folder)), None)
+        for named in ("{}", '{"eos_token": "<|of another|>"}'):
+            (folder / "tokenizer_config.json").write_text(named)
+            with pytest.raises(ValueError, match=r"model\.name='.*': its tokenizer names no eos_token.*Name one in"):
+                load_hugging_face(PretrainedModel(str(folder)), None)
 
     def test_a_model_that_is_nowhere(self, hub: Path) -> None:
         with pytest.raises(

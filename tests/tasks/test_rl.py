@@ -388,6 +388,47 @@ def test_what_cannot_be_learned_from(base: Path, tmp_path: Path) -> None:
         run(task(base, asking=Asking(Sampling(temperature=1.0), 150, True, "strict")), tmp_path / "long")
 
 
+def test_a_policy_whose_texts_have_no_end(base: Path, hub: Path, tmp_path: Path) -> None:
+    shutil.copytree(hub / "models/made/llama", tmp_path / "model")
+    (tmp_path / "model" / "tokenizer_config.json").write_text("{}")
+    with pytest.raises(ValueError, match=r"model\.name='.*': its tokenizer names no eos_token.*Name one in"):
+        run(task(base, model=PretrainedModel(str(tmp_path / "model"))), tmp_path / "run")
+    assert not marked
+
+
+@dataclass(frozen=True)
+class Near(RuleReward):
+    """How near the characters of an answer are to one of them."""
+
+    def mark(self, problem: Any, answer: Any) -> float:
+        return -sum(min(abs(ord(c) - 55), 100) for c in answer.text) / max(len(answer.text), 1)
+
+
+def test_a_policy_that_collapses_is_told_of_once(base: Path, tmp_path: Path) -> None:
+    made = task(base, 60, lr=0.1, save_every=100, reward=Near(), drawing=Drawing(samples=4, patience=3),
+                policy_loss=PolicyLoss(advantage="standardised"))  # fmt: skip
+    with (
+        pytest.warns(UserWarning, match="the entropy of the policy has fallen") as given,
+        pytest.raises(ValueError, match="gave nothing to learn from"),
+    ):
+        run(made, tmp_path)
+    entropies, cut_off = [], []
+    for path in sorted((tmp_path / "draws").glob("*.jsonl")):
+        answers = [answer for line in path.read_text().splitlines() for answer in json.loads(line)["answers"]]
+        each = [entropy for answer in answers for entropy in answer["entropies"]]
+        entropies.append(sum(each) / len(each))
+        cut_off.append(sum(not answer["ended"] for answer in answers) / len(answers))
+    told = [str(warning.message) for warning in given]
+    low = next(entropy for entropy in entropies if entropy < 0.05 * entropies[0])
+    expected = f"has fallen to {low:.3g} nats a token, from {entropies[0]:.3g}: "
+    (fallen,) = [text for text in told if "the entropy of the policy" in text]
+    assert expected in fallen
+    assert "Lower trainer.optimizer.lr" in fallen
+    share = next(share for share in cut_off if share > 0.95)
+    (endless,) = [text for text in told if "do not end within" in text]
+    assert endless.startswith(f"{share:.0%} of the answers do not end within task.asking.max_new_tokens=8. Raise it")
+
+
 @pytest.mark.parametrize(
     ("make", "message"),
     [

@@ -102,8 +102,12 @@ class Tokenizer:
         (folder / "tokenizer_config.json").write_text(json.dumps(self._config | {"modern_llm": ids}, indent=2))
 
     @classmethod
-    def load(cls, folder: Path) -> Tokenizer:
+    def load(cls, folder: Path, told: str = "") -> Tokenizer:
         """Read what `save` or transformers wrote.
+
+        Args:
+            folder: with the files.
+            told: how a person named it, key and value, for messages.
 
         Raises:
             ValueError: no fast tokenizer, or no token that ends a text.
@@ -116,7 +120,7 @@ class Tokenizer:
         if template.is_file():
             config["chat_template"] = template.read_text()
         if not path.is_file():
-            return cls._converted(folder)
+            return cls._converted(folder, told or str(folder))
         backend = tokenizers.Tokenizer.from_file(str(path))
         backend.no_truncation()
         backend.no_padding()
@@ -133,21 +137,21 @@ class Tokenizer:
         if eos_id is None:
             eos_id = special("sep")  # BERT-like tokenizers end a text with [SEP]
         if eos_id is None:
-            raise ValueError(f"{folder}: tokenizer_config.json names no eos_token. Choose another tokenizer.")
+            raise ValueError(_endless(told or str(folder)))
         adds_bos = config.get("add_bos_token", "Llama" in str(config.get("tokenizer_class")))
         return cls(backend, eos_id, special("bos") if adds_bos else None, config)
 
     @classmethod
-    def _converted(cls, folder: Path) -> Tokenizer:
+    def _converted(cls, folder: Path, told: str) -> Tokenizer:
         """From the older files of a tokenizer, or a GGUF file, by way of transformers."""
         from transformers import AutoTokenizer
 
         packed = gguf_file(folder)
         theirs = AutoTokenizer.from_pretrained(str(folder), **({"gguf_file": packed} if packed else {}))
         if not hasattr(theirs, "backend_tokenizer"):
-            raise ValueError(f"{folder}: has no fast tokenizer (tokenizer.json). Choose another tokenizer.")
+            raise ValueError(f"{told}: has no fast tokenizer (tokenizer.json). Choose another tokenizer.")
         if theirs.eos_token_id is None:
-            raise ValueError(f"{folder}: its tokenizer names no eos_token. Choose another tokenizer.")
+            raise ValueError(_endless(told))
         backend = theirs.backend_tokenizer
         backend.no_truncation()
         backend.no_padding()
@@ -162,6 +166,13 @@ class Tokenizer:
         if theirs.chat_template:
             config["chat_template"] = theirs.chat_template
         return cls(backend, theirs.eos_token_id, theirs.bos_token_id if starts else None, config)
+
+
+def _endless(told: str) -> str:
+    return (
+        f"{told}: its tokenizer names no eos_token that is in its vocabulary, so that no text would ever end. Name one "
+        "in tokenizer_config.json, or choose another model or tokenizer."
+    )
 
 
 def gguf_file(folder: Path) -> str | None:
@@ -277,4 +288,4 @@ class HubTokenizer:
     def prepare(self, source: Source, cache: Path, mirror: str | None) -> Tokenizer:
         from modern_llm.hub import find_model
 
-        return Tokenizer.load(Path(find_model(self.name, mirror)))
+        return Tokenizer.load(Path(find_model(self.name, mirror)), f"task.tokenizer.name={self.name!r}")
