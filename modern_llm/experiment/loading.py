@@ -198,6 +198,22 @@ def _from_checkpoint(
     return loaded.with_classes(labels) if labels and not had else loaded
 
 
+def load_decoder(
+    choice: PretrainedChoice, runtime: Runtime, mirror: str | None, train: bool, key: str = "model"
+) -> LoadedModel:
+    """A decoder. Arguments as in `load_model`.
+
+    Args:
+        key: that names it, for the message.
+
+    Raises:
+        ValueError: an encoder-decoder.
+    """
+    if is_encoder_decoder(choice, mirror):
+        raise ValueError(f"{key}: an encoder-decoder shares no prompt among its answers. Choose a decoder.")
+    return load_model(choice, runtime, mirror, [], train)
+
+
 def load_chat_model(
     choice: PretrainedChoice, runtime: Runtime, mirror: str | None, train: bool, labels: Sequence[str] = ()
 ) -> LoadedModel:

@@ -64,12 +64,10 @@ def load_solver(choice: PretrainedChoice, runtime: Runtime, mirror: str | None) 
     Raises:
         ValueError: an encoder-decoder, or a classifier.
     """
-    from modern_llm.experiment.loading import is_encoder_decoder, load_model
+    from modern_llm.experiment.loading import load_decoder
     from modern_llm.experiment.training import tell_model
 
-    if is_encoder_decoder(choice, mirror):
-        raise ValueError("model: an encoder-decoder shares no prompt among its answers. Choose a decoder.")
-    loaded = load_model(choice, runtime, mirror, [], train=False)
+    loaded = load_decoder(choice, runtime, mirror, train=False)
     loaded.model.eval()
     tell_model(loaded, runtime, train=False)
     return loaded

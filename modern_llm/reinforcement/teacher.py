@@ -9,7 +9,7 @@ from torch import Tensor
 
 from modern_llm.data.text.tokenizers import Tokenizer
 from modern_llm.experiment.contract import say
-from modern_llm.experiment.loading import load_model
+from modern_llm.experiment.loading import load_decoder
 from modern_llm.models.fused_loss import IGNORE_INDEX
 from modern_llm.objectives.base import Batch
 from modern_llm.pretrained.loaded import LoadedModel
@@ -31,15 +31,13 @@ def load_teacher(
     Raises:
         ValueError: an encoder-decoder, or another tokenizer.
     """
-    teacher = load_model(choice, runtime, mirror, labels=[], train=False)
-    told = f"task.teacher={teacher.name}"
-    if teacher.is_seq2seq:
-        raise ValueError(f"{told}: is an encoder-decoder, and continues no text. Choose a decoder.")
+    teacher = load_decoder(choice, runtime, mirror, train=False, key="task.teacher")
     differs = _difference(teacher.tokenizer, policy.tokenizer)
     if differs is not None:
         raise ValueError(
-            f"{told}: has another tokenizer than the policy: {differs}. Probabilities are compared token by token, so "
-            "choose a teacher with the policy's tokenizer, or a policy with the teacher's (model)."
+            f"task.teacher={teacher.name}: has another tokenizer than the policy: {differs}. Probabilities are "
+            "compared token by token, so choose a teacher with the policy's tokenizer, or a policy (model) with the "
+            "teacher's."
         )
     teacher.model.requires_grad_(False).eval()
     say(f"teacher: {teacher.name}, {teacher.parameter_counts()[0] / 1e6:.1f}M parameters")

@@ -102,13 +102,11 @@ class RL(TrainingTask):
         return [*found, "reward", *(["teacher_kl_estimate"] if self.teacher is not None else [])]
 
     def load(self, at: Session) -> LoadedModel:
-        from modern_llm.experiment.loading import is_encoder_decoder, load_chat_model, load_model
+        from modern_llm.experiment.loading import load_chat_model, load_decoder
         from modern_llm.training.dropout import switch_off_dropout
 
-        load = load_chat_model if self.asking.chat else load_model
-        if is_encoder_decoder(self.model, self.paths.mirror):
-            raise ValueError("model: an encoder-decoder shares no prompt among its answers. Choose a decoder.")
-        loaded = load(self.model, at.runtime, self.paths.mirror, labels=[], train=True)
+        load = load_chat_model if self.asking.chat else load_decoder
+        loaded = load(self.model, at.runtime, self.paths.mirror, train=True)
         switch_off_dropout(loaded.model)
         return loaded
 

@@ -40,6 +40,7 @@ from modern_llm.training.settings import Hardware, TrainerSettings
 
 HARDWARE = Hardware(device="cpu", precision="fp32", eval_batch_size=16)
 SUMS = ProblemData(Arithmetic("instructions", largest=5, held_out=4), "instruction", "output")
+T5 = PretrainedModel("google-t5/t5-small")
 marked: Counter[str] = Counter()  # questions of all answers that were marked
 marks_left: list[int | None] = [None]  # after so many, the process is stopped
 
@@ -344,10 +345,26 @@ def with_one_more(tokenizer: Tokenizer) -> Tokenizer:
     return tokenizer
 
 
-def test_a_teacher_continues_texts(hub: Path, base: Path, tmp_path: Path) -> None:
-    made = task(base, teacher=PretrainedModel("google-t5/t5-small"), policy_loss=PolicyLoss(teacher=1.0),
-                paths=Paths(mirror=str(hub), cache=str(tmp_path / "cache")))  # fmt: skip
-    with pytest.raises(ValueError, match=r"task\.teacher=google-t5/t5-small: is an encoder-decoder"):
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"model": T5}, "^model: an encoder-decoder holds no conversation"),
+        (
+            {"model": T5, "asking": Asking(Sampling(temperature=1.0), 8, False)},
+            "^model: an encoder-decoder shares no prompt",
+        ),
+        (
+            {"teacher": T5, "policy_loss": PolicyLoss(teacher=1.0)},
+            r"^task\.teacher: an encoder-decoder shares no prompt",
+        ),
+    ],
+    ids=["chat", "plain", "teacher"],
+)
+def test_policy_and_teacher_are_decoders(
+    hub: Path, base: Path, tmp_path: Path, changes: dict[str, Any], message: str
+) -> None:
+    made = task(base, **changes, paths=Paths(mirror=str(hub), cache=str(tmp_path / "cache")))
+    with pytest.raises(ValueError, match=message):
         run(made, tmp_path / "run")
 
 

@@ -8,7 +8,16 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from modern_llm.models.decoding.generation import CausalLM, DecodingCache, TextCodec, stop_place, stops, stream_tokens
+from modern_llm.models.decoding.generation import (
+    CausalLM,
+    DecodingCache,
+    TextCodec,
+    collect_texts,
+    stop_place,
+    stops,
+    stream_tokens,
+    without_end,
+)
 from modern_llm.models.decoding.sampling import Sampling
 
 
@@ -96,25 +105,18 @@ def draw(
         if held.keep(owners):
             cache, given, mask = held, padded[owners, -1:], real[owners, -1:]
     thoughts = _Thoughts()
-    texts: list[list[int]] = [[] for _ in range(B)]
-    cut: list[int | None] = [None] * B  # where a stop string begins in the text
     closed: set[int] = set()
-    for step in stream_tokens(model, given, mask, max_new_tokens=max_new_tokens, sampling=sampling, seed=seeds,
-                              closed=closed, cache=cache, observe=thoughts):  # fmt: skip
-        for row, chosen in enumerate(step.tolist()):
-            if row in closed:
-                continue
-            texts[row].append(chosen)
-            if chosen == eos_id:
-                closed.add(row)
-            elif stop and stops(tokenizer, texts[row], stop):
-                closed.add(row)
-                cut[row] = stop_place(tokenizer.decode(texts[row]), stop)
-        if len(closed) == B:
-            break
+    steps = stream_tokens(model, given, mask, max_new_tokens=max_new_tokens, sampling=sampling, seed=seeds,
+                          closed=closed, cache=cache, observe=thoughts)  # fmt: skip
+
+    def finished(row: int, ids: list[int]) -> bool:
+        return stops(tokenizer, ids, stop)
+
+    texts = collect_texts(steps, B, closed, eos_id, finished if stop else None)
     drawn = []
     for row, (ids, known) in enumerate(zip(texts, thoughts.by_row(B), strict=True)):
         log_probs, entropies = zip(*known[: len(ids)], strict=True)  # a row that has ended may be computed a little on
-        text = tokenizer.decode(ids[:-1] if ids[-1] == eos_id else ids)[: cut[row]]
+        text = tokenizer.decode(without_end(ids, eos_id))
+        text = text[: stop_place(text, stop)]
         drawn.append(Drawn(ids, list(log_probs), list(entropies), text, row in closed))
     return [drawn[start : start + n] for start in range(0, B, n)]

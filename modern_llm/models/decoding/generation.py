@@ -222,23 +222,43 @@ def generate(
     Returns:
         New ids of every text, without prompt and eos.
     """
-    texts: list[list[int]] = [[] for _ in range(len(input_ids))]
     closed: set[int] = set()
     options: dict[str, Any] = {"max_new_tokens": max_new_tokens, "sampling": sampling, "seed": seed, "prefix": prefix}
-    for ids in stream_tokens(model, input_ids, attention_mask, closed=closed, **options):
-        chosen = ids.tolist()
-        for row in range(len(texts)):
+    steps = stream_tokens(model, input_ids, attention_mask, closed=closed, **options)
+    return [without_end(ids, eos_id) for ids in collect_texts(steps, len(input_ids), closed, eos_id, finished)]
+
+
+def collect_texts(
+    steps: Iterator[Tensor],
+    count: int,
+    closed: set[int],
+    eos_id: int | None,
+    finished: Callable[[int, list[int]], bool] | None,
+) -> list[list[int]]:
+    """New ids of every text, each up to its end, which is the last of them where it is eos.
+
+    Args:
+        steps: what `stream_tokens` yields, (B,) ids each.
+        count: of texts B.
+        closed: gets the rows that have ended; the stream reads it.
+        eos_id, finished: what ends a text, as in `generate`.
+    """
+    texts: list[list[int]] = [[] for _ in range(count)]
+    for step in steps:
+        for row, chosen in enumerate(step.tolist()):
             if row in closed:
                 continue
-            if chosen[row] == eos_id:
+            texts[row].append(chosen)
+            if chosen == eos_id or (finished is not None and finished(row, texts[row])):
                 closed.add(row)
-                continue
-            texts[row].append(chosen[row])
-            if finished is not None and finished(row, texts[row]):
-                closed.add(row)
-        if len(closed) == len(texts):
+        if len(closed) == count:
             break
     return texts
+
+
+def without_end(ids: list[int], eos_id: int | None) -> list[int]:
+    """Ids of a text without the eos at its end."""
+    return ids[:-1] if ids and ids[-1] == eos_id else ids
 
 
 class Continuation(NamedTuple):
