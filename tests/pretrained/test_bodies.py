@@ -209,7 +209,7 @@ def test_likelihoods_are_those_of_transformers(load: Load, kind: str, lengths: t
 
 
 def test_an_answer_may_begin_on_a_new_line() -> None:
-    from modern_llm.models.decoding.generation import stop_place
+    from modern_llm.models.decoding.endings import stop_place
 
     assert stop_place("\n\nTea.\nMore", ["\n"]) == 6
     assert stop_place("\n\n", ["\n"]) is None

@@ -8,16 +8,8 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from modern_llm.models.decoding.generation import (
-    CausalLM,
-    DecodingCache,
-    TextCodec,
-    collect_texts,
-    stop_place,
-    stops,
-    stream_tokens,
-    without_end,
-)
+from modern_llm.models.decoding.endings import collect_texts, stop_place, stops, without_end
+from modern_llm.models.decoding.generation import CausalLM, DecodingCache, TextCodec, stream_tokens
 from modern_llm.models.decoding.sampling import Sampling
 
 

@@ -8,6 +8,7 @@ from typing import Any, NamedTuple, Protocol
 import torch
 from torch import Tensor
 
+from modern_llm.models.decoding.endings import collect_texts, stop_place, stops, without_end
 from modern_llm.models.decoding.sampling import GREEDY, Sampling
 from modern_llm.models.output_head import OutputHead
 
@@ -228,39 +229,6 @@ def generate(
     return [without_end(ids, eos_id) for ids in collect_texts(steps, len(input_ids), closed, eos_id, finished)]
 
 
-def collect_texts(
-    steps: Iterator[Tensor],
-    count: int,
-    closed: set[int],
-    eos_id: int | None,
-    finished: Callable[[int, list[int]], bool] | None,
-) -> list[list[int]]:
-    """New ids of every text, each up to its end, which is the last of them where it is eos.
-
-    Args:
-        steps: what `stream_tokens` yields, (B,) ids each.
-        count: of texts B.
-        closed: gets the rows that have ended; the stream reads it.
-        eos_id, finished: what ends a text, as in `generate`.
-    """
-    texts: list[list[int]] = [[] for _ in range(count)]
-    for step in steps:
-        for row, chosen in enumerate(step.tolist()):
-            if row in closed:
-                continue
-            texts[row].append(chosen)
-            if chosen == eos_id or (finished is not None and finished(row, texts[row])):
-                closed.add(row)
-        if len(closed) == count:
-            break
-    return texts
-
-
-def without_end(ids: list[int], eos_id: int | None) -> list[int]:
-    """Ids of a text without the eos at its end."""
-    return ids[:-1] if ids and ids[-1] == eos_id else ids
-
-
 class Continuation(NamedTuple):
     """What a model wrote behind a prompt."""
 
@@ -325,20 +293,6 @@ def continue_ids(
         cut = stop_place(text, stop, stop_in_blanks)
         continuations.append(Continuation(text[:cut], ended=cut is not None or len(ids) < max_new_tokens))
     return continuations
-
-
-def stops(tokenizer: TextCodec, ids: Sequence[int], stop: Sequence[str], in_blanks: bool = False) -> bool:
-    """Whether a text, whose last id is new, holds one of the stop strings."""
-    # A stop string has at most as many tokens as bytes; looking further back would cost more each step.
-    tail = tokenizer.decode(ids[-max(len(s.encode()) for s in stop) - 4 :])
-    return any(s in tail for s in stop) and stop_place(tokenizer.decode(ids), stop, in_blanks) is not None
-
-
-def stop_place(text: str, stop: Sequence[str], in_blanks: bool = False) -> int | None:
-    """Where the first stop string begins; unless `in_blanks`, blanks in front of the first visible character stop
-    nothing, because a model may begin its answer on a new line."""
-    blank = 0 if in_blanks else len(text) - len(text.lstrip())
-    return min((i for s in stop if (i := text.find(s, blank)) >= 0), default=None)
 
 
 def generate_text(
