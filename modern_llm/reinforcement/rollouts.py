@@ -49,7 +49,7 @@ class RolloutStream:
         batch_size: problems per step.
         seed: of the order.
         folder: that draws are kept in.
-        fingerprint: of problems, reward and settings, to tell on a resume that they are the same.
+        fingerprint: of problems, reward, teacher and settings, to tell on a resume that they are the same.
         old: gives the policy's log-probabilities of a batch (B, G, K); called where answers are used more than once.
         reference, teacher: the same of the reference and of the teacher; None: the loss needs none.
     """
@@ -242,12 +242,12 @@ class RolloutStream:
         """Continue where a stream with the same settings stood.
 
         Raises:
-            ValueError: problems, reward or settings are others.
+            ValueError: problems, reward, teacher or settings are others.
         """
         if state["fingerprint"] != self.fingerprint:
             raise ValueError(
-                "the problems, the reward or how answers are drawn have changed since the checkpoint was written, so "
-                "the run cannot be resumed exactly. Restore them, or start a new run."
+                "the problems, the reward, the teacher or how answers are drawn have changed since the checkpoint was "
+                "written, so the run cannot be resumed exactly. Restore them, or start a new run."
             )
         for name, value in state.items():
             setattr(self, name, value)

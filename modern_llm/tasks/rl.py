@@ -112,6 +112,7 @@ class RL(TrainingTask):
 
     def parts(self, at: Session) -> Parts:
         from modern_llm.objectives.policy_gradient import PolicyGradient
+        from modern_llm.pretrained.loaded import weights_fingerprint
         from modern_llm.reinforcement.rollouts import RolloutStream
 
         teacher = None
@@ -126,7 +127,7 @@ class RL(TrainingTask):
         train = at.data["train"]
         problems = [(one.problem.identity, one.prompt_ids, one.reference) for one in train]
         settings = [repr(self.reward), repr(self.asking), repr(self.drawing), repr(self.policy_loss),
-                    None if teacher is None else teacher.fingerprint]  # fmt: skip
+                    None if teacher is None else weights_fingerprint(teacher.model)]  # fmt: skip
         stream = RolloutStream(
             self._drawer(at, marker, self.drawing.samples),
             train,

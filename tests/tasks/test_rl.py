@@ -340,6 +340,18 @@ def test_a_teacher_has_the_policys_tokens(base: Path, tmp_path: Path, make: Any,
     assert not marked  # nothing has been drawn
 
 
+def test_a_run_goes_on_with_its_own_teacher_alone(base: Path, teacher: PretrainedModel, tmp_path: Path) -> None:
+    """Also where only its adapters are others."""
+    taught: dict[str, Any] = {"policy_loss": PolicyLoss(teacher=0.5)}
+    for seed in (0, 1):
+        run(task(base, 1, lr=1e-2, seed=seed, model=replace(teacher, lora=LoRA(rank=2))), tmp_path / f"{seed}")
+    first, second = (ModelFromRun(str(tmp_path / f"{seed}"), FullFinetuning()) for seed in (0, 1))
+    run(task(base, 2, teacher=first, **taught), tmp_path / "run")
+    with pytest.raises(ValueError, match="the teacher or how answers are drawn have changed"):
+        run(task(base, 4, teacher=second, **taught), tmp_path / "run")
+    run(task(base, 4, teacher=first, **taught), tmp_path / "run")
+
+
 def with_one_more(tokenizer: Tokenizer) -> Tokenizer:
     tokenizer.backend.add_special_tokens(["<|more|>"])
     return tokenizer
