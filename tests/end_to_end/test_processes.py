@@ -198,6 +198,8 @@ TASKS = {
         "task/reward=format",
         "task.reward.pattern='[0-9]'",
         "task.asking.max_new_tokens=12",
+        "model@task.teacher=gpt2",
+        "task.policy_loss.teacher=0.1",
     ],
     "verifier": [
         "task=verifier",
