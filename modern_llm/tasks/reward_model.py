@@ -88,7 +88,7 @@ class RewardModel(ConversationTask):
             "checkpoint": at.checkpoint.relative_to(at.folder.path).as_posix(),
             "max_tokens": self.writer(at)[1],
             "system": self.data.system,
-            "known_problems": self._known_problems(),
+            "known_problems": sorted(self.known_problems()),
         }
         at.folder.write_json(REWARD_FILE, facts)
         return Measured(
@@ -111,16 +111,8 @@ class RewardModel(ConversationTask):
 
         return BradleyTerry(self.margin, self.centering)
 
-    def _known_problems(self) -> list[str]:
+    def known_problems(self) -> frozenset[str]:
         """`problem_id` of the user's last turns in the parts that the model and its checkpoint were chosen by."""
-        from modern_llm.data.preferences.read import pair_of
-        from modern_llm.data.solutions.settings import problem_id
+        from modern_llm.data.preferences.read import prompt_ids
 
-        known = set()
-        for part in PARTS[:2]:
-            rows = self.data.source.rows(part, self.paths.mirror, self.limits.get(part), self.seed)
-            for index, row in zip(rows.indices, rows.rows, strict=True):
-                read = pair_of(self.data, row, index)
-                if not isinstance(read, str):
-                    known.add(problem_id(read[0][-2]["content"]))
-        return sorted(known)
+        return prompt_ids(self.data, PARTS[:2], self.paths.mirror, self.limits, self.seed)

@@ -15,11 +15,13 @@ from modern_llm.data.preferences.read import (
     PairBatch,
     dialogue_turns,
     pair_of,
+    prompt_ids,
     read_preferences,
     with_mismatched,
 )
 from modern_llm.data.preferences.settings import PreferenceData
 from modern_llm.data.rows import FileRows, HubRows
+from modern_llm.data.solutions.settings import problem_id
 from modern_llm.data.text.tokenizers import ByteTokenizer
 from modern_llm.hub import find_dataset
 
@@ -104,6 +106,63 @@ class TestLeftOut:
         assert pair_of(data, other, 0) == "answers to different prompts"
         for rejected in ("", "\n\nHuman: one?", DIALOGUE):
             assert pair_of(data, {"chosen": f"{DIALOGUE} zwei", "rejected": rejected}, 0) == "an empty answer"
+
+
+MANY = [{"prompt": f"Ask {n % 30}?", "chosen": f"yes {n}", "rejected": f"no {n}"} for n in range(90)]
+
+
+class TestFolds:
+    def parts(self, folder: Path, folds: int, limit: int | None = None, **more: Any) -> list[list[EncodedPair]]:
+        made = source(folder, MANY, 9)
+        every = [PreferenceData(made, folds=folds, fold=fold, **more) for fold in range(folds)]
+        return [read_preferences(data, writer(), "train", 200, None, limit).pairs for data in every]
+
+    def test_together_they_are_all_pairs_and_share_no_prompt(self, tmp_path: Path) -> None:
+        (whole,) = self.parts(tmp_path, 1)
+        for folds in (2, 3):
+            parts = self.parts(tmp_path, folds)
+            assert sorted((pair for part in parts for pair in part), key=lambda pair: pair.index) == whole
+            prompts = [{tuple(pair.prompt_ids) for pair in part} for part in parts]
+            assert sum(map(len, prompts)) == len(set.union(*prompts)) == 30
+            assert min(map(len, prompts)) >= 4
+
+    def test_a_prompt_is_in_the_same_fold_of_other_data_and_however_it_is_written(self, tmp_path: Path) -> None:
+        files, parts = [], []
+        for name, change in (("one", str.upper), ("two", lambda text: f"  {text} ")):
+            (folder := tmp_path / name).mkdir()
+            rows = [{**row, "prompt": change(row["prompt"])} for row in MANY]
+            files.append(source(folder, rows, 1))
+            parts.append(prompt_ids(PreferenceData(files[-1], folds=2, fold=1), ["train"], None, {}, 0))
+        other = prompt_ids(PreferenceData(files[0], folds=2), ["train"], None, {}, 0)
+        assert parts[0] == parts[1]
+        assert not other & parts[0]
+        assert len(other | parts[0]) == 30
+
+    def test_a_sample_is_drawn_of_the_fold_and_what_is_held_out_is_dealt_to_none(self, tmp_path: Path) -> None:
+        for whole, sample in zip(self.parts(tmp_path, 2), self.parts(tmp_path, 2, limit=10), strict=True):
+            assert len(sample) == 10
+            assert all(pair in whole for pair in sample)
+        made = source(tmp_path, MANY, 9)
+        for part in ("selection", "evaluation"):
+            held_out = [
+                read_preferences(PreferenceData(made, folds=folds, fold=folds - 1), writer(), part, 200, None).pairs  # type: ignore[arg-type]
+                for folds in (1, 2, 5)
+            ]
+            assert held_out[0] == held_out[1] == held_out[2]
+
+    def test_folds_that_are_none_are_refused(self, tmp_path: Path) -> None:
+        made = source(tmp_path, MANY[:1] * 9, 1)
+        with pytest.raises(ValueError, match=r"task\.data\.fold=2: is none of the 2 folds"):
+            PreferenceData(made, folds=2, fold=2)
+        with pytest.raises(ValueError, match=r"task\.data\.folds=0: must be at least 1"):
+            PreferenceData(made, folds=0)
+        for fold in (0, 1):
+            data = PreferenceData(made, folds=2, fold=fold)
+            if fold == int(problem_id(MANY[0]["prompt"]), 16) % 2:
+                assert len(read_preferences(data, writer(), "train", 200, None).pairs) == 8
+                continue
+            with pytest.raises(ValueError, match=rf"task\.data\.fold={fold}: none of the 1 prompts"):
+                read_preferences(data, writer(), "train", 200, None)
 
 
 class TestRefusals:

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import NamedTuple
 
@@ -15,7 +15,8 @@ import torch
 from modern_llm.data.batches import branched, padded, read_tokens
 from modern_llm.data.chat import ChatWriter, Message, messages_of, with_system
 from modern_llm.data.preferences.settings import PreferenceData
-from modern_llm.data.rows import Part, Row, content_fingerprint, require_columns
+from modern_llm.data.rows import Part, Row, Rows, content_fingerprint, draw_rows, gather_rows, require_columns
+from modern_llm.data.solutions.settings import problem_id
 from modern_llm.objectives.base import Batch
 
 _SPEAKER = re.compile(r"\n\n(Human|Assistant):")
@@ -115,6 +116,51 @@ def pair_of(data: PreferenceData, row: Row, index: int) -> tuple[list[Message], 
     return with_system(data.system, chosen), with_system(data.system, rejected)
 
 
+def prompt_id(data: PreferenceData, row: Row, index: int) -> str | None:
+    """`problem_id` of the user's last turn; None of a row that cannot be learned from. Errors as in `pair_of`."""
+    read = pair_of(data, row, index)
+    return None if isinstance(read, str) else problem_id(read[0][-2]["content"])
+
+
+def preference_rows(
+    data: PreferenceData, part: Part, mirror: str | None, limit: int | None = None, seed: int = 0
+) -> Rows:
+    """As `RowSource.rows`; of the training part the rows of one fold alone, from which the sample is drawn. What cannot
+    be learned from is in fold 0.
+
+    Raises:
+        ValueError: a column is missing, or no pair is in the fold.
+    """
+    if part != "train" or data.folds == 1:
+        rows = data.source.rows(part, mirror, limit, seed)
+        require_columns(data.source.name, rows, data.columns)
+        return rows
+    every = data.source.rows("train", mirror)
+    require_columns(data.source.name, every, data.columns)
+    identities = [prompt_id(data, row, index) for index, row in zip(every.indices, every.rows, strict=True)]
+    own = [place for place, identity in enumerate(identities) if int(identity or "0", 16) % data.folds == data.fold]
+    if not own:
+        raise ValueError(
+            f"task.data.fold={data.fold}: none of the {len(set(identities))} prompts of {data.source.name} is in this "
+            f"one of {data.folds} folds. Lower task.data.folds, or use more data."
+        )
+    places = draw_rows(own, limit, seed)
+    dealt = gather_rows(every.split, every.rows, places)
+    return dealt._replace(indices=[every.indices[place] for place in places])
+
+
+def prompt_ids(
+    data: PreferenceData, parts: Sequence[Part], mirror: str | None, limits: Mapping[str, int | None], seed: int
+) -> frozenset[str]:
+    """`prompt_id` of every pair of these parts that can be learned from; `limits` of parts, the rest as in
+    `preference_rows`."""
+    found = set()
+    for part in parts:
+        rows = preference_rows(data, part, mirror, limits.get(part), seed)
+        found |= {prompt_id(data, row, index) for index, row in zip(rows.indices, rows.rows, strict=True)}
+    return frozenset(identity for identity in found if identity is not None)
+
+
 def read_preferences(
     data: PreferenceData,
     writer: ChatWriter,
@@ -129,14 +175,13 @@ def read_preferences(
     Args:
         data: where they are, and how they are read.
         writer: of the model's chat template.
-        part, mirror, limit, seed: as in `RowSource.rows`.
+        part, mirror, limit, seed: as in `preference_rows`.
         max_tokens: longest prompt with an answer.
 
     Raises:
         ValueError: a template that drops turns; nothing is left.
     """
-    rows = data.source.rows(part, mirror, limit, seed)
-    require_columns(data.source.name, rows, data.columns)
+    rows = preference_rows(data, part, mirror, limit, seed)
     skipped: Counter[str] = Counter()
     kept = []
     for index, row in zip(rows.indices, rows.rows, strict=True):

@@ -25,6 +25,13 @@ class PreferenceData:
         prompt_column: of the form texts.
         chosen_column, rejected_column: of all forms.
         system: what a system turn in front of every conversation says; empty: none.
+        folds: training pairs are dealt to so many folds by their prompt, the user's last turn: a prompt is in the same
+            fold wherever it is found, so that trainings on different folds share none, of whatever data. The held-out
+            parts are not dealt.
+        fold: the one that is read, from 0.
+
+    Raises:
+        ValueError: a column without a name, or a fold that is none of them.
     """
 
     source: RowSource
@@ -33,10 +40,15 @@ class PreferenceData:
     chosen_column: str = _DEFAULTS("chosen_column")
     rejected_column: str = _DEFAULTS("rejected_column")
     system: str = _DEFAULTS("system")
+    folds: int = _DEFAULTS("folds")
+    fold: int = _DEFAULTS("fold")
 
     def __post_init__(self) -> None:
         for key in self.columns:
             require(bool(key.strip()), "task.data", key, "a column has no name", "Name it")
+        require(self.folds >= 1, "task.data.folds", self.folds, "must be at least 1", "Use 1 for all pairs")
+        require(0 <= self.fold < self.folds, "task.data.fold", self.fold,
+                f"is none of the {self.folds} folds, counted from 0", "Lower it, or raise task.data.folds")  # fmt: skip
 
     @property
     def columns(self) -> list[str]:
