@@ -30,7 +30,7 @@ from modern_llm.experiment.contract import RunFolder
 from modern_llm.experiment.loading import load_model
 from modern_llm.pretrained.settings import FullFinetuning, ModelFromRun, PretrainedModel
 from modern_llm.runs.checked import task_of
-from modern_llm.runs.pipeline import Pipeline
+from modern_llm.runs.pipeline.task import Pipeline
 from modern_llm.runs.resume import resumed_config, unfinished
 from modern_llm.runs.sweep import Sweep
 from modern_llm.training.runtime import Runtime

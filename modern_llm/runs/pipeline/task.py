@@ -3,44 +3,40 @@
 from __future__ import annotations
 
 import time
-from collections import defaultdict
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, ClassVar, Literal
-
-from omegaconf import DictConfig, OmegaConf
+from typing import Any, ClassVar
 
 from modern_llm.checks import require
 from modern_llm.config.composing import composed
-from modern_llm.config.instantiate import LINKS, ConfigError, build
-from modern_llm.config.messages import in_words, is_mistake
-from modern_llm.config.overrides import as_overrides, chosen, group_of, laid_over, override, require_own
+from modern_llm.config.instantiate import ConfigError, build
+from modern_llm.config.overrides import as_overrides, chosen, require_own
 from modern_llm.defaults import ROOT, Defaults
 from modern_llm.experiment.contract import Paths, RunFolder, say, tell_paths
-from modern_llm.files import DamagedError, read_json
 from modern_llm.models.config import ModernLLMConfig
 from modern_llm.pretrained.settings import ModelFromRun, PretrainedModel
 from modern_llm.reporting.record import RunRecord, job_status
 from modern_llm.runs.checked import checked
 from modern_llm.runs.commands import run_in_process
-from modern_llm.runs.policies import Measures, StageSettings, measure_policies
+from modern_llm.runs.pipeline.measures import Measures, StageSettings, measure_policies
+from modern_llm.runs.pipeline.plan import (
+    NEEDS,
+    POLICIES,
+    SHARED,
+    STAGES,
+    StageName,
+    essential,
+    look_up,
+    planned,
+    told_of,
+    with_stand_ins,
+)
+from modern_llm.runs.pipeline.state import State
 from modern_llm.runs.sweep import set_aside
 from modern_llm.training.logs.loggers import FilesOnly, Logger
 from modern_llm.training.settings import Hardware
 
-StageName = Literal["base", "sft", "dpo", "rl", "verifier", "best_of_n"]
-STAGES: tuple[StageName, ...] = ("base", "sft", "dpo", "rl", "verifier", "best_of_n")
-_NEEDS: dict[StageName, tuple[StageName, ...]] = {
-    "sft": ("base",),
-    "dpo": ("sft",),
-    "rl": ("sft",),
-    "best_of_n": ("verifier",),
-}
-_POLICIES: tuple[StageName, ...] = ("base", "sft", "dpo", "rl")  # each trained from the last one before it
-_SHARED = ("hardware", "logger", "paths", "seed")
-_STATE = "pipeline.json"
 # What a sweep optimises when the pipeline ends with this stage.
 _OBJECTIVES: dict[StageName, str] = {
     "base": "base_perplexity",
@@ -120,7 +116,7 @@ class Pipeline:
 
     def further_work(self, folder: Path) -> bool:
         """Whether a finished pipeline has stages to run that it has not run."""
-        return any(job_status(folder / stage) != "finished" for stage in self._runs(self.stages))
+        return any(not _finished(folder / stage) for stage in self._runs(self.stages))
 
     def run(self, folder: RunFolder) -> dict[str, float]:
         """Run, measure and report, from where the folder stands. Returns the final metrics.
@@ -131,11 +127,12 @@ class Pipeline:
             SweepInterrupted: a signal came.
         """
         self._require_stages(folder.path)
-        plan = self._plan(folder)
+        state = State(folder)
+        plan = self._plan(folder, state)
         settings = self._settings(folder.path, plan)
         for number, stage in enumerate(runs := self._runs(self.stages), 1):
-            self._run_stage(folder, stage, plan[stage], f"stage {number} of {len(runs)}: {stage}")
-        done = [stage for stage in STAGES if job_status(folder.path / stage) == "finished"]
+            self._run_stage(state, stage, plan[stage], f"stage {number} of {len(runs)}: {stage}")
+        done = [stage for stage in STAGES if _finished(folder.path / stage)]
         policies = self._policies(folder.path, done)
         say(f"measuring: {', '.join(policies)}")
         measured = measure_policies(folder.path / "measures", policies, settings, self.measures, self.hardware,
@@ -150,8 +147,8 @@ class Pipeline:
 
     def _require_stages(self, folder: Path) -> None:
         for stage in self.stages:
-            for needed in self._runs(_NEEDS.get(stage, ())):
-                if needed not in self.stages and job_status(folder / needed) != "finished":
+            for needed in self._runs(NEEDS.get(stage, ())):
+                if needed not in self.stages and not _finished(folder / needed):
                     wanted = [s for s in STAGES if s in (*self.stages, needed)]
                     raise ConfigError(
                         f"task.stages={self.stages}: {stage} needs {needed}, which has not run in {folder}. Add it "
@@ -159,101 +156,62 @@ class Pipeline:
                         "(its command with resume=<folder> and these stages)."
                     )
 
-    def _plan(self, folder: RunFolder) -> dict[str, list[str]]:
+    def _plan(self, folder: RunFolder, state: State) -> dict[str, list[str]]:
         """Overrides of every stage."""
-        path, record = folder.path, folder.record
-        if (path / _STATE).is_file():
-            base = _state(path)["base"]
-        else:  # only the first command says which groups were chosen
-            base = as_overrides(record, ["model"], chosen("model"))
-            folder.write_json(_STATE, {"base": base, "stages": {}})
-        shared = as_overrides(record, [group for group in _SHARED if group in record])
-        # A decoder from scratch is small: all of its weights are trained on.
-        kind = ["model/lora=off"] if self.trains_base else []
-
-        def model_of(stage: str) -> list[str]:
-            if stage == "base" and not self.trains_base:
-                return base
-            return ["model=from_run", override("model.path", str(path / stage)), *kind]
-
-        there = [stage for stage in STAGES if stage in self.stages or job_status(path / stage) == "finished"]
-
-        def last_before(stage: StageName) -> str:
-            before = _POLICIES[: _POLICIES.index(stage)] if stage in _POLICIES else _POLICIES
-            return next((one for one in reversed(before) if one in there), "base")
-
-        # What SFT would else make a small model forget.
-        kept = defaultdict(list, sft=["task/replay=own"] if self.trains_base else [])
-        judged = [*model_of(last_before("best_of_n")), override("task.verifier", str(path / "verifier"))]
-        own: dict[StageName, list[str]] = {
-            "base": base if self.trains_base else [],
-            **{stage: [f"task={stage}", *model_of(last_before(stage)), *kept[stage]] for stage in _POLICIES[1:]},
-            "verifier": ["task=verifier", "model=verifier"],
-            "best_of_n": ["task=best_of_n", *judged],
-        }
-        plan: dict[str, list[str]] = {}
-        for stage in STAGES:
-            with _told_of(stage, self.given[stage]):
-                task = composed(laid_over(own[stage], self.given[stage])).task
-            read = [text for text in shared if group_of(text) in ("paths", *(link for link in LINKS if link in task))]
-            plan[stage] = laid_over(read, own[stage], self.given[stage])
-        return plan
+        if not state.begun:  # only the first command says which groups were chosen
+            state.begin(as_overrides(folder.record, ["model"], chosen("model")))
+        base = state.base
+        shared = as_overrides(folder.record, [group for group in SHARED if group in folder.record])
+        there = [stage for stage in STAGES if stage in self.stages or _finished(folder.path / stage)]
+        return planned(folder.path, self.given, there, base, shared, self.trains_base)
 
     def _settings(self, folder: Path, plan: dict[str, list[str]]) -> StageSettings:
         """The stages' own settings: of all that will run, built and their data looked up before the first one runs."""
         built: dict[str, Any] = {}
-        done = [stage for stage in STAGES if job_status(folder / stage) == "finished"]
+        done = [stage for stage in STAGES if _finished(folder / stage)]
         for stage in STAGES:
             if stage != "base" and stage not in (*done, *self.stages):
                 continue
-            with _told_of(stage, self.given[stage]):
+            with told_of(stage, self.given[stage]):
                 config = composed(plan[stage])
                 if stage == "base":
                     built |= {key: build(config.task[key], f"task.{key}") for key in ("data", "evaluation")}
                     if self.trains_base:
                         checked(config, plan[stage])
                 else:
-                    built[stage] = build(_with_stand_ins(config).task)
+                    built[stage] = build(with_stand_ins(config).task)
         for stage in self.stages:  # only now: to look for data may mean to wait for the network
             if stage in built and stage not in done:
-                with _told_of(stage, self.given[stage]):
-                    _look_up(built[stage], self.paths.mirror)
+                with told_of(stage, self.given[stage]):
+                    look_up(built[stage], self.paths.mirror)
         asked = next((built[stage] for stage in ("rl", "best_of_n") if stage in built), None)
         return StageSettings(built["data"], built["evaluation"], built.get("sft"), built.get("dpo"), asked)
 
-    def _run_stage(self, folder: RunFolder, stage: StageName, overrides: list[str], title: str) -> None:
-        path, before = folder.path / stage, self._noted(folder).get(stage)
-        if before is not None and path.is_dir() and _essential(before.get("overrides", [])) != _essential(overrides):
+    def _run_stage(self, state: State, stage: StageName, overrides: list[str], title: str) -> None:
+        path, before = state.folder.path / stage, state.noted(stage)
+        if before and path.is_dir() and essential(before.get("overrides", [])) != essential(overrides):
             # Another policy stands before it now, say; what was made stays beside.
             say(f"{title}: was run with other settings before; that run is kept as {set_aside(path).name}")
-        if job_status(path) == "finished":
+        if _finished(path):
             say(f"{title}: finished before")
             return
         say(title)
         started = time.strftime("%Y-%m-%dT%H:%M:%S%z")
-        self._note(folder, stage, {"overrides": overrides, "status": "running", "started": started})
+        state.note(stage, {"overrides": overrides, "status": "running", "started": started})
         start = time.monotonic()
         status = run_in_process(overrides, path)
         ended = job_status(path)
-        self._note(folder, stage, {"status": ended, "seconds": round(time.monotonic() - start, 1)})
+        state.note(stage, {"status": ended, "seconds": round(time.monotonic() - start, 1)})
         if status != 0 or ended != "finished":
             raise StageFailedError(
                 f"stage {stage} did not finish ({ended}). Its record is in {path}. When the cause is mended, go on "
                 "with the same command and resume=auto; stages that are done are not done again."
             )
 
-    def _noted(self, folder: RunFolder) -> dict[str, Any]:
-        return _state(folder.path)["stages"]
-
-    def _note(self, folder: RunFolder, stage: str, what: dict[str, Any]) -> None:
-        state = _state(folder.path)
-        state["stages"][stage] = state["stages"].get(stage, {}) | what
-        folder.write_json(_STATE, state)
-
     def _policies(self, folder: Path, done: Sequence[str]) -> dict[str, Any]:
         """Stage -> the model after it; the base first."""
         base = {} if self.trains_base else {"base": self.model}
-        return base | {s: ModelFromRun(str(folder / s)) for s in _POLICIES if s in done}
+        return base | {s: ModelFromRun(str(folder / s)) for s in POLICIES if s in done}
 
     # -- what came of it --------------------------------------------------------------------------------------------
 
@@ -287,67 +245,5 @@ class Pipeline:
         return metrics
 
 
-def _state(folder: Path) -> dict[str, Any]:
-    """What the pipeline has noted: `base`, overrides of the base model, and `stages`, what is known of each.
-
-    Raises:
-        ConfigError: it is damaged, or not what a pipeline writes.
-    """
-    path = folder / _STATE
-    try:
-        state = read_json(path)
-    except (DamagedError, FileNotFoundError) as cause:
-        raise ConfigError(f"{path}: is damaged: {cause}. Start a new pipeline; this one's stages stay.") from cause
-    base = state.get("base") if isinstance(state, dict) else None
-    stages = state.get("stages") if isinstance(state, dict) else None
-    right = isinstance(base, list) and all(isinstance(text, str) for text in base) and isinstance(stages, dict)
-    if not right or not all(isinstance(noted, dict) for noted in stages.values()):  # type: ignore[union-attr]
-        raise ConfigError(f"{path}: is damaged: it is no pipeline's. Start a new pipeline; this one's stages stay.")
-    require_own(str(path), base)  # type: ignore[arg-type]
-    return state
-
-
-@contextmanager
-def _told_of(stage: StageName, given: Sequence[str]) -> Iterator[None]:
-    """Say of a mistake in which stage it is.
-
-    Raises:
-        ConfigError: in place of what was raised.
-    """
-    try:
-        yield
-    except Exception as cause:
-        if not is_mistake(cause):
-            raise
-        raise ConfigError(f"task.{stage}={list(given)}: {in_words(cause, given)}") from cause
-
-
-def _essential(overrides: Sequence[str]) -> list[str]:
-    """Overrides that decide what a stage is, and not on which machine it runs and where it is kept."""
-    return [text for text in overrides if group_of(text) not in ("hardware", "logger", "paths")]
-
-
-def _look_up(stage: Any, mirror: str | None) -> None:
-    """Find a stage's data, so that a missing set is told before hours of the stages before it.
-
-    Raises:
-        FileNotFoundError, ValueError: as in `RowSource.rows`.
-    """
-    for key in ("data",):
-        source = getattr(getattr(stage, key, None), "source", None)
-        if source is not None:
-            source.rows("evaluation", mirror, 1)
-
-
-def _with_stand_ins(config: DictConfig) -> DictConfig:
-    """The configuration of a stage with a model that can be named before there is one."""
-    config = config.copy()
-    OmegaConf.set_struct(config, False)
-    if "path" in config.model:
-        lora = config.model.lora
-        config.model = {"_target_": f"{PretrainedModel.__module__}.PretrainedModel", "name": "base", "lora": lora}
-    if "verifier" in config.task and isinstance(config.task.verifier, str):
-        config.task.verifier = None
-        if str(config.task.get("objective_metric", "")) in ("verifier_em", "weighted_em"):
-            config.task.objective_metric = "majority_em"
-    return config
+def _finished(folder: Path) -> bool:
+    return job_status(folder) == "finished"

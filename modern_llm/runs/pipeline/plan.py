@@ -1,0 +1,132 @@
+"""Which stages a pipeline has, and the overrides of each: an ordinary run that starts from the stage before it."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Literal
+
+from omegaconf import DictConfig, OmegaConf
+
+from modern_llm.config.composing import composed
+from modern_llm.config.instantiate import LINKS, ConfigError
+from modern_llm.config.messages import in_words, is_mistake
+from modern_llm.config.overrides import group_of, laid_over, override
+from modern_llm.pretrained.settings import PretrainedModel
+
+StageName = Literal["base", "sft", "dpo", "rl", "verifier", "best_of_n"]
+STAGES: tuple[StageName, ...] = ("base", "sft", "dpo", "rl", "verifier", "best_of_n")
+NEEDS: dict[StageName, tuple[StageName, ...]] = {
+    "sft": ("base",),
+    "dpo": ("sft",),
+    "rl": ("sft",),
+    "best_of_n": ("verifier",),
+}
+POLICIES: tuple[StageName, ...] = ("base", "sft", "dpo", "rl")  # each trained from the last one before it
+SHARED = ("hardware", "logger", "paths", "seed")  # groups that every stage is handed
+
+
+def policy_before(stage: StageName, there: Collection[str]) -> StageName:
+    """The policy that a stage starts from; of a stage that makes none, the last policy.
+
+    Args:
+        stage: which.
+        there: stages that are run here.
+    """
+    before = POLICIES[: POLICIES.index(stage)] if stage in POLICIES else POLICIES
+    return next((one for one in reversed(before) if one in there), "base")
+
+
+def planned(
+    folder: Path,
+    given: Mapping[StageName, Sequence[str]],
+    there: Collection[str],
+    base: Sequence[str],
+    shared: Sequence[str],
+    trains_base: bool,
+) -> dict[str, list[str]]:
+    """Overrides of every stage.
+
+    Args:
+        folder: of the pipeline.
+        given: overrides of each stage, as they were given.
+        there: stages that have run or will.
+        base: overrides of the base model.
+        shared: of the groups that all stages are handed.
+        trains_base: whether the base is trained here.
+
+    Raises:
+        ConfigError: a stage's overrides are wrong.
+    """
+    # A decoder from scratch is small: all of its weights are trained on.
+    kind = ["model/lora=off"] if trains_base else []
+
+    def from_policy_before(stage: StageName) -> list[str]:
+        before = policy_before(stage, there)
+        if before == "base" and not trains_base:
+            return list(base)
+        return ["model=from_run", override("model.path", str(folder / before)), *kind]
+
+    # What SFT would else make a small model forget.
+    further = defaultdict[str, list[str]](list, sft=["task/replay=own"] if trains_base else [])
+    further["best_of_n"] = [override("task.verifier", str(folder / "verifier"))]
+    plan: dict[str, list[str]] = {}
+    for stage in STAGES:
+        if stage == "base":
+            own = list(base) if trains_base else []
+        elif stage == "verifier":
+            own = ["task=verifier", "model=verifier"]
+        else:
+            own = [f"task={stage}", *from_policy_before(stage), *further[stage]]
+        with told_of(stage, given[stage]):
+            task = composed(laid_over(own, given[stage])).task
+        read = [text for text in shared if group_of(text) in ("paths", *(link for link in LINKS if link in task))]
+        plan[stage] = laid_over(read, own, given[stage])
+    return plan
+
+
+@contextmanager
+def told_of(stage: StageName, given: Sequence[str]) -> Iterator[None]:
+    """Say of a mistake in which stage it is.
+
+    Raises:
+        ConfigError: in place of what was raised.
+    """
+    try:
+        yield
+    except Exception as cause:
+        if not is_mistake(cause):
+            raise
+        raise ConfigError(f"task.{stage}={list(given)}: {in_words(cause, given)}") from cause
+
+
+def essential(overrides: Sequence[str]) -> list[str]:
+    """Overrides that decide what a stage is, and not on which machine it runs and where it is kept."""
+    return [text for text in overrides if group_of(text) not in ("hardware", "logger", "paths")]
+
+
+def look_up(stage: Any, mirror: str | None) -> None:
+    """Find a stage's data, so that a missing set is told before hours of the stages before it.
+
+    Raises:
+        FileNotFoundError, ValueError: as in `RowSource.rows`.
+    """
+    source = getattr(getattr(stage, "data", None), "source", None)
+    if source is not None:
+        source.rows("evaluation", mirror, 1)
+
+
+def with_stand_ins(config: DictConfig) -> DictConfig:
+    """The configuration of a stage with a model that can be named before there is one."""
+    config = config.copy()
+    OmegaConf.set_struct(config, False)
+    if "path" in config.model:
+        lora = config.model.lora
+        config.model = {"_target_": f"{PretrainedModel.__module__}.PretrainedModel", "name": "base", "lora": lora}
+    if "verifier" in config.task and isinstance(config.task.verifier, str):
+        config.task.verifier = None
+        if str(config.task.get("objective_metric", "")) in ("verifier_em", "weighted_em"):
+            config.task.objective_metric = "majority_em"
+    return config
