@@ -1,9 +1,9 @@
-"""Problems put to a model: what sampling a verifier's data and best-of-n share."""
+"""Problems put to a model, and its answers marked: what sampling a verifier's data, best of n and pipelines share."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from modern_llm.checks import require
 from modern_llm.data.rows import FileRows
@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from modern_llm.data.solutions.problems import Problem
+    from modern_llm.data.text.tokenizers import Tokenizer
     from modern_llm.evaluation.rewards import AnswerRewards
     from modern_llm.evaluation.rollouts import Attempts
     from modern_llm.evaluation.verifier import AnswerVerifier
@@ -57,6 +58,14 @@ class Asking:
         require(samples == 1 or temperature > 0, "task.asking.sampling.temperature", temperature,
                 f"makes all of {key}={samples} answers the same", f"Raise it, or use {key}=1")  # fmt: skip
 
+    def marked(self, problem: Problem, text: str) -> tuple[str | None, bool]:
+        """The number that an answer comes to, or None, and whether it is the problem's."""
+        from modern_llm.evaluation.metrics.numbers import same_number
+        from modern_llm.evaluation.reranking import READINGS, reference_number
+
+        answer = READINGS[self.reading](text)
+        return answer, same_number(answer, reference_number(problem.solution))
+
 
 def load_solver(choice: PretrainedChoice, runtime: Runtime, mirror: str | None) -> LoadedModel:
     """A decoder that answers.
@@ -71,6 +80,54 @@ def load_solver(choice: PretrainedChoice, runtime: Runtime, mirror: str | None) 
     loaded.model.eval()
     tell_model(loaded, runtime, train=False)
     return loaded
+
+
+class Posed(NamedTuple):
+    """Problems as a model reads them: those that fit into its context beside an answer.
+
+    Attributes:
+        places: of these among all problems.
+        prompts: ids of each.
+        tokenizer: that wrote them.
+        stop: strings that end an answer; a turn of a chat has an end of its own.
+    """
+
+    places: list[int]
+    prompts: list[list[int]]
+    tokenizer: Tokenizer
+    stop: list[str]
+
+
+def posed(loaded: LoadedModel, data: ProblemData, problems: Sequence[Problem], asking: Asking) -> Posed:
+    """Problems as prompts; arguments as in `ask`."""
+    from modern_llm.data.chat import with_chat
+    from modern_llm.data.solutions.problems import prompts_of
+    from modern_llm.experiment.loading import room_in
+
+    tokenizer = with_chat(loaded.tokenizer) if asking.chat else loaded.tokenizer
+    prompts = prompts_of(data, problems, tokenizer, loaded.start_ids, asking.chat)
+    room = room_in(loaded, None) - asking.max_new_tokens
+    places = [place for place, prompt in enumerate(prompts) if len(prompt) <= room]
+    return Posed(places, [prompts[place] for place in places], tokenizer, [] if asking.chat else data.stop)
+
+
+def most_likely_answers(
+    loaded: LoadedModel, runtime: Runtime, data: ProblemData, problems: Sequence[Problem], asking: Asking
+) -> tuple[list[str], list[bool]]:
+    """The most likely answer to each problem, many written side by side, and whether it is right: one that does not fit
+    into the model's context is empty, and not right. Arguments as in `ask`."""
+    from modern_llm.evaluation.answering import write_answers
+    from modern_llm.experiment.contract import progress_of
+
+    put = posed(loaded, data, problems, asking)
+    with runtime.autocast():
+        written = write_answers(loaded.decoder, put.tokenizer, put.prompts, max_new_tokens=asking.max_new_tokens,
+                                stop=put.stop, batch_size=runtime.hardware.eval_rows,
+                                progress=progress_of("held-out problems"))  # fmt: skip
+    texts, right = [""] * len(problems), [False] * len(problems)
+    for place, answer in zip(put.places, written, strict=True):
+        texts[place], right[place] = answer.text, asking.marked(problems[place], answer.text)[1]
+    return texts, right
 
 
 def ask(
@@ -107,34 +164,24 @@ def ask(
     Raises:
         ValueError: no problem fits, or the file was sampled from another model or with other settings.
     """
-    from modern_llm.data.chat import with_chat
-    from modern_llm.data.solutions.problems import prompts_of
-    from modern_llm.evaluation.metrics.numbers import same_number
-    from modern_llm.evaluation.reranking import READINGS, reference_number
     from modern_llm.evaluation.rollouts import AttemptFile, solve
     from modern_llm.experiment.contract import progress_of
     from modern_llm.experiment.loading import room_in
     from modern_llm.pretrained.loaded import weights_fingerprint
 
-    tokenizer = with_chat(loaded.tokenizer) if asking.chat else loaded.tokenizer
-    prompts = prompts_of(data, problems, tokenizer, loaded.start_ids, asking.chat)
-    room = room_in(loaded, None) - asking.max_new_tokens
-    fits = [len(prompt) <= room for prompt in prompts]
-    if not any(fits):
+    put = posed(loaded, data, problems, asking)
+    if not put.places:
         raise ValueError(
             f"task.asking.max_new_tokens={asking.max_new_tokens}: no problem fits into the model's context of "
             f"{loaded.context} tokens beside such an answer. Lower it, or choose a model with a longer context."
         )
-    if not all(fits):
-        say(f"{fits.count(False)} problems are left out, because they do not fit into {room} tokens")
-    problems = [problem for problem, fit in zip(problems, fits, strict=True) if fit]
-    prompts = [prompt for prompt, fit in zip(prompts, fits, strict=True) if fit]
-    references = [reference_number(problem.solution) for problem in problems]
-    read = READINGS[asking.reading]
+    if len(put.places) < len(problems):
+        room = room_in(loaded, None) - asking.max_new_tokens
+        say(f"{len(problems) - len(put.places)} problems are left out, because they do not fit into {room} tokens")
+    problems, tokenizer = [problems[place] for place in put.places], put.tokenizer
 
     def describe(place: int, text: str) -> dict[str, Any]:
-        answer = read(text)
-        correct = same_number(answer, references[place])
+        answer, correct = asking.marked(problems[place], text)
         return {"question": problems[place].question, "answer": answer, "correct": correct}
 
     settings = [weights_fingerprint(loaded.model), tokenizer.fingerprint, tokenizer.chat_template, data, asking, seed]
@@ -142,11 +189,11 @@ def ask(
         attempts = solve(
             loaded.decoder,
             tokenizer,
-            prompts,
+            put.prompts,
             n,
             max_new_tokens=asking.max_new_tokens,
             sampling=asking.sampling,
-            stop=[] if asking.chat else data.stop,  # a turn has an end of its own
+            stop=put.stop,
             greedy=greedy,
             batch_size=batch_size,
             seed=seed,

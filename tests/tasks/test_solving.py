@@ -8,13 +8,22 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from bases import trained_from_scratch
+from made_models import byte_tokenizer
 
-from modern_llm.data.solutions.settings import MOST_SAMPLES
-from modern_llm.evaluation.rollouts import AttemptFile, solve
+from modern_llm.data.arithmetic import Arithmetic
+from modern_llm.data.solutions.problems import Problem
+from modern_llm.data.solutions.settings import MOST_SAMPLES, ProblemData
+from modern_llm.evaluation.rollouts import GREEDY_SAMPLE, AttemptFile, solve
+from modern_llm.experiment.problems import Asking, ask, load_solver, most_likely_answers
 from modern_llm.models.decoding.generation import continue_ids
 from modern_llm.models.decoding.sampling import GREEDY, Sampling
 from modern_llm.pretrained.loaded import LoadedModel
+from modern_llm.pretrained.settings import FullFinetuning, ModelFromRun
+from modern_llm.training.runtime import Runtime
+from modern_llm.training.settings import Hardware
 
+CPU = Hardware(device="cpu", precision="fp32", eval_batch_size=4, num_threads=1)
 PROMPTS = [[3, 50, 60, 70, 80], [9, 8], [40, 41, 42]]
 WARM = Sampling(temperature=1.5)
 
@@ -93,6 +102,27 @@ def test_answers_stand_in_the_file_with_what_is_said_of_them(load: Callable[...,
     assert all(row["letters"] == len(row["text"]) for row in rows)
     assert found[1].greedy is None
     assert [s.text for s in found[1].samples] == [row["text"] for row in rows if row["place"] == 1]
+
+
+@pytest.mark.parametrize("chat", [False, True])
+def test_answers_side_by_side_are_those_of_one_problem_at_a_time(tmp_path: Path, chat: bool) -> None:
+    """By a model that writes "77", whatever it is asked."""
+    seven = byte_tokenizer().encode("7")[0]
+    folder, runtime = trained_from_scratch(tmp_path / "run", byte_tokenizer(), always=seven), Runtime(CPU)
+    loaded = load_solver(ModelFromRun(str(folder), FullFinetuning()), runtime, None)
+    data = ProblemData(Arithmetic("instructions"), "instruction", "output")  # whose rows are not read
+    solutions = {"short?": "77", "much longer than the other?": "7", "x" * 200: "77", "y?": "#### 77"}
+    problems = [Problem(i, q, a, q) for i, (q, a) in enumerate(solutions.items())]
+    asking = Asking(max_new_tokens=2, chat=chat, reading="flexible")
+    texts, right = most_likely_answers(loaded, runtime, data, problems, asking)
+    assert texts == ["77", "77", "", "77"]
+    assert right == [True, False, False, True]
+    path = tmp_path / "answers.jsonl"
+    fitting, attempts = ask(loaded, runtime, data, problems, 1, asking, path=path, batch_size=2, seed=0)
+    assert [problem.index for problem in fitting] == [0, 1, 3]
+    assert [a.greedy.text for a in attempts if a.greedy is not None] == [texts[problem.index] for problem in fitting]
+    rows = [row for row in map(json.loads, path.read_text().splitlines()) if row["sample"] == GREEDY_SAMPLE]
+    assert [row["correct"] for row in rows] == [right[problem.index] for problem in fitting]
 
 
 class TestRefusals:

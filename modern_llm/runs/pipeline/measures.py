@@ -238,27 +238,12 @@ def _solved(
     """Share of held-out problems that the most likely answer solves, with its interval."""
     import numpy as np
 
-    from modern_llm.data.chat import with_chat
-    from modern_llm.data.solutions.problems import prompts_of, read_problems
-    from modern_llm.evaluation.answering import write_answers
+    from modern_llm.data.solutions.problems import read_problems
     from modern_llm.evaluation.metrics.bootstrap import bootstrap_interval
-    from modern_llm.evaluation.metrics.numbers import same_number
-    from modern_llm.evaluation.reranking import READINGS, reference_number
-    from modern_llm.experiment.loading import room_in
+    from modern_llm.experiment.problems import most_likely_answers
 
-    asking, data = asked.asking, asked.data
-    problems, _ = read_problems(data, "evaluation", paths.mirror, measures.max_problems, seed)
-    tokenizer = with_chat(loaded.tokenizer) if asking.chat else loaded.tokenizer
-    prompts = prompts_of(data, problems, tokenizer, loaded.start_ids, asking.chat)
-    room, rows = room_in(loaded, None) - asking.max_new_tokens, runtime.hardware.eval_rows
-    fitting = [place for place, prompt in enumerate(prompts) if len(prompt) <= room]
-    written = write_answers(loaded.decoder, tokenizer, [prompts[place] for place in fitting],
-                            max_new_tokens=asking.max_new_tokens, stop=[] if asking.chat else data.stop,
-                            batch_size=rows, progress=progress_of("held-out problems"))  # fmt: skip
-    right = np.zeros(len(problems))  # what does not fit is not solved
-    for place, answer in zip(fitting, written, strict=True):
-        number = READINGS[asking.reading](answer.text)
-        right[place] = same_number(number, reference_number(problems[place].solution))
+    problems, _ = read_problems(asked.data, "evaluation", paths.mirror, measures.max_problems, seed)
+    right = np.array(most_likely_answers(loaded, runtime, asked.data, problems, asked.asking)[1], float)
     low, high = bootstrap_interval(right, seed=seed)
     return {"solved": float(right.mean()), "solved_low": low, "solved_high": high}
 
