@@ -84,21 +84,28 @@ class AnswerRewards:
             batch_size: texts per forward pass.
             progress: called with how many are done, of how many.
         """
+        return self.score_conversations([[_asked(problem)] for problem in problems], answers, batch_size, progress)
+
+    def score_conversations(
+        self,
+        conversations: Sequence[Sequence[Message]],
+        answers: Sequence[str],
+        batch_size: int,
+        progress: Callable[[int, int], None] | None = None,
+    ) -> np.ndarray:
+        """The same of answers to conversations, each of which ends in a turn of the user."""
         rewards = np.full(len(answers), -np.inf)
         there = [i for i, answer in enumerate(answers) if answer.strip()]
         if not there:
             return rewards
-        written = self.writer.encode([self._turns(problems[i], answers[i]) for i in there], there)
+        turns = [[*conversations[i], {"role": "assistant", "content": answers[i].strip()}] for i in there]
+        written = self.writer.encode([with_system(self.system, whole) for whole in turns], there)
         self.truncated += sum(len(text.ids) > self.max_tokens for text in written)
         texts = [text.ids[-self.max_tokens :] for text in written]
         with self.runtime.autocast():
             found = text_logits(self.model, texts, batch_size, self.runtime.device, progress or silent)
         rewards[there] = found[:, 0].double().numpy()
         return rewards
-
-    def _turns(self, problem: str, answer: str) -> list[Message]:
-        asked: list[Message] = [{"role": "user", "content": problem.strip()}]
-        return with_system(self.system, [*asked, {"role": "assistant", "content": answer.strip()}])
 
     def weights(self, rewards: np.ndarray) -> np.ndarray:
         """(P, n) of the rewards of n answers to each of P problems: exp(r) over its sum, how likely each is to be
@@ -111,3 +118,7 @@ class AnswerRewards:
         """(N,) of the rewards r of N answers: 1 / (1 + exp(-r)), how likely each is to be preferred to an answer with
         reward 0 (Bradley and Terry 1952)."""
         return np.exp(-np.logaddexp(0.0, -rewards))
+
+
+def _asked(problem: str) -> Message:
+    return {"role": "user", "content": problem.strip()}

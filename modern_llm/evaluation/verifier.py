@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from modern_llm.data.chat import Message
 from modern_llm.data.solutions.read import SolutionWriter
 from modern_llm.evaluation.answering import classify
 from modern_llm.evaluation.metrics.calibration import Calibration
@@ -84,6 +85,16 @@ class AnswerVerifier:
             scores = log_odds(self.model, texts, batch_size, self.runtime, progress)
             probabilities[there] = self.calibration(scores)
         return probabilities
+
+    def score_conversations(
+        self,
+        conversations: Sequence[Sequence[Message]],
+        answers: Sequence[str],
+        batch_size: int,
+        progress: Callable[[int, int], None] | None = None,
+    ) -> np.ndarray:
+        """The same of answers to conversations, whose last turn, the user's, is the problem."""
+        return self.score([turns[-1]["content"] for turns in conversations], answers, batch_size, progress)
 
 
 def log_odds(

@@ -48,6 +48,13 @@ def known_problems(path: str) -> frozenset[str]:
     return frozenset(_facts(path, file)["known_problems"])
 
 
+def judge_identity(path: str) -> str:
+    """What a judge is: what its run says of it, and the content of its checkpoint."""
+    file = REWARD_FILE if _holds(path, REWARD_FILE) else VERIFIER_FILE
+    facts, folder = _facts(path, file), Path(path).expanduser()
+    return json.dumps(facts) + (folder / facts["checkpoint"] / "manifest.json").read_text()
+
+
 def load_judge(path: str, runtime: Runtime, mirror: str | None = None) -> AnswerVerifier | AnswerRewards:
     """The verifier or the reward model that a run trained; arguments and errors as in `load_verifier`."""
     return (load_reward_model if _holds(path, REWARD_FILE) else load_verifier)(path, runtime, mirror)

@@ -69,6 +69,8 @@ _ALL = (
     Metric("margin", "higher"),
     Metric("win_rate", "higher"),
     Metric("teacher_kl_estimate", "lower", per_token=True),
+    Metric("win_rate_over_sft", "higher"),
+    Metric("win_rate_over_base", "higher"),
     # Of verifiers and of what they choose.
     Metric("roc_auc", "higher"),
     Metric("brier", "lower"),

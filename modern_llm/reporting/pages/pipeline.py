@@ -16,11 +16,12 @@ from modern_llm.reporting.tables import markdown, shown, write_csv
 
 # What of a stage's own run stands in the table.
 _OF_RUNS = {
+    "reward_model": ("evaluation_preference_accuracy",),
     "rl": ("evaluation_pass_at_1", "evaluation_pass_at_1_gain"),
     "verifier": ("accuracy", "roc_auc"),
     "best_of_n": ("greedy_em", "majority_em", "verifier_em", "weighted_em", "sample_em"),
 }
-_JUDGED = [name for stage in ("verifier", "best_of_n") for name in _OF_RUNS[stage]]
+_JUDGED = [name for stage in ("reward_model", "verifier", "best_of_n") for name in _OF_RUNS[stage]]
 _COLUMNS = {
     "perplexity": "perplexity",
     "perplexity_ratio": "perplexity over the base's",
@@ -34,6 +35,10 @@ _COLUMNS = {
     "reward_margin": "reward margin",
     "kl_estimate": "KL estimate, nats per answer",
     "win_rate": "win rate over the stage before",
+    "judged_win_rate": "judged win rate over the stage before",
+    "judged_win_rate_over_sft": "judged win rate over sft",
+    "judged_win_rate_over_base": "judged win rate over the base",
+    "evaluation_preference_accuracy": "reward model accuracy",
     "accuracy": "verifier accuracy",
     "roc_auc": "verifier AUC",
     "greedy_em": "EM greedy",
@@ -42,6 +47,10 @@ _COLUMNS = {
     "verifier_em": "EM verifier",
     "weighted_em": "EM weighted vote",
 }
+_HOW_MEASURED = (
+    "Every policy on the same held-out data. Rewards and win rates are judged by the implicit reward: a stage against "
+    "the one before it, answers by what DPO taught. Judged win rates are a reward model's or a verifier's."
+)
 
 
 @dataclass(frozen=True)
@@ -90,12 +99,13 @@ def stage_rows(outcomes: Sequence[StageOutcome]) -> list[dict[str, Any]]:
     return rows
 
 
-def write_pipeline_report(folder: Path, outcomes: Sequence[StageOutcome]) -> dict[str, Path]:
+def write_pipeline_report(folder: Path, outcomes: Sequence[StageOutcome], notes: Sequence[str] = ()) -> dict[str, Path]:
     """Write `table.md`, `table.csv` and `report.html`.
 
     Args:
         folder: of the pipeline.
         outcomes: of the stages that were run or measured, in their order.
+        notes: sentences that stand above the table.
 
     Returns:
         What was written, by name.
@@ -112,7 +122,7 @@ def write_pipeline_report(folder: Path, outcomes: Sequence[StageOutcome]) -> dic
         encoding="utf-8",
     )
     every = ["stage", *dict.fromkeys(key for row in rows for key in row if key != "stage")]
-    page = _page(RunRecord.read(folder), outcomes, rows, used)
+    page = _page(RunRecord.read(folder), outcomes, rows, used, notes)
     return {
         "table": table,
         "csv": write_csv(every, rows, folder / "table.csv"),
@@ -130,7 +140,13 @@ def _interval(row: dict[str, Any], name: str) -> str:
     return f"{shown(low)} to {shown(high)}" if low is not None and high is not None else ""
 
 
-def _page(run: RunRecord, outcomes: Sequence[StageOutcome], rows: list[dict[str, Any]], used: Sequence[str]) -> str:
+def _page(
+    run: RunRecord,
+    outcomes: Sequence[StageOutcome],
+    rows: list[dict[str, Any]],
+    used: Sequence[str],
+    notes: Sequence[str],
+) -> str:
     def table_of(names: Sequence[str]) -> str:
         shown_names = [name for name in used if name in names]
         cells = [
@@ -147,10 +163,9 @@ def _page(run: RunRecord, outcomes: Sequence[StageOutcome], rows: list[dict[str,
         blocks.section(
             "Policies",
             table_of([name for name in _COLUMNS if name not in _JUDGED]),
-            note="Every policy on the same held-out data. Rewards and win rates are judged by the implicit reward: a "
-            "stage against the one before it, answers by what DPO taught.",
+            note=" ".join([_HOW_MEASURED, *notes]),
         ),
-        blocks.section("Verifier and best of n", table_of(_JUDGED)),
+        blocks.section("Reward model, verifier and best of n", table_of(_JUDGED)),
         blocks.section("Curves", curve_figure(data, [o.stage for o in trained], {}) if data["metrics"] else ""),
         blocks.section("Answers to the same prompts", *_side_by_side(outcomes)),
         blocks.section("Where it ran", blocks.facts(environment(run))),

@@ -1,12 +1,11 @@
-"""Policies of one pipeline on the same data: perplexity, loss on conversations, preferences, answers side by side, and
-which of two stages answers better."""
+"""Policies of one pipeline on the same data: perplexity, loss on conversations, problems, preferences, answers side by
+side, and which of two answers better."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
-from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,6 +14,7 @@ from modern_llm.data.text.sources import Source
 from modern_llm.defaults import Defaults
 from modern_llm.evaluation.protocol import PerplexityProtocol
 from modern_llm.experiment.contract import Paths, progress_of, say
+from modern_llm.experiment.judges import judge_identity, known_problems, load_judge, require_judge
 from modern_llm.experiment.samples import Samples
 from modern_llm.models.decoding.sampling import Sampling
 from modern_llm.pretrained.settings import ModelFromRun, PretrainedModel
@@ -25,13 +25,8 @@ from modern_llm.tasks.sft import SFT
 from modern_llm.training.settings import Hardware
 
 if TYPE_CHECKING:
-    import numpy as np
-
-    from modern_llm.data.preferences.read import EncodedPair
     from modern_llm.pretrained.loaded import LoadedModel
     from modern_llm.training.runtime import Runtime
-
-Policies = dict[str, PretrainedModel | ModelFromRun]
 
 
 _DEFAULTS = Defaults("task/pipeline", "measures")
@@ -46,7 +41,9 @@ class Measures:
         max_new_tokens: of an answer.
         perplexity_tokens: of the text, from its beginning; null: all.
         max_conversations, max_pairs, max_problems: of the held-out parts; null: all.
-        duels: held-out prompts to which the answers of a stage and of the one before it are compared.
+        duels: held-out prompts to which the answers of two policies are compared.
+        judge: folder of a run of task=reward_model or task=verifier that compares them; null: the pipeline's own
+            reward_model stage, or else none. Prompts that it was trained or chosen on are left out.
     """
 
     prompts: list[str] = _DEFAULTS("prompts")
@@ -56,11 +53,14 @@ class Measures:
     max_pairs: int | None = _DEFAULTS("max_pairs")
     max_problems: int | None = _DEFAULTS("max_problems")
     duels: int = _DEFAULTS("duels")
+    judge: str | None = _DEFAULTS("judge")
 
     def __post_init__(self) -> None:
         for key in ("max_new_tokens", "perplexity_tokens", "max_conversations", "max_pairs", "max_problems", "duels"):
             value = getattr(self, key)
             require(value is None or value >= 1, f"task.measures.{key}", value, "must be at least 1", "Raise it")
+        if self.judge is not None:
+            require_judge("task.measures.judge", self.judge, ", or null for none")
 
 
 @dataclass(frozen=True)
@@ -72,6 +72,7 @@ class StageSettings:
         sft: whose held-out conversations are scored; None: none are.
         dpo: whose held-out pairs are scored; None: none are.
         asked: whose held-out problems are put to every policy; None: none are.
+        judge: folder of the run whose verifier or reward model compares answers; None: there is none.
     """
 
     text: Source
@@ -79,11 +80,25 @@ class StageSettings:
     sft: SFT | None
     dpo: DPO | None
     asked: RL | BestOfN | None = None
+    judge: str | None = None
+
+
+@dataclass(frozen=True)
+class Policy:
+    """A policy of the pipeline.
+
+    Args:
+        choice: its model.
+        before: name of the policy that it was trained from; None: of the first one.
+    """
+
+    choice: PretrainedModel | ModelFromRun
+    before: str | None = None
 
 
 def measure_policies(
     folder: Path,
-    policies: Policies,
+    policies: Mapping[str, Policy],
     settings: StageSettings,
     measures: Measures,
     hardware: Hardware,
@@ -95,43 +110,62 @@ def measure_policies(
 
     Args:
         folder: of the kept figures.
-        policies: stage -> model after it, in the order of the stages.
+        policies: name -> policy, each behind the one that it was trained from.
         settings, measures: what is measured, on what.
         hardware, paths, seed: as in any task.
 
     Returns:
-        Stage -> `metrics` and `samples`. Metrics are `perplexity`, `bits_per_byte` where the whole text was scored,
+        Name -> `metrics` and `samples`. Metrics are `perplexity`, `bits_per_byte` where the whole text was scored,
         `conversation_loss` in nats per token, `solved`, the share of held-out problems whose most likely answer is
-        right, and of held-out pairs `log_prob_accuracy`; for every stage but the first also, against the stage before
-        it, `reward_accuracy`, `reward_margin`, `kl_estimate` of the implicit reward,
-        and `win_rate`, each with its 95 % bootstrap interval where there is one.
+        right, and of held-out pairs `log_prob_accuracy`; for every policy but the first also, against the one that it
+        was trained from, `reward_accuracy`, `reward_margin`, `kl_estimate` of the implicit reward, and `win_rate` and
+        `judged_win_rate`, each with its 95 % bootstrap interval where there is one.
 
-        The win rate is judged by the implicit reward of the DPO stage against its reference (Rafailov et al. 2023,
-        arXiv 2305.18290, eq. 5), on answers that the stages write to held-out prompts; equal answers are half a win.
-        It is the judge's own opinion, which favours what DPO taught.
+        `win_rate` is judged by the implicit reward of DPO against its reference, on answers that the policies write to
+        held-out prompts. It is the judge's own opinion, which favours what DPO taught. `judged_win_rate` is that of a
+        verifier or reward model, on answers to the same prompts, or to the held-out problems where there is no DPO.
     """
+    from modern_llm.runs.pipeline import duels
     from modern_llm.training.runtime import Runtime
 
-    runtime = Runtime(hardware)
+    runtime, judge = Runtime(hardware), settings.judge
     folder.mkdir(exist_ok=True)
-    asked = [repr(settings), repr(measures), runtime.precision, seed]
+    known = known_problems(judge) if judge is not None else frozenset()
+    asked = [repr(settings), repr(measures), sorted(known), runtime.precision, seed]
     measured: dict[str, dict[str, Any]] = {}
-    for stage, choice in policies.items():
-        measured[stage] = _kept(
-            folder / f"{stage}.json",
-            [*asked, *_identity(choice)],
-            lambda stage=stage, choice=choice: _measure(stage, choice, settings, measures, runtime, paths, seed),  # type: ignore[misc]
+    for name, policy in policies.items():
+        measured[name] = _kept(
+            folder / f"{name}.json",
+            [*asked, *_identity(policy.choice)],
+            lambda name=name, policy=policy: _Measuring(settings, measures, known, runtime, paths, seed).of(  # type: ignore[misc]
+                name, policy.choice
+            ),
         )
+    before = {name: policy.before for name, policy in policies.items() if policy.before is not None}
     if settings.dpo is not None:
-        _add_rewards(measured, settings.dpo, seed)
-        if "dpo" in policies and "sft" in policies:
-            whose = [part for choice in policies.values() for part in _identity(choice)]
-            wins = _kept(
-                folder / "duels.json", [*asked, *whose], lambda: _duels(measured, policies, runtime, paths, seed)
-            )
-            for stage, found in wins.items():
-                measured[stage]["metrics"] |= found
-    return {stage: {key: found[key] for key in ("metrics", "samples")} for stage, found in measured.items()}
+        _add_rewards(measured, before, settings.dpo, seed)
+    answered = {name: found["answered"] for name, found in measured.items() if "answered" in found}
+    whose = [*asked, *(part for policy in policies.values() for part in _identity(policy.choice))]
+    rates = []
+    if answered and not next(iter(answered.values()))["texts"]:
+        say("no answers are compared: the judge knows all held-out prompts, or none fits")
+    elif answered:
+        if settings.dpo is not None and before and {"dpo", "sft"} <= set(policies):
+            rates.append(_kept(
+                folder / "duels.json", whose,
+                lambda: duels.implicit_wins(
+                    answered, before, lambda name: _load(policies[name].choice, runtime, paths), runtime, seed),
+            ))  # fmt: skip
+        if judge is not None:
+            rates.append(_kept(
+                folder / "judged.json", [*whose, judge_identity(judge)],
+                lambda: duels.judged_wins(
+                    answered, before, load_judge(judge, runtime, paths.mirror), hardware.eval_rows, seed),
+            ))  # fmt: skip
+    for each in rates:
+        for name, found in each.items():
+            measured[name]["metrics"] |= found
+    return {name: {key: found[key] for key in ("metrics", "samples")} for name, found in measured.items()}
 
 
 def _identity(choice: PretrainedModel | ModelFromRun) -> list[str]:
@@ -167,135 +201,122 @@ def _load(choice: PretrainedModel | ModelFromRun, runtime: Runtime, paths: Paths
     return replace(loaded, tokenizer=with_chat(loaded.tokenizer))
 
 
-def _measure(
-    stage: str,
-    choice: PretrainedModel | ModelFromRun,
-    settings: StageSettings,
-    measures: Measures,
-    runtime: Runtime,
-    paths: Paths,
-    seed: int,
-) -> dict[str, Any]:
-    """Everything of one policy that needs no other policy."""
-    import torch
+@dataclass(frozen=True)
+class _Measuring:
+    """Everything of one policy that needs no other policy.
 
-    say(f"measuring {stage}")
-    loaded = _load(choice, runtime, paths)
-    with torch.no_grad(), runtime.autocast():
-        metrics = _perplexity(loaded, settings, measures, runtime, paths)
-        if settings.sft is not None:
-            metrics["conversation_loss"] = _conversation_loss(loaded, settings.sft, measures, runtime, paths, seed)
-        found: dict[str, Any] = {"metrics": metrics}
-        if settings.asked is not None:
-            metrics |= _solved(loaded, settings.asked, measures, runtime, paths, seed)
-        if settings.dpo is not None:
-            found |= _on_pairs(loaded, settings.dpo, measures, runtime, paths, seed)
-    asked = Samples(measures.prompts, measures.max_new_tokens, Sampling(temperature=0.0))
-    found["samples"] = asked.answered(loaded, runtime, seed)
-    return found
+    Args:
+        settings, measures: what is measured, on what.
+        known: `problem_id` of prompts that the judge knows.
+        runtime, paths, seed: as in any task.
+    """
 
+    settings: StageSettings
+    measures: Measures
+    known: frozenset[str]
+    runtime: Runtime
+    paths: Paths
+    seed: int
 
-def _perplexity(
-    loaded: LoadedModel, settings: StageSettings, measures: Measures, runtime: Runtime, paths: Paths
-) -> dict[str, float]:
-    from modern_llm.data.text.tokens import tokenise
-    from modern_llm.evaluation.perplexity import perplexity
+    def of(self, name: str, choice: PretrainedModel | ModelFromRun) -> dict[str, Any]:
+        """`metrics`, `samples`, and what is compared with other policies."""
+        import torch
 
-    corpus = tokenise(settings.text, "validation", loaded.tokenizer, paths.cache_folder, paths.mirror, say)
-    context = settings.protocol.context or min(loaded.context or 1024, 1024)
-    found = perplexity(
-        loaded.decoder,
-        corpus,
-        context=context,
-        stride=min(settings.protocol.stride or context, context),
-        batch_size=runtime.hardware.eval_rows,
-        device=runtime.device,
-        max_tokens=measures.perplexity_tokens,
-    )
-    metrics = {"perplexity": found.token_perplexity}
-    return metrics | ({"bits_per_byte": found.bits_per_byte} if found.bits_per_byte is not None else {})
+        say(f"measuring {name}")
+        settings, loaded = self.settings, _load(choice, self.runtime, self.paths)
+        with torch.no_grad(), self.runtime.autocast():
+            found: dict[str, Any] = {"metrics": self._perplexity(loaded)}
+            if settings.sft is not None:
+                found["metrics"]["conversation_loss"] = self._conversation_loss(loaded, settings.sft)
+            if settings.asked is not None:
+                self._solve(loaded, settings.asked, found)
+            if settings.dpo is not None:
+                self._read_pairs(loaded, settings.dpo, found)
+        prompts = Samples(self.measures.prompts, self.measures.max_new_tokens, Sampling(temperature=0.0))
+        return found | {"samples": prompts.answered(loaded, self.runtime, self.seed)}
 
+    def _perplexity(self, loaded: LoadedModel) -> dict[str, float]:
+        from modern_llm.data.text.tokens import tokenise
+        from modern_llm.evaluation.perplexity import perplexity
 
-def _conversation_loss(
-    loaded: LoadedModel, sft: SFT, measures: Measures, runtime: Runtime, paths: Paths, seed: int
-) -> float:
-    from modern_llm.data.chat import ChatWriter
-    from modern_llm.data.instructions.read import ConversationBatch, read_instructions
-    from modern_llm.evaluation.answering import mean_loss
-    from modern_llm.experiment.loading import room_in
-    from modern_llm.objectives.language_modeling import LanguageModeling
+        protocol, paths = self.settings.protocol, self.paths
+        corpus = tokenise(self.settings.text, "validation", loaded.tokenizer, paths.cache_folder, paths.mirror, say)
+        context = protocol.context or min(loaded.context or 1024, 1024)
+        found = perplexity(
+            loaded.decoder,
+            corpus,
+            context=context,
+            stride=min(protocol.stride or context, context),
+            batch_size=self.runtime.hardware.eval_rows,
+            device=self.runtime.device,
+            max_tokens=self.measures.perplexity_tokens,
+        )
+        metrics = {"perplexity": found.token_perplexity}
+        return metrics | ({"bits_per_byte": found.bits_per_byte} if found.bits_per_byte is not None else {})
 
-    room, writer = room_in(loaded, sft.max_tokens), ChatWriter(loaded.tokenizer)
-    part = read_instructions(sft.data, writer, "evaluation", room, paths.mirror, measures.max_conversations, seed)
-    collate = ConversationBatch(loaded.tokenizer.eos_id).singly
-    rows = runtime.hardware.eval_rows
-    return mean_loss(loaded.model, LanguageModeling(), part.items, collate, rows, runtime.device)["loss"]
+    def _conversation_loss(self, loaded: LoadedModel, sft: SFT) -> float:
+        from modern_llm.data.chat import ChatWriter
+        from modern_llm.data.instructions.read import ConversationBatch, read_instructions
+        from modern_llm.evaluation.answering import mean_loss
+        from modern_llm.experiment.loading import room_in
+        from modern_llm.objectives.language_modeling import LanguageModeling
 
+        room, writer = room_in(loaded, sft.max_tokens), ChatWriter(loaded.tokenizer)
+        mirror, limit = self.paths.mirror, self.measures.max_conversations
+        part = read_instructions(sft.data, writer, "evaluation", room, mirror, limit, self.seed)
+        collate, rows = ConversationBatch(loaded.tokenizer.eos_id).singly, self.runtime.hardware.eval_rows
+        return mean_loss(loaded.model, LanguageModeling(), part.items, collate, rows, self.runtime.device)["loss"]
 
-def _solved(
-    loaded: LoadedModel, asked: RL | BestOfN, measures: Measures, runtime: Runtime, paths: Paths, seed: int
-) -> dict[str, float]:
-    """Share of held-out problems that the most likely answer solves, with its interval."""
-    import numpy as np
+    def _solve(self, loaded: LoadedModel, asked: RL | BestOfN, found: dict[str, Any]) -> None:
+        """Share of held-out problems that the most likely answer solves, and where DPO gives no other prompts, the
+        answers that are compared."""
+        import numpy as np
 
-    from modern_llm.data.solutions.problems import read_problems
-    from modern_llm.evaluation.metrics.bootstrap import bootstrap_interval
-    from modern_llm.experiment.problems import most_likely_answers
+        from modern_llm.data.solutions.problems import read_problems
+        from modern_llm.evaluation.metrics.bootstrap import bootstrap_interval
+        from modern_llm.experiment.problems import most_likely_answers
 
-    problems, _ = read_problems(asked.data, "evaluation", paths.mirror, measures.max_problems, seed)
-    right = np.array(most_likely_answers(loaded, runtime, asked.data, problems, asked.asking)[1], float)
-    low, high = bootstrap_interval(right, seed=seed)
-    return {"solved": float(right.mean()), "solved_low": low, "solved_high": high}
+        problems, _ = read_problems(asked.data, "evaluation", self.paths.mirror, self.measures.max_problems, self.seed)
+        texts, right = most_likely_answers(loaded, self.runtime, asked.data, problems, asked.asking)
+        low, high = bootstrap_interval(np.array(right, float), seed=self.seed)
+        found["metrics"] |= {"solved": sum(right) / len(right), "solved_low": low, "solved_high": high}
+        if self.settings.dpo is None and self.settings.judge is not None:
+            new = [place for place, problem in enumerate(problems) if problem.identity not in self.known]
+            new = new[: self.measures.duels]
+            found["answered"] = {
+                "conversations": [[{"role": "user", "content": problems[place].question}] for place in new],
+                "texts": [texts[place] for place in new],
+            }
 
+    def _read_pairs(self, loaded: LoadedModel, dpo: DPO, found: dict[str, Any]) -> None:
+        """Log-probabilities of held-out answers, and own answers to held-out prompts."""
+        from modern_llm.data.chat import ChatWriter
+        from modern_llm.data.preferences.read import read_preferences, with_mismatched
+        from modern_llm.evaluation.pairs import pair_log_probs
+        from modern_llm.experiment.loading import room_in
+        from modern_llm.runs.pipeline.duels import answers_to_pairs, unknown_prompts
 
-def _held_out(loaded: LoadedModel, dpo: DPO, measures: Measures, paths: Paths, seed: int) -> list[EncodedPair]:
-    from modern_llm.data.chat import ChatWriter
-    from modern_llm.data.preferences.read import read_preferences, with_mismatched
-    from modern_llm.experiment.loading import room_in
-
-    room, writer = room_in(loaded, dpo.max_tokens), ChatWriter(loaded.tokenizer)
-    pairs = read_preferences(dpo.data, writer, "evaluation", room, paths.mirror, measures.max_pairs, seed).pairs
-    return with_mismatched(pairs, room, seed) if dpo.loss.needs_mismatched else pairs
-
-
-def _on_pairs(
-    loaded: LoadedModel, dpo: DPO, measures: Measures, runtime: Runtime, paths: Paths, seed: int
-) -> dict[str, Any]:
-    """Log-probabilities of held-out answers, and own answers to held-out prompts, as ids."""
-    from modern_llm.evaluation.answering import write_answers
-    from modern_llm.evaluation.pairs import pair_log_probs
-
-    pairs, rows = _held_out(loaded, dpo, measures, paths, seed), runtime.hardware.eval_rows
-    log_probs = pair_log_probs(loaded.decoder, pairs, rows, runtime.device, progress_of("held-out pairs"))
-    room = None if loaded.context is None else loaded.context - measures.max_new_tokens
-    prompts = [pair.prompt_ids for pair in pairs if room is None or len(pair.prompt_ids) <= room][: measures.duels]
-    written = write_answers(
-        loaded.decoder,
-        loaded.tokenizer,
-        prompts,
-        max_new_tokens=measures.max_new_tokens,
-        batch_size=rows,
-        progress=progress_of("answers to held-out prompts"),
-    )
-    end = [loaded.tokenizer.eos_id]
-    return {
-        "pairs": [[p.prompt_ids, *p.answers] for p in pairs],
-        "log_probs": log_probs.tolist(),
-        "prompts": prompts,
-        "answers": [loaded.tokenizer.encode(w.text) + (end if w.ended else []) or end for w in written],
-    }
+        room, writer = room_in(loaded, dpo.max_tokens), ChatWriter(loaded.tokenizer)
+        measures, mirror, runtime = self.measures, self.paths.mirror, self.runtime
+        pairs = read_preferences(dpo.data, writer, "evaluation", room, mirror, measures.max_pairs, self.seed).pairs
+        if dpo.loss.needs_mismatched:
+            pairs = with_mismatched(pairs, room, self.seed)
+        rows, progress = runtime.hardware.eval_rows, progress_of("held-out pairs")
+        found["pairs"] = [[pair.prompt_ids, *pair.answers] for pair in pairs]
+        found["log_probs"] = pair_log_probs(loaded.decoder, pairs, rows, runtime.device, progress).tolist()
+        asked = unknown_prompts(dpo, measures.max_pairs, self.known, mirror, self.seed)
+        found["answered"] = answers_to_pairs(loaded, pairs, asked, measures.duels, measures.max_new_tokens, runtime)
 
 
-def _add_rewards(measured: dict[str, dict[str, Any]], dpo: DPO, seed: int) -> None:
-    """Of every stage against the one before it: how its implicit reward orders the held-out pairs."""
+def _add_rewards(measured: dict[str, dict[str, Any]], before: dict[str, str], dpo: DPO, seed: int) -> None:
+    """Of every policy against the one before it: how its implicit reward orders the held-out pairs."""
     import numpy as np
 
     from modern_llm.data.preferences.read import EncodedPair
     from modern_llm.evaluation.pairs import score_pairs
 
-    before: dict[str, Any] | None = None
-    for found in measured.values():
-        reference: np.ndarray = np.array((before or found)["log_probs"])
+    for name, found in measured.items():
+        reference: np.ndarray = np.array(measured[before.get(name, name)]["log_probs"])
         pairs = [
             EncodedPair(i, prompt, chosen, rejected, tuple(row.tolist()), *mismatched)
             for i, ((prompt, chosen, rejected, *mismatched), row) in enumerate(
@@ -304,49 +325,9 @@ def _add_rewards(measured: dict[str, dict[str, Any]], dpo: DPO, seed: int) -> No
         ]
         scores, _ = score_pairs(dpo.loss, pairs, np.array(found["log_probs"]), seed)
         found["metrics"]["log_prob_accuracy"] = scores["log_prob_accuracy"]
-        if before is not None:
+        if name in before:
             found["metrics"] |= {
-                name.replace("preference_accuracy", "reward_accuracy"): value
-                for name, value in scores.items()
-                if name.startswith(("preference_accuracy", "reward_margin", "kl_estimate"))
+                figure.replace("preference_accuracy", "reward_accuracy"): value
+                for figure, value in scores.items()
+                if figure.startswith(("preference_accuracy", "reward_margin", "kl_estimate"))
             }
-        before = found
-
-
-def _duels(
-    measured: dict[str, dict[str, Any]], policies: Policies, runtime: Runtime, paths: Paths, seed: int
-) -> dict[str, dict[str, float]]:
-    """Win rate of every stage's answers over those of the stage before."""
-    import numpy as np
-
-    from modern_llm.data.preferences.read import EncodedPair
-    from modern_llm.evaluation.metrics.bootstrap import bootstrap_interval
-    from modern_llm.evaluation.pairs import pair_log_probs
-
-    stages = list(measured)
-    duels = {
-        after: [
-            EncodedPair(i, prompt, ours, theirs)
-            for i, (prompt, ours, theirs) in enumerate(
-                zip(measured[after]["prompts"], measured[after]["answers"], measured[before]["answers"], strict=True)
-            )
-        ]
-        for before, after in pairwise(stages)
-    }
-    every = [pair for pairs in duels.values() for pair in pairs]
-    log_probs = []
-    for judge in ("dpo", "sft"):
-        say(f"judging answers: log-probabilities of {judge}")
-        loaded = _load(policies[judge], runtime, paths)
-        with runtime.autocast():
-            log_probs.append(pair_log_probs(loaded.decoder, every, runtime.hardware.eval_rows, runtime.device))
-    rewards = log_probs[0] - log_probs[1]
-    same = np.array([pair.chosen_ids == pair.rejected_ids for pair in every])
-    wins = np.where(same, 0.5, (np.sign(rewards[:, 0] - rewards[:, 1]) + 1) / 2)
-    found, start = {}, 0
-    for stage, pairs in duels.items():
-        part = wins[start : start + len(pairs)]
-        start += len(pairs)
-        low, high = bootstrap_interval(part, seed=seed)
-        found[stage] = {"win_rate": float(part.mean()), "win_rate_low": low, "win_rate_high": high}
-    return found

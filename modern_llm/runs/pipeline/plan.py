@@ -16,26 +16,29 @@ from modern_llm.config.messages import in_words, is_mistake
 from modern_llm.config.overrides import group_of, laid_over, override
 from modern_llm.pretrained.settings import PretrainedModel
 
-StageName = Literal["base", "sft", "dpo", "rl", "verifier", "best_of_n"]
-STAGES: tuple[StageName, ...] = ("base", "sft", "dpo", "rl", "verifier", "best_of_n")
+StageName = Literal["base", "sft", "reward_model", "dpo", "rl", "verifier", "best_of_n"]
+STAGES: tuple[StageName, ...] = ("base", "sft", "reward_model", "dpo", "rl", "verifier", "best_of_n")
 NEEDS: dict[StageName, tuple[StageName, ...]] = {
     "sft": ("base",),
+    "reward_model": ("base",),
     "dpo": ("sft",),
     "rl": ("sft",),
     "best_of_n": ("verifier",),
 }
 POLICIES: tuple[StageName, ...] = ("base", "sft", "dpo", "rl")  # each trained from the last one before it
+DEALT: tuple[StageName, ...] = ("dpo", "reward_model")  # what learns from preferences, in the order of the folds
 SHARED = ("hardware", "logger", "paths", "seed")  # groups that every stage is handed
 
 
 def policy_before(stage: StageName, there: Collection[str]) -> StageName:
-    """The policy that a stage starts from; of a stage that makes none, the last policy.
+    """The policy that a stage starts from: the last one before it; of the reward model one that no preference taught.
 
     Args:
         stage: which.
         there: stages that are run here.
     """
-    before = POLICIES[: POLICIES.index(stage)] if stage in POLICIES else POLICIES
+    last = "dpo" if stage == "reward_model" else stage
+    before = POLICIES[: POLICIES.index(last)] if last in POLICIES else POLICIES
     return next((one for one in reversed(before) if one in there), "base")
 
 
@@ -46,6 +49,7 @@ def planned(
     base: Sequence[str],
     shared: Sequence[str],
     trains_base: bool,
+    deals: bool,
 ) -> dict[str, list[str]]:
     """Overrides of every stage.
 
@@ -56,6 +60,7 @@ def planned(
         base: overrides of the base model.
         shared: of the groups that all stages are handed.
         trains_base: whether the base is trained here.
+        deals: whether DPO and the reward model learn from different pairs of the same data, unless they are told to.
 
     Raises:
         ConfigError: a stage's overrides are wrong.
@@ -72,6 +77,8 @@ def planned(
     # What SFT would else make a small model forget.
     further = defaultdict[str, list[str]](list, sft=["task/replay=own"] if trains_base else [])
     further["best_of_n"] = [override("task.verifier", str(folder / "verifier"))]
+    for fold, stage in enumerate(DEALT if deals else ()):
+        further[stage] = [override("task.data.folds", len(DEALT)), override("task.data.fold", fold)]
     plan: dict[str, list[str]] = {}
     for stage in STAGES:
         if stage == "base":

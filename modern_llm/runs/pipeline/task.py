@@ -1,4 +1,4 @@
-"""Base → SFT → DPO → RL → verifier → best of n with one command, each stage a run in a folder of its own."""
+"""Base → SFT → reward model → DPO → RL → verifier → best of n with one command, each a run in a folder of its own."""
 
 from __future__ import annotations
 
@@ -11,16 +11,18 @@ from typing import Any, ClassVar
 from modern_llm.checks import require
 from modern_llm.config.composing import composed
 from modern_llm.config.instantiate import ConfigError, build
-from modern_llm.config.overrides import as_overrides, chosen, require_own
+from modern_llm.config.overrides import as_overrides, chosen, key_of, require_own
 from modern_llm.defaults import ROOT, Defaults
 from modern_llm.experiment.contract import Paths, RunFolder, say, tell_paths
+from modern_llm.experiment.judges import known_problems
 from modern_llm.models.config import ModernLLMConfig
 from modern_llm.pretrained.settings import ModelFromRun, PretrainedModel
 from modern_llm.reporting.record import RunRecord, job_status
 from modern_llm.runs.checked import checked
 from modern_llm.runs.commands import run_in_process
-from modern_llm.runs.pipeline.measures import Measures, StageSettings, measure_policies
+from modern_llm.runs.pipeline.measures import Measures, Policy, StageSettings, measure_policies
 from modern_llm.runs.pipeline.plan import (
+    DEALT,
     NEEDS,
     POLICIES,
     SHARED,
@@ -29,6 +31,7 @@ from modern_llm.runs.pipeline.plan import (
     essential,
     look_up,
     planned,
+    policy_before,
     told_of,
     with_stand_ins,
 )
@@ -41,6 +44,7 @@ from modern_llm.training.settings import Hardware
 _OBJECTIVES: dict[StageName, str] = {
     "base": "base_perplexity",
     "sft": "sft_conversation_loss",
+    "reward_model": "reward_model_evaluation_preference_accuracy",
     "dpo": "dpo_reward_accuracy",
     "rl": "rl_evaluation_pass_at_1",
     "verifier": "verifier_roc_auc",
@@ -69,7 +73,8 @@ class Pipeline:
         stages: those to run; what they need must be among them, or have run in this folder.
         base: overrides of the pretraining of a decoder from scratch; `task=` in it also says on which text every
             policy's perplexity is measured.
-        sft, dpo, rl, verifier, best_of_n: overrides of these stages, such as [task/data=p3, trainer.max_steps=200].
+        sft, reward_model, dpo, rl, verifier, best_of_n: overrides of these stages, such as [task/data=p3,
+            trainer.max_steps=200].
         measures: what is measured of every policy at the end.
         objective_metric: final metric that a sweep optimises; empty: what the last stage is for.
 
@@ -86,6 +91,7 @@ class Pipeline:
     stages: list[StageName] = _DEFAULTS("stages")
     base: list[str] = _DEFAULTS("base")
     sft: list[str] = _DEFAULTS("sft")
+    reward_model: list[str] = _DEFAULTS("reward_model")
     dpo: list[str] = _DEFAULTS("dpo")
     rl: list[str] = _DEFAULTS("rl")
     verifier: list[str] = _DEFAULTS("verifier")
@@ -129,7 +135,7 @@ class Pipeline:
         self._require_stages(folder.path)
         state = State(folder)
         plan = self._plan(folder, state)
-        settings = self._settings(folder.path, plan)
+        settings, notes = self._settings(folder.path, plan)
         for number, stage in enumerate(runs := self._runs(self.stages), 1):
             self._run_stage(state, stage, plan[stage], f"stage {number} of {len(runs)}: {stage}")
         done = [stage for stage in STAGES if _finished(folder.path / stage)]
@@ -137,7 +143,7 @@ class Pipeline:
         say(f"measuring: {', '.join(policies)}")
         measured = measure_policies(folder.path / "measures", policies, settings, self.measures, self.hardware,
                                     self.paths, self.seed)  # fmt: skip
-        return self._report(folder, done, measured)
+        return self._report(folder, done, measured, notes)
 
     # -- what runs --------------------------------------------------------------------------------------------------
 
@@ -163,10 +169,21 @@ class Pipeline:
         base = state.base
         shared = as_overrides(folder.record, [group for group in SHARED if group in folder.record])
         there = [stage for stage in STAGES if stage in self.stages or _finished(folder.path / stage)]
-        return planned(folder.path, self.given, there, base, shared, self.trains_base)
+        return planned(folder.path, self.given, there, base, shared, self.trains_base, self._deals(state, there))
 
-    def _settings(self, folder: Path, plan: dict[str, list[str]]) -> StageSettings:
-        """The stages' own settings: of all that will run, built and their data looked up before the first one runs."""
+    def _deals(self, state: State, there: Sequence[StageName]) -> bool:
+        """Whether DPO and the reward model are dealt the pairs: not where one of them has learned from all already."""
+        undealt = [
+            stage
+            for stage in DEALT
+            if _finished(state.folder.path / stage)
+            and not any(key_of(text) == "task.data.folds" for text in state.noted(stage).get("overrides", []))
+        ]
+        return set(DEALT) <= set(there) and not undealt
+
+    def _settings(self, folder: Path, plan: dict[str, list[str]]) -> tuple[StageSettings, list[str]]:
+        """The stages' own settings: of all that will run, built and their data looked up before the first one runs;
+        and what is to be known of the judge."""
         built: dict[str, Any] = {}
         done = [stage for stage in STAGES if _finished(folder / stage)]
         for stage in STAGES:
@@ -185,7 +202,32 @@ class Pipeline:
                 with told_of(stage, self.given[stage]):
                     look_up(built[stage], self.paths.mirror)
         asked = next((built[stage] for stage in ("rl", "best_of_n") if stage in built), None)
-        return StageSettings(built["data"], built["evaluation"], built.get("sft"), built.get("dpo"), asked)
+        judge = self.measures.judge or (str(folder / "reward_model") if "reward_model" in built else None)
+        settings = StageSettings(built["data"], built["evaluation"], built.get("sft"), built.get("dpo"), asked, judge)
+        return settings, self._notes_of(settings, built)
+
+    def _notes_of(self, settings: StageSettings, built: dict[str, Any]) -> list[str]:
+        """What makes the judge less than independent of the policies, told before anything runs."""
+        from modern_llm.runs.pipeline.duels import dependence
+
+        judge, given = settings.judge, self.measures.judge
+        if judge is None:
+            return []
+        if given is not None and settings.dpo is None and settings.asked is None:
+            raise ConfigError(
+                f"task.measures.judge={given!r}: there is nothing to judge, for the prompts are those of dpo, rl or "
+                "best_of_n, none of which is among task.stages. Add one, or use null."
+            )
+        if given is not None or _finished(Path(judge)):
+            known = known_problems(judge)
+        else:
+            with told_of("reward_model", self.reward_model):
+                known = built["reward_model"].known_problems()
+        with told_of("dpo", self.dpo):
+            notes = dependence(judge, known, settings.dpo, getattr(built.get("rl"), "reward", None))
+        for note in notes:
+            say(f"note: {note}")
+        return notes
 
     def _run_stage(self, state: State, stage: StageName, overrides: list[str], title: str) -> None:
         path, before = state.folder.path / stage, state.noted(stage)
@@ -208,15 +250,24 @@ class Pipeline:
                 "with the same command and resume=auto; stages that are done are not done again."
             )
 
-    def _policies(self, folder: Path, done: Sequence[str]) -> dict[str, Any]:
-        """Stage -> the model after it; the base first."""
-        base = {} if self.trains_base else {"base": self.model}
-        return base | {s: ModelFromRun(str(folder / s)) for s in POLICIES if s in done}
+    def _policies(self, folder: Path, done: Sequence[StageName]) -> dict[str, Policy]:
+        """Name -> policy; the base first."""
+        there = [stage for stage in POLICIES if stage in done or (stage == "base" and not self.trains_base)]
+        found: dict[str, Policy] = {}
+        for stage in there:
+            trained = ModelFromRun(str(folder / stage))
+            before = policy_before(stage, there) if stage != "base" else None
+            found[stage] = Policy(self.model if stage not in done else trained, before)  # type: ignore[arg-type]
+        return found
 
     # -- what came of it --------------------------------------------------------------------------------------------
 
     def _report(
-        self, folder: RunFolder, done: Sequence[StageName], measured: dict[str, dict[str, Any]]
+        self,
+        folder: RunFolder,
+        done: Sequence[StageName],
+        measured: dict[str, dict[str, Any]],
+        notes: Sequence[str],
     ) -> dict[str, float]:
         from modern_llm.reporting.pages.pipeline import StageOutcome, write_pipeline_report
 
@@ -237,9 +288,10 @@ class Pipeline:
             metrics,
             [name for name in _OBJECTIVES.values() if name in metrics],
             stages=list(done),
+            notes=list(notes),
             samples=[sample for outcome in outcomes for sample in outcome.samples()],
         )
-        written = write_pipeline_report(folder.path, outcomes)
+        written = write_pipeline_report(folder.path, outcomes, notes)
         print(written["table"].read_text(encoding="utf-8"))
         tell_paths({"result": folder.path / "result.json", **written})
         return metrics
