@@ -11,18 +11,21 @@ from modern_llm.pretrained.settings import ModelFromRun, PretrainedModel
 
 
 def text_of(choice: PretrainedModel | ModelFromRun) -> Source:
-    """The text of the run that trained a model from scratch.
+    """The text of the run that trained a model from scratch, however often it was finetuned since.
 
     Raises:
-        ValueError: it is no such run.
+        ValueError: there is no such run.
     """
-    task: Any = {}
+    record: Any = {}
     if isinstance(choice, ModelFromRun):
-        record = choice.checkpoint().parents[1] / "config.yaml"
-        task = (read_yaml(record) if record.is_file() else {}).get("task") or {}
-    if not str(task.get("_target_", "")).endswith(".Pretraining"):
-        raise ValueError(
-            "task.replay.data=None: the model is not that of a run that was trained on a text, so nobody knows what "
-            "it read. Name a text: task/replay=text /task/data@task.replay.data=wikitext2"
-        )
-    return build(task["data"], "task.replay.data")
+        file = choice.checkpoint().parents[1] / "config.yaml"
+        record = read_yaml(file) if file.is_file() else {}
+    task, model = (record.get(key) or {} for key in ("task", "model"))
+    if str(task.get("_target_", "")).endswith(".Pretraining"):
+        return build(task["data"], "task.replay.data")
+    if str(model.get("_target_", "")).endswith(".ModelFromRun"):
+        return text_of(build(model, "model"))
+    raise ValueError(
+        "task.replay.data=None: the model is not that of a run that was trained on a text, so nobody knows what "
+        "it read. Name a text: task/replay=text /task/data@task.replay.data=wikitext2"
+    )

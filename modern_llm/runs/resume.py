@@ -44,6 +44,7 @@ CHANGEABLE = (
     "task.suggested_steps",
     "task.objective_metric",
     "task.stages",
+    "task.controls",
     "task.seeds",
     "task.measures.*",
     "hardware.*",

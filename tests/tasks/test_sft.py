@@ -26,6 +26,7 @@ from modern_llm.data.text.sources import TextFiles
 from modern_llm.data.text.tokenizers import Tokenizer
 from modern_llm.data.text.tokens import tokenise
 from modern_llm.evaluation.perplexity import perplexity
+from modern_llm.experiment.base_text import text_of
 from modern_llm.experiment.contract import Paths, RunFolder
 from modern_llm.experiment.loading import load_model
 from modern_llm.experiment.samples import Samples
@@ -269,6 +270,9 @@ class TestReplay:
             device = torch.device("cpu")
             measured[name] = perplexity(loaded.decoder, corpus, context=64, stride=64, batch_size=8, device=device)
         assert measured["kept"].token_perplexity < 0.5 * measured["plain"].token_perplexity
+        finetuned = {"task": {"_target_": "modern_llm.tasks.sft.SFT"}, "model": ModelFromRun(str(base))}
+        (tmp_path / "kept" / "config.yaml").write_text(describe(finetuned))
+        assert text_of(ModelFromRun(str(tmp_path / "kept"))) == text
 
     def test_a_model_without_a_text_of_its_own(self, hub: Path, tmp_path: Path) -> None:
         with pytest.raises(ValueError, match=r"task\.replay\.data=None"):

@@ -15,9 +15,11 @@ from modern_llm.reporting.record import RunRecord
 from modern_llm.reporting.tables import markdown, shown, write_csv
 
 # What of a stage's own run stands in the table.
+_OF_RL = ("evaluation_pass_at_1", "evaluation_pass_at_1_gain")
 _OF_RUNS = {
     "reward_model": ("evaluation_preference_accuracy",),
-    "rl": ("evaluation_pass_at_1", "evaluation_pass_at_1_gain"),
+    "rl": _OF_RL,
+    "rl_rejection": _OF_RL,
     "verifier": ("accuracy", "roc_auc"),
     "best_of_n": ("greedy_em", "majority_em", "verifier_em", "weighted_em", "sample_em"),
 }
@@ -28,6 +30,7 @@ _COLUMNS = {
     "bits_per_byte": "bits per byte",
     "conversation_loss": "SFT loss",
     "solved": "problems solved",
+    "rl_solved_gain": "problems that rl solves beyond it",
     "evaluation_pass_at_1": "pass@1",
     "evaluation_pass_at_1_gain": "gain in pass@1 by RL",
     "log_prob_accuracy": "prefers chosen",

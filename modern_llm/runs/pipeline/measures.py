@@ -18,6 +18,7 @@ from modern_llm.experiment.judges import judge_identity, known_problems, load_ju
 from modern_llm.experiment.samples import Samples
 from modern_llm.models.decoding.sampling import Sampling
 from modern_llm.pretrained.settings import ModelFromRun, PretrainedModel
+from modern_llm.runs.pipeline.controls import solved_gain
 from modern_llm.tasks.best_of_n import BestOfN
 from modern_llm.tasks.dpo import DPO
 from modern_llm.tasks.rl import RL
@@ -90,10 +91,12 @@ class Policy:
     Args:
         choice: its model.
         before: name of the policy that it was trained from; None: of the first one.
+        control_of: name of the policy that it is a control of; None: it is none.
     """
 
     choice: PretrainedModel | ModelFromRun
     before: str | None = None
+    control_of: str | None = None
 
 
 def measure_policies(
@@ -119,7 +122,7 @@ def measure_policies(
         `conversation_loss` in nats per token, `solved`, the share of held-out problems whose most likely answer is
         right, and of held-out pairs `log_prob_accuracy`; for every policy but the first also, against the one that it
         was trained from, `reward_accuracy`, `reward_margin`, `kl_estimate` of the implicit reward, and `win_rate` and
-        `judged_win_rate`, each with its 95 % bootstrap interval where there is one.
+        `judged_win_rate`, each with its 95 % bootstrap interval where there is one. Of a control also `rl_solved_gain`.
 
         `win_rate` is judged by the implicit reward of DPO against its reference, on answers that the policies write to
         held-out prompts. It is the judge's own opinion, which favours what DPO taught. `judged_win_rate` is that of a
@@ -144,6 +147,10 @@ def measure_policies(
     before = {name: policy.before for name, policy in policies.items() if policy.before is not None}
     if settings.dpo is not None:
         _add_rewards(measured, before, settings.dpo, seed)
+    for name, policy in policies.items():
+        if policy.control_of in measured and "right" in measured[name]:
+            rights = measured[policy.control_of]["right"], measured[name]["right"]
+            measured[name]["metrics"] |= solved_gain(*rights, seed)
     answered = {name: found["answered"] for name, found in measured.items() if "answered" in found}
     whose = [*asked, *(part for policy in policies.values() for part in _identity(policy.choice))]
     rates = []
@@ -279,6 +286,7 @@ class _Measuring:
         problems, _ = read_problems(asked.data, "evaluation", self.paths.mirror, self.measures.max_problems, self.seed)
         texts, right = most_likely_answers(loaded, self.runtime, asked.data, problems, asked.asking)
         low, high = bootstrap_interval(np.array(right, float), seed=self.seed)
+        found["right"] = right
         found["metrics"] |= {"solved": sum(right) / len(right), "solved_low": low, "solved_high": high}
         if self.settings.dpo is None and self.settings.judge is not None:
             new = [place for place, problem in enumerate(problems) if problem.identity not in self.known]

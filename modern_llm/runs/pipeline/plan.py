@@ -15,6 +15,7 @@ from modern_llm.config.instantiate import LINKS, ConfigError
 from modern_llm.config.messages import in_words, is_mistake
 from modern_llm.config.overrides import group_of, laid_over, override
 from modern_llm.pretrained.settings import PretrainedModel
+from modern_llm.runs.pipeline.controls import CONTROLS, GIVEN_AS, without_lengths, without_policy_loss
 
 StageName = Literal["base", "sft", "reward_model", "dpo", "rl", "verifier", "best_of_n"]
 STAGES: tuple[StageName, ...] = ("base", "sft", "reward_model", "dpo", "rl", "verifier", "best_of_n")
@@ -25,19 +26,22 @@ NEEDS: dict[StageName, tuple[StageName, ...]] = {
     "rl": ("sft",),
     "best_of_n": ("verifier",),
 }
+# Everything that is a run of its own, in the order of running and of the table.
+RUNS: tuple[str, ...] = tuple(run for s in STAGES for run in ((s, *CONTROLS.values()) if s == "rl" else (s,)))
 POLICIES: tuple[StageName, ...] = ("base", "sft", "dpo", "rl")  # each trained from the last one before it
 DEALT: tuple[StageName, ...] = ("dpo", "reward_model")  # what learns from preferences, in the order of the folds
 SHARED = ("hardware", "logger", "paths", "seed")  # groups that every stage is handed
 
 
-def policy_before(stage: StageName, there: Collection[str]) -> StageName:
-    """The policy that a stage starts from: the last one before it; of the reward model one that no preference taught.
+def policy_before(run: str, there: Collection[str]) -> StageName:
+    """The policy that a stage starts from: the last one before it; of the reward model one that no preference taught;
+    of a control of RL the one that RL starts from.
 
     Args:
-        stage: which.
+        run: which.
         there: stages that are run here.
     """
-    last = "dpo" if stage == "reward_model" else stage
+    last = {"reward_model": "dpo", **dict.fromkeys(CONTROLS.values(), "rl")}.get(run, run)
     before = POLICIES[: POLICIES.index(last)] if last in POLICIES else POLICIES
     return next((one for one in reversed(before) if one in there), "base")
 
@@ -56,7 +60,7 @@ def planned(
     Args:
         folder: of the pipeline.
         given: overrides of each stage, as they were given.
-        there: stages that have run or will.
+        there: stages and controls that have run or will; of controls, others are not planned.
         base: overrides of the base model.
         shared: of the groups that all stages are handed.
         trains_base: whether the base is trained here.
@@ -68,45 +72,55 @@ def planned(
     # A decoder from scratch is small: all of its weights are trained on.
     kind = ["model/lora=off"] if trains_base else []
 
-    def from_policy_before(stage: StageName) -> list[str]:
-        before = policy_before(stage, there)
+    def from_policy_before(run: str) -> list[str]:
+        before = policy_before(run, there)
         if before == "base" and not trains_base:
             return list(base)
         return ["model=from_run", override("model.path", str(folder / before)), *kind]
+
+    def whole(run: str, own: Sequence[str], own_given: Sequence[str]) -> list[str]:
+        with told_of(run, given):
+            task = composed(laid_over(own, own_given)).task
+        read = [text for text in shared if group_of(text) in ("paths", *(link for link in LINKS if link in task))]
+        return laid_over(read, own, own_given)
 
     # What SFT would else make a small model forget.
     further = defaultdict[str, list[str]](list, sft=["task/replay=own"] if trains_base else [])
     further["best_of_n"] = [override("task.verifier", str(folder / "verifier"))]
     for fold, stage in enumerate(DEALT if deals else ()):
         further[stage] = [override("task.data.folds", len(DEALT)), override("task.data.fold", fold)]
-    plan: dict[str, list[str]] = {}
-    for stage in STAGES:
-        if stage == "base":
-            own = list(base) if trains_base else []
-        elif stage == "verifier":
-            own = ["task=verifier", "model=verifier"]
-        else:
-            own = [f"task={stage}", *from_policy_before(stage), *further[stage]]
-        with told_of(stage, given[stage]):
-            task = composed(laid_over(own, given[stage])).task
-        read = [text for text in shared if group_of(text) in ("paths", *(link for link in LINKS if link in task))]
-        plan[stage] = laid_over(read, own, given[stage])
+    own = {stage: [f"task={stage}", *from_policy_before(stage), *further[stage]] for stage in STAGES}
+    own |= {"base": list(base) if trains_base else [], "verifier": ["task=verifier", "model=verifier"]}
+    plan: dict[str, list[str]] = {stage: whole(stage, own[stage], given[stage]) for stage in STAGES}
+    if "rl_rejection" in there:
+        plan["rl_rejection"] = whole(
+            "rl_rejection", own["rl"], [*without_policy_loss(given["rl"]), "task/policy_loss=rejection"]
+        )
+    if "rl_sft" in there:
+        begun = ["task=sft", *from_policy_before("rl_sft"), *further["sft"]]
+        plan["rl_sft"] = whole("rl_sft", begun, without_lengths(given["sft"]))
     return plan
 
 
 @contextmanager
-def told_of(stage: StageName, given: Sequence[str]) -> Iterator[None]:
+def told_of(run: str, given: Mapping[StageName, Sequence[str]]) -> Iterator[None]:
     """Say of a mistake in which stage it is.
+
+    Args:
+        run: which; a control of RL has the overrides of a stage.
+        given: overrides of each stage, as they were given.
 
     Raises:
         ConfigError: in place of what was raised.
     """
+    stage: Any = GIVEN_AS.get(run, run)
     try:
         yield
     except Exception as cause:
         if not is_mistake(cause):
             raise
-        raise ConfigError(f"task.{stage}={list(given)}: {in_words(cause, given)}") from cause
+        typed = list(given[stage])
+        raise ConfigError(f"task.{stage}={typed}: {in_words(cause, typed)}") from cause
 
 
 def essential(overrides: Sequence[str]) -> list[str]:

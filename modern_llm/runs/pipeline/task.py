@@ -11,7 +11,7 @@ from typing import Any, ClassVar
 from modern_llm.checks import require
 from modern_llm.config.composing import composed
 from modern_llm.config.instantiate import ConfigError, build
-from modern_llm.config.overrides import as_overrides, chosen, key_of, require_own
+from modern_llm.config.overrides import as_overrides, chosen, key_of, laid_over, override, require_own
 from modern_llm.defaults import ROOT, Defaults
 from modern_llm.experiment.contract import Paths, RunFolder, say, tell_paths
 from modern_llm.experiment.judges import known_problems
@@ -20,11 +20,13 @@ from modern_llm.pretrained.settings import ModelFromRun, PretrainedModel
 from modern_llm.reporting.record import RunRecord, job_status
 from modern_llm.runs.checked import checked
 from modern_llm.runs.commands import run_in_process
+from modern_llm.runs.pipeline.controls import CONTROLS, ControlName, SameTime, require_rl
 from modern_llm.runs.pipeline.measures import Measures, Policy, StageSettings, measure_policies
 from modern_llm.runs.pipeline.plan import (
     DEALT,
     NEEDS,
     POLICIES,
+    RUNS,
     SHARED,
     STAGES,
     StageName,
@@ -75,11 +77,14 @@ class Pipeline:
             policy's perplexity is measured.
         sft, reward_model, dpo, rl, verifier, best_of_n: overrides of these stages, such as [task/data=p3,
             trainer.max_steps=200].
+        controls: of RL, which begin with the policy that it begins with, run behind it and are measured alike:
+            `rejection` learns from the right ones among the same draws alone, `sft` goes on with the stage sft for as
+            long as RL took.
         measures: what is measured of every policy at the end.
         objective_metric: final metric that a sweep optimises; empty: what the last stage is for.
 
     Raises:
-        ValueError: stages in a wrong order, twice or none.
+        ValueError: stages in a wrong order, twice or none; controls without RL.
         ConfigError: an override that no stage may be given.
     """
 
@@ -96,6 +101,7 @@ class Pipeline:
     rl: list[str] = _DEFAULTS("rl")
     verifier: list[str] = _DEFAULTS("verifier")
     best_of_n: list[str] = _DEFAULTS("best_of_n")
+    controls: list[ControlName] = _DEFAULTS("controls")
     measures: Measures = field(default_factory=Measures)
     objective_metric: str = _DEFAULTS("objective_metric")
     more: ClassVar[str] = "further stages: task.stages=[…]"
@@ -105,6 +111,7 @@ class Pipeline:
         ordered = [stage for stage in STAGES if stage in self.stages]
         require(self.stages == ordered, "task.stages", self.stages, "must be in their order, each once",
                 f"Write task.stages=[{','.join(ordered)}]")  # fmt: skip
+        require_rl(self.controls, self.stages)
         for stage, overrides in self.given.items():
             require_own(f"task.{stage}", overrides)
         if not self.objective_metric:
@@ -122,7 +129,7 @@ class Pipeline:
 
     def further_work(self, folder: Path) -> bool:
         """Whether a finished pipeline has stages to run that it has not run."""
-        return any(not _finished(folder / stage) for stage in self._runs(self.stages))
+        return any(not _finished(folder / run) for run in self._runs)
 
     def run(self, folder: RunFolder) -> dict[str, float]:
         """Run, measure and report, from where the folder stands. Returns the final metrics.
@@ -136,9 +143,12 @@ class Pipeline:
         state = State(folder)
         plan = self._plan(folder, state)
         settings, notes = self._settings(folder.path, plan)
-        for number, stage in enumerate(runs := self._runs(self.stages), 1):
-            self._run_stage(state, stage, plan[stage], f"stage {number} of {len(runs)}: {stage}")
-        done = [stage for stage in STAGES if _finished(folder.path / stage)]
+        for number, run in enumerate(self._runs, 1):
+            title = f"stage {number} of {len(self._runs)}: {run}"
+            if run == "rl_sft":
+                notes.append(self._set_length(state, plan))
+            self._run_stage(state, run, plan[run], title)
+        done = [run for run in RUNS if _finished(folder.path / run)]
         policies = self._policies(folder.path, done)
         say(f"measuring: {', '.join(policies)}")
         measured = measure_policies(folder.path / "measures", policies, settings, self.measures, self.hardware,
@@ -147,14 +157,26 @@ class Pipeline:
 
     # -- what runs --------------------------------------------------------------------------------------------------
 
-    def _runs(self, stages: Sequence[StageName]) -> list[StageName]:
-        """Of these stages, those that are runs: a base that is trained already is only measured."""
-        return [stage for stage in stages if stage != "base" or self.trains_base]
+    @property
+    def _runs(self) -> list[str]:
+        """Stages and controls that are asked for and are runs: a base that is trained already is only measured."""
+        asked = [*self.stages, *(CONTROLS[control] for control in self.controls)]
+        return [run for run in RUNS if run in asked and (run != "base" or self.trains_base)]
+
+    def _set_length(self, state: State, plan: dict[str, list[str]]) -> str:
+        """Give the control by SFT as many steps as RL had time for; noted, and told. The same results of both stages
+        give the same steps, so that a resumed control goes on."""
+        time_of_rl = SameTime.of(state.folder.path)
+        plan["rl_sft"] = laid_over(plan["rl_sft"], [override("trainer.max_steps", time_of_rl.steps)])
+        state.note("rl_sft", time_of_rl.facts())
+        say(time_of_rl.told())
+        return time_of_rl.told()
 
     def _require_stages(self, folder: Path) -> None:
         for stage in self.stages:
-            for needed in self._runs(NEEDS.get(stage, ())):
-                if needed not in self.stages and not _finished(folder / needed):
+            for needed in NEEDS.get(stage, ()):
+                is_run = needed != "base" or self.trains_base
+                if is_run and needed not in self.stages and not _finished(folder / needed):
                     wanted = [s for s in STAGES if s in (*self.stages, needed)]
                     raise ConfigError(
                         f"task.stages={self.stages}: {stage} needs {needed}, which has not run in {folder}. Add it "
@@ -168,10 +190,10 @@ class Pipeline:
             state.begin(as_overrides(folder.record, ["model"], chosen("model")))
         base = state.base
         shared = as_overrides(folder.record, [group for group in SHARED if group in folder.record])
-        there = [stage for stage in STAGES if stage in self.stages or _finished(folder.path / stage)]
+        there = [run for run in RUNS if run in (*self.stages, *self._runs) or _finished(folder.path / run)]
         return planned(folder.path, self.given, there, base, shared, self.trains_base, self._deals(state, there))
 
-    def _deals(self, state: State, there: Sequence[StageName]) -> bool:
+    def _deals(self, state: State, there: Sequence[str]) -> bool:
         """Whether DPO and the reward model are dealt the pairs: not where one of them has learned from all already."""
         undealt = [
             stage
@@ -189,7 +211,7 @@ class Pipeline:
         for stage in STAGES:
             if stage != "base" and stage not in (*done, *self.stages):
                 continue
-            with told_of(stage, self.given[stage]):
+            with told_of(stage, self.given):
                 config = composed(plan[stage])
                 if stage == "base":
                     built |= {key: build(config.task[key], f"task.{key}") for key in ("data", "evaluation")}
@@ -197,9 +219,12 @@ class Pipeline:
                         checked(config, plan[stage])
                 else:
                     built[stage] = build(with_stand_ins(config).task)
+        for control in (CONTROLS[name] for name in self.controls):
+            with told_of(control, self.given):
+                build(with_stand_ins(composed(plan[control])).task)
         for stage in self.stages:  # only now: to look for data may mean to wait for the network
             if stage in built and stage not in done:
-                with told_of(stage, self.given[stage]):
+                with told_of(stage, self.given):
                     look_up(built[stage], self.paths.mirror)
         asked = next((built[stage] for stage in ("rl", "best_of_n") if stage in built), None)
         judge = self.measures.judge or (str(folder / "reward_model") if "reward_model" in built else None)
@@ -221,15 +246,15 @@ class Pipeline:
         if given is not None or _finished(Path(judge)):
             known = known_problems(judge)
         else:
-            with told_of("reward_model", self.reward_model):
+            with told_of("reward_model", self.given):
                 known = built["reward_model"].known_problems()
-        with told_of("dpo", self.dpo):
+        with told_of("dpo", self.given):
             notes = dependence(judge, known, settings.dpo, getattr(built.get("rl"), "reward", None))
         for note in notes:
             say(f"note: {note}")
         return notes
 
-    def _run_stage(self, state: State, stage: StageName, overrides: list[str], title: str) -> None:
+    def _run_stage(self, state: State, stage: str, overrides: list[str], title: str) -> None:
         path, before = state.folder.path / stage, state.noted(stage)
         if before and path.is_dir() and essential(before.get("overrides", [])) != essential(overrides):
             # Another policy stands before it now, say; what was made stays beside.
@@ -250,14 +275,15 @@ class Pipeline:
                 "with the same command and resume=auto; stages that are done are not done again."
             )
 
-    def _policies(self, folder: Path, done: Sequence[StageName]) -> dict[str, Policy]:
+    def _policies(self, folder: Path, done: Sequence[str]) -> dict[str, Policy]:
         """Name -> policy; the base first."""
-        there = [stage for stage in POLICIES if stage in done or (stage == "base" and not self.trains_base)]
+        there = [run for run in RUNS if run in done or (run == "base" and not self.trains_base)]
         found: dict[str, Policy] = {}
-        for stage in there:
-            trained = ModelFromRun(str(folder / stage))
-            before = policy_before(stage, there) if stage != "base" else None
-            found[stage] = Policy(self.model if stage not in done else trained, before)  # type: ignore[arg-type]
+        for run in there:
+            if run in (*POLICIES, *CONTROLS.values()):
+                choice = ModelFromRun(str(folder / run)) if run in done else self.model
+                before = policy_before(run, there) if run != "base" else None
+                found[run] = Policy(choice, before, "rl" if run in CONTROLS.values() else None)  # type: ignore[arg-type]
         return found
 
     # -- what came of it --------------------------------------------------------------------------------------------
@@ -265,7 +291,7 @@ class Pipeline:
     def _report(
         self,
         folder: RunFolder,
-        done: Sequence[StageName],
+        done: Sequence[str],
         measured: dict[str, dict[str, Any]],
         notes: Sequence[str],
     ) -> dict[str, float]:
@@ -273,7 +299,7 @@ class Pipeline:
 
         outcomes = [
             StageOutcome(stage, RunRecord.read(folder.path / stage), measured.get(stage, {}))
-            for stage in STAGES
+            for stage in RUNS
             if stage in done or stage in measured
         ]
         metrics: dict[str, float] = {}
