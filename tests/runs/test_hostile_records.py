@@ -296,6 +296,7 @@ HOSTILE: dict[str, Callable[[Path], None]] = {
     "a base with a callback": pipeline_json('{"base": ["+hydra.callbacks.x=CANARY"], "stages": {}}'),
     "a base of another kind": pipeline_json('{"base": [1], "stages": {}}'),
     "stages of another kind": pipeline_json('{"base": [], "stages": {"sft": 3}}'),
+    "a stage with overrides of another kind": pipeline_json('{"base": [], "stages": {"dpo": {"overrides": [3]}}}'),
     "a torn pipeline": pipeline_json('{"base": ["mod'),
     "a pipeline nested deeply": pipeline_json(DEEP),
     # Sweeps.

@@ -115,9 +115,9 @@ def implicit_wins(
     log_probs = []
     for judge in ("dpo", "sft"):
         say(f"judging answers: log-probabilities of {judge}")
+        loaded = load(judge)
         with runtime.autocast():
-            scores = pair_log_probs(load(judge).decoder, every, runtime.hardware.eval_rows, runtime.device)
-        log_probs.append(scores)
+            log_probs.append(pair_log_probs(loaded.decoder, every, runtime.hardware.eval_rows, runtime.device))
     rewards = dict(zip(duels, np.split(log_probs[0] - log_probs[1], len(duels)), strict=True))
     found = {}
     for after, pairs in duels.items():

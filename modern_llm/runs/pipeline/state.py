@@ -59,8 +59,12 @@ def _read(path: Path) -> dict[str, Any]:
         raise ConfigError(f"{path}: is damaged: {cause}. Start a new pipeline; this one's stages stay.") from cause
     base = state.get("base") if isinstance(state, dict) else None
     stages = state.get("stages") if isinstance(state, dict) else None
-    right = isinstance(base, list) and all(isinstance(text, str) for text in base) and isinstance(stages, dict)
-    if not right or not all(isinstance(noted, dict) for noted in stages.values()):  # type: ignore[union-attr]
+    right = _texts(base) and isinstance(stages, dict)
+    if not right or not all(isinstance(n, dict) and _texts(n.get("overrides", [])) for n in stages.values()):  # type: ignore[union-attr]
         raise ConfigError(f"{path}: is damaged: it is no pipeline's. Start a new pipeline; this one's stages stay.")
     require_own(str(path), base)  # type: ignore[arg-type]
     return state
+
+
+def _texts(value: Any) -> bool:
+    return isinstance(value, list) and all(isinstance(text, str) for text in value)

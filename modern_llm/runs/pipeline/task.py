@@ -146,9 +146,11 @@ class Pipeline:
         for number, run in enumerate(self._runs, 1):
             title = f"stage {number} of {len(self._runs)}: {run}"
             if run == "rl_sft":
-                notes.append(self._set_length(state, plan))
+                self._set_length(state, plan)
             self._run_stage(state, run, plan[run], title)
         done = [run for run in RUNS if _finished(folder.path / run)]
+        if "rl_sft" in done:
+            notes.append(SameTime.of(folder.path).told())
         policies = self._policies(folder.path, done)
         say(f"measuring: {', '.join(policies)}")
         measured = measure_policies(folder.path / "measures", policies, settings, self.measures, self.hardware,
@@ -163,14 +165,13 @@ class Pipeline:
         asked = [*self.stages, *(CONTROLS[control] for control in self.controls)]
         return [run for run in RUNS if run in asked and (run != "base" or self.trains_base)]
 
-    def _set_length(self, state: State, plan: dict[str, list[str]]) -> str:
+    def _set_length(self, state: State, plan: dict[str, list[str]]) -> None:
         """Give the control by SFT as many steps as RL had time for; noted, and told. The same results of both stages
         give the same steps, so that a resumed control goes on."""
         time_of_rl = SameTime.of(state.folder.path)
         plan["rl_sft"] = laid_over(plan["rl_sft"], [override("trainer.max_steps", time_of_rl.steps)])
         state.note("rl_sft", time_of_rl.facts())
         say(time_of_rl.told())
-        return time_of_rl.told()
 
     def _require_stages(self, folder: Path) -> None:
         for stage in self.stages:
