@@ -8,7 +8,7 @@ from typing import Any
 _MODULES = {
     "modern_llm.orchestration.pipeline": "modern_llm.runs.pipeline.task",
     "modern_llm.runs.pipeline": "modern_llm.runs.pipeline.task",
-    "modern_llm.runs.policies": "modern_llm.runs.pipeline.measures",
+    "modern_llm.runs.policies": "modern_llm.runs.pipeline.settings",
     "modern_llm.orchestration.plan": "modern_llm.runs.plan",
     "modern_llm.data.sources": "modern_llm.data.text.sources",
     "modern_llm.data.tokenizers": "modern_llm.data.text.tokenizers",
@@ -18,7 +18,7 @@ _MODULES = {
     "modern_llm.data.solution_settings": "modern_llm.data.solutions.settings",
     "modern_llm.tasks.base": "modern_llm.experiment.contract",
     "modern_llm.tasks.solving": "modern_llm.experiment.problems",
-    "modern_llm.tasks.alignment": "modern_llm.runs.pipeline.measures",
+    "modern_llm.tasks.alignment": "modern_llm.runs.pipeline.settings",
     "modern_llm.tasks.language_modeling": "modern_llm.tasks.pretraining",
     "modern_llm.models.rope": "modern_llm.models.attention.rope",
     "modern_llm.models.sinks": "modern_llm.models.attention.sinks",

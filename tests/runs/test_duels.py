@@ -27,7 +27,7 @@ from modern_llm.models.decoding.sampling import Sampling
 from modern_llm.pretrained.settings import FullFinetuning, ModelFromRun, PretrainedModel
 from modern_llm.reinforcement.rewards import JudgeReward, LengthReward, WeightedSum
 from modern_llm.runs.pipeline.duels import dependence, judged_wins, unknown_prompts
-from modern_llm.runs.pipeline.measures import Measures
+from modern_llm.runs.pipeline.settings import Measures
 from modern_llm.tasks.dpo import DPO
 from modern_llm.training.runtime import Runtime
 from modern_llm.training.settings import Hardware, TrainerSettings

@@ -1,2 +1,2 @@
-"""Base → SFT → reward model → DPO → RL → verifier → best of n with one command: what runs (`task`, `plan`), what every
-policy is measured on (`measures`), and which of two policies answers better (`duels`)."""
+"""Base → SFT → reward model → DPO → RL → verifier → best of n with one command: what runs (`task`, `plan`, `controls`,
+noted in `state`), what every policy is measured on (`settings`, `measures`), and which answers better (`duels`)."""

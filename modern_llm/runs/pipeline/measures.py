@@ -6,19 +6,17 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from modern_llm.checks import require
-from modern_llm.data.text.sources import Source
-from modern_llm.defaults import Defaults
-from modern_llm.evaluation.protocol import PerplexityProtocol
 from modern_llm.experiment.contract import Paths, progress_of, say
-from modern_llm.experiment.judges import judge_identity, known_problems, load_judge, require_judge
+from modern_llm.experiment.judges import judge_identity, known_problems, load_judge
 from modern_llm.experiment.samples import Samples
 from modern_llm.models.decoding.sampling import Sampling
 from modern_llm.pretrained.settings import ModelFromRun, PretrainedModel
 from modern_llm.runs.pipeline.controls import solved_gain
+from modern_llm.runs.pipeline.settings import Measures, Policy, StageSettings
 from modern_llm.tasks.best_of_n import BestOfN
 from modern_llm.tasks.dpo import DPO
 from modern_llm.tasks.rl import RL
@@ -28,75 +26,6 @@ from modern_llm.training.settings import Hardware
 if TYPE_CHECKING:
     from modern_llm.pretrained.loaded import LoadedModel
     from modern_llm.training.runtime import Runtime
-
-
-_DEFAULTS = Defaults("task/pipeline", "measures")
-
-
-@dataclass(frozen=True)
-class Measures:
-    """What is measured of every policy.
-
-    Args:
-        prompts: answered by every policy, side by side on the page.
-        max_new_tokens: of an answer.
-        perplexity_tokens: of the text, from its beginning; null: all.
-        max_conversations, max_pairs, max_problems: of the held-out parts; null: all.
-        duels: held-out prompts to which the answers of two policies are compared.
-        judge: folder of a run of task=reward_model or task=verifier that compares them; null: the pipeline's own
-            reward_model stage, or else none. Prompts that it was trained or chosen on are left out.
-    """
-
-    prompts: list[str] = _DEFAULTS("prompts")
-    max_new_tokens: int = _DEFAULTS("max_new_tokens")
-    perplexity_tokens: int | None = _DEFAULTS("perplexity_tokens")
-    max_conversations: int | None = _DEFAULTS("max_conversations")
-    max_pairs: int | None = _DEFAULTS("max_pairs")
-    max_problems: int | None = _DEFAULTS("max_problems")
-    duels: int = _DEFAULTS("duels")
-    judge: str | None = _DEFAULTS("judge")
-
-    def __post_init__(self) -> None:
-        for key in ("max_new_tokens", "perplexity_tokens", "max_conversations", "max_pairs", "max_problems", "duels"):
-            value = getattr(self, key)
-            require(value is None or value >= 1, f"task.measures.{key}", value, "must be at least 1", "Raise it")
-        if self.judge is not None:
-            require_judge("task.measures.judge", self.judge, ", or null for none")
-
-
-@dataclass(frozen=True)
-class StageSettings:
-    """On what the policies are measured.
-
-    Args:
-        text, protocol: of the perplexity.
-        sft: whose held-out conversations are scored; None: none are.
-        dpo: whose held-out pairs are scored; None: none are.
-        asked: whose held-out problems are put to every policy; None: none are.
-        judge: folder of the run whose verifier or reward model compares answers; None: there is none.
-    """
-
-    text: Source
-    protocol: PerplexityProtocol
-    sft: SFT | None
-    dpo: DPO | None
-    asked: RL | BestOfN | None = None
-    judge: str | None = None
-
-
-@dataclass(frozen=True)
-class Policy:
-    """A policy of the pipeline.
-
-    Args:
-        choice: its model.
-        before: name of the policy that it was trained from; None: of the first one.
-        control_of: name of the policy that it is a control of; None: it is none.
-    """
-
-    choice: PretrainedModel | ModelFromRun
-    before: str | None = None
-    control_of: str | None = None
 
 
 def measure_policies(
@@ -128,22 +57,17 @@ def measure_policies(
         held-out prompts. It is the judge's own opinion, which favours what DPO taught. `judged_win_rate` is that of a
         verifier or reward model, on answers to the same prompts, or to the held-out problems where there is no DPO.
     """
-    from modern_llm.runs.pipeline import duels
     from modern_llm.training.runtime import Runtime
 
     runtime, judge = Runtime(hardware), settings.judge
     folder.mkdir(exist_ok=True)
     known = known_problems(judge) if judge is not None else frozenset()
+    measuring = _Measuring(settings, measures, known, runtime, paths, seed)
     asked = [repr(settings), repr(measures), sorted(known), runtime.precision, seed]
     measured: dict[str, dict[str, Any]] = {}
     for name, policy in policies.items():
-        measured[name] = _kept(
-            folder / f"{name}.json",
-            [*asked, *_identity(policy.choice)],
-            lambda name=name, policy=policy: _Measuring(settings, measures, known, runtime, paths, seed).of(  # type: ignore[misc]
-                name, policy.choice
-            ),
-        )
+        key = [*asked, *_identity(policy.choice)]
+        measured[name] = _kept(folder / f"{name}.json", key, partial(measuring.of, name, policy.choice))
     before = {name: policy.before for name, policy in policies.items() if policy.before is not None}
     if settings.dpo is not None:
         _add_rewards(measured, before, settings.dpo, seed)
@@ -152,27 +76,51 @@ def measure_policies(
             rights = measured[policy.control_of]["right"], measured[name]["right"]
             measured[name]["metrics"] |= solved_gain(*rights, seed)
     answered = {name: found["answered"] for name, found in measured.items() if "answered" in found}
-    whose = [*asked, *(part for policy in policies.values() for part in _identity(policy.choice))]
-    rates = []
-    if answered and not next(iter(answered.values()))["texts"]:
-        say("no answers are compared: the judge knows all held-out prompts, or none fits")
-    elif answered:
-        if settings.dpo is not None and before and {"dpo", "sft"} <= set(policies):
-            rates.append(_kept(
-                folder / "duels.json", whose,
-                lambda: duels.implicit_wins(
-                    answered, before, lambda name: _load(policies[name].choice, runtime, paths), runtime, seed),
-            ))  # fmt: skip
-        if judge is not None:
-            rates.append(_kept(
-                folder / "judged.json", [*whose, judge_identity(judge)],
-                lambda: duels.judged_wins(
-                    answered, before, load_judge(judge, runtime, paths.mirror), hardware.eval_rows, seed),
-            ))  # fmt: skip
-    for each in rates:
-        for name, found in each.items():
-            measured[name]["metrics"] |= found
+    if answered and before:
+        key = [*asked, before, *(part for policy in policies.values() for part in _identity(policy.choice))]
+        for rates in _win_rates(folder, key, answered, before, policies, measuring):
+            for name, found in rates.items():
+                measured[name]["metrics"] |= found
     return {name: {key: found[key] for key in ("metrics", "samples")} for name, found in measured.items()}
+
+
+def _win_rates(
+    folder: Path,
+    key: list[Any],
+    answered: dict[str, dict[str, Any]],
+    before: dict[str, str],
+    policies: Mapping[str, Policy],
+    measuring: _Measuring,
+) -> list[dict[str, dict[str, float]]]:
+    """Win rates of every policy, by the implicit reward and by the judge, as far as there are these.
+
+    Args:
+        folder: of the kept figures.
+        key: what they depend on, the judge aside.
+        answered: policy -> its answers.
+        before: policy -> the one that it was trained from.
+        policies, measuring: what was measured, and how.
+    """
+    from modern_llm.runs.pipeline.duels import implicit_wins, judged_wins
+
+    runtime, paths, seed, judge = measuring.runtime, measuring.paths, measuring.seed, measuring.settings.judge
+    if not next(iter(answered.values()))["texts"]:
+        say("no answers are compared: the judge knows all held-out prompts, or none fits")
+        return []
+
+    def implicit() -> dict[str, Any]:
+        return implicit_wins(answered, before, lambda n: _load(policies[n].choice, runtime, paths), runtime, seed)
+
+    def judged(path: str) -> dict[str, Any]:
+        found = load_judge(path, runtime, paths.mirror)
+        return judged_wins(answered, before, found, runtime.hardware.eval_rows, seed)
+
+    rates = []
+    if measuring.settings.dpo is not None and {"dpo", "sft"} <= set(policies):
+        rates.append(_kept(folder / "duels.json", key, implicit))
+    if judge is not None:
+        rates.append(_kept(folder / "judged.json", [*key, judge_identity(judge)], partial(judged, judge)))
+    return rates
 
 
 def _identity(choice: PretrainedModel | ModelFromRun) -> list[str]:

@@ -21,7 +21,7 @@ from modern_llm.reporting.record import RunRecord, job_status
 from modern_llm.runs.checked import checked
 from modern_llm.runs.commands import run_in_process
 from modern_llm.runs.pipeline.controls import CONTROLS, ControlName, SameTime, require_rl
-from modern_llm.runs.pipeline.measures import Measures, Policy, StageSettings, measure_policies
+from modern_llm.runs.pipeline.measures import measure_policies
 from modern_llm.runs.pipeline.plan import (
     DEALT,
     NEEDS,
@@ -37,6 +37,7 @@ from modern_llm.runs.pipeline.plan import (
     told_of,
     with_stand_ins,
 )
+from modern_llm.runs.pipeline.settings import Measures, Policy, StageSettings
 from modern_llm.runs.pipeline.state import State
 from modern_llm.runs.sweep import set_aside
 from modern_llm.training.logs.loggers import FilesOnly, Logger
