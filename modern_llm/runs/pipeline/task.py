@@ -121,7 +121,15 @@ class Pipeline:
     @property
     def given(self) -> dict[StageName, list[str]]:
         """Overrides of each stage, as they were given."""
-        return {stage: getattr(self, stage) for stage in STAGES}
+        return {
+            "base": self.base,
+            "sft": self.sft,
+            "reward_model": self.reward_model,
+            "dpo": self.dpo,
+            "rl": self.rl,
+            "verifier": self.verifier,
+            "best_of_n": self.best_of_n,
+        }
 
     @property
     def trains_base(self) -> bool:
