@@ -140,7 +140,6 @@ def test_killed_in_every_stage_it_gives_the_table_of_an_undisturbed_run(tmp_path
     points = [
         at_step("base", 20),
         at_step("sft", 60),
-        at_step("reward_model", 20),
         at_step("dpo", 20),
         at_step("verifier", 60),
         has_lines("best_of_n/samples.jsonl", 4),
