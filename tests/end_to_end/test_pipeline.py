@@ -169,10 +169,10 @@ def test_parts_of_a_pipeline_on_a_pretrained_model(tmp_path: Path) -> None:
     given = ["task=pipeline", "model=pretrained", "model.name=made/llama", "hardware=cpu", "hardware.num_threads=1",
              "task.measures.perplexity_tokens=500", "task.measures.max_new_tokens=4", "task.measures.prompts=[Hi?]",
              *(f"task.{stage}={listed(overrides)}" for stage, overrides in PARTS.items())]  # fmt: skip
-    missing = place.run(*given, "task.stages=[dpo]")
+    missing = place.run(*given, "task.stages=[best_of_n]")
     assert missing.returncode == 1
-    assert "dpo needs sft, which has not run in" in missing.stderr
-    assert "task.stages=[sft,dpo]" in missing.stderr
+    assert "best_of_n needs verifier, which has not run in" in missing.stderr
+    assert "task.stages=[verifier,best_of_n]" in missing.stderr
     first = place.run(*given, "task.stages=[sft]")
     assert first.returncode == 0, first.stderr[-3000:]
     folder = place.only()

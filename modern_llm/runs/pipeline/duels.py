@@ -113,7 +113,7 @@ def implicit_wins(
         duels[after] = [EncodedPair(i, *of) for i, of in enumerate(zip(answered[after]["prompts"], *both, strict=True))]
     every = [pair for pairs in duels.values() for pair in pairs]
     log_probs = []
-    for judge in ("dpo", "sft"):
+    for judge in ("dpo", before["dpo"]):
         say(f"judging answers: log-probabilities of {judge}")
         loaded = load(judge)
         with runtime.autocast():

@@ -116,7 +116,7 @@ def _win_rates(
         return judged_wins(answered, before, found, runtime.hardware.eval_rows, seed)
 
     rates = []
-    if measuring.settings.dpo is not None and {"dpo", "sft"} <= set(policies):
+    if measuring.settings.dpo is not None and "dpo" in before:
         rates.append(_kept(folder / "duels.json", key, implicit))
     if judge is not None:
         rates.append(_kept(folder / "judged.json", [*key, judge_identity(judge)], partial(judged, judge)))

@@ -183,16 +183,20 @@ class Pipeline:
         say(time_of_rl.told())
 
     def _require_stages(self, folder: Path) -> None:
-        for stage in self.stages:
-            for needed in NEEDS.get(stage, ()):
-                is_run = needed != "base" or self.trains_base
-                if is_run and needed not in self.stages and not _finished(folder / needed):
-                    wanted = [s for s in STAGES if s in (*self.stages, needed)]
-                    raise ConfigError(
-                        f"task.stages={self.stages}: {stage} needs {needed}, which has not run in {folder}. Add it "
-                        f"(task.stages=[{','.join(wanted)}]), or go on in the folder of a pipeline that ran it "
-                        "(its command with resume=<folder> and these stages)."
-                    )
+        # A model that is trained already may have been taught to answer.
+        spared = () if self.trains_base else ("base", "sft")
+        needs: dict[str, list[StageName]] = {
+            run: [one for one in NEEDS.get(run, ()) if one not in spared] for run in self.stages
+        }
+        needs |= {CONTROLS[control]: ["sft"] for control in self.controls if control == "sft"}
+        for run, needed in ((run, one) for run, each in needs.items() for one in each):
+            if needed not in self.stages and not _finished(folder / needed):
+                wanted = [s for s in STAGES if s in (*self.stages, needed)]
+                raise ConfigError(
+                    f"task.stages={self.stages}: {run} needs {needed}, which has not run in {folder}. Add it "
+                    f"(task.stages=[{','.join(wanted)}]), or go on in the folder of a pipeline that ran it "
+                    "(its command with resume=<folder> and these stages)."
+                )
 
     def _plan(self, folder: RunFolder, state: State) -> dict[str, list[str]]:
         """Overrides of every stage."""
