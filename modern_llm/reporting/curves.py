@@ -77,7 +77,10 @@ def _metric_names(run: RunRecord) -> list[str]:
 
 
 def _importance(name: str) -> tuple[int, str]:
-    """Losses first, what was measured on held-out data next, the machine last."""
+    """Losses first, unless rewards are learned from, where they say nothing; what was measured on held-out data next,
+    the machine last."""
+    if name == "validation_pass_at_1":
+        return -1, name
     if name in ("loss", "validation_loss"):
         return 0, name
     return (1 if name.startswith(("validation_", "test_")) else 2 if "loss" in name else 3), name
