@@ -189,7 +189,9 @@ def test_every_setting_is_read_somewhere() -> None:
     code = "\n".join(p.read_text() for p in (ROOT / "modern_llm").rglob("*.py")) + (CONF / "config.yaml").read_text()
     code += "\n".join(i for p in CONF.rglob("*.yaml") for i in re.findall(r"\$\{[^}]*\}", p.read_text()))
     read = set(re.findall(r"\.(\w+)", code))
-    settings = {path for p in CONF.rglob("*.yaml") for path in re.findall(r"_target_: (modern_llm[\w.]+)", p.read_text())}
+    settings = {
+        path for p in CONF.rglob("*.yaml") for path in re.findall(r"_target_: (modern_llm[\w.]+)", p.read_text())
+    }
     assert len(settings) > 100
     for path in settings:
         for field in fields(find_target(path, "")):

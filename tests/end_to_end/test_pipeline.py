@@ -28,6 +28,7 @@ def listed(overrides: list[str]) -> str:
     return "[" + ",".join(f"'{o}'" for o in overrides) + "]"
 
 
+CONF = Path(__file__).resolve().parents[2] / "conf"
 SMOKE = ["experiment=pipeline_smoke", "hardware=cpu", "hardware.precision=fp32"]
 
 
@@ -103,15 +104,17 @@ def assert_judged_by_what_saw_other_prompts(folder: Path, figures: dict[str, dic
     assert json.loads((folder / "result.json").read_text())["notes"] == []
 
 
+STAGES = ["base", "sft", "reward_model", "dpo", "rl", "verifier", "best_of_n"]
+
+
 @pytest.mark.slow
-def test_killed_in_every_stage_it_gives_the_table_of_an_undisturbed_run(tmp_path: Path) -> None:
-    whole = Place(tmp_path / "whole")
+def test_the_smoke_solves_its_sums_and_shows_what_its_stages_measured(tmp_path: Path) -> None:
+    whole = Place(tmp_path)
     done = whole.run(*SMOKE, "task.measures.perplexity_tokens=null")
     assert done.returncode == 0, done.stderr[-3000:]
     folder = whole.only()
     expected = table(folder)
-    stages = ["base", "sft", "reward_model", "dpo", "rl", "verifier", "best_of_n"]
-    assert [row["stage"] for row in expected] == stages
+    assert [row["stage"] for row in expected] == STAGES
     assert (folder / "table.md").read_text() in done.stdout
 
     # The table's figures against those that the stages measured themselves, by other ways.
@@ -133,25 +136,40 @@ def test_killed_in_every_stage_it_gives_the_table_of_an_undisturbed_run(tmp_path
     assert_judged_by_what_saw_other_prompts(folder, figures)
     page = (folder / "report.html").read_text()
     assert "What is 5 + 0 + 5?" in page
-    assert all(f"task={stage}" in page for stage in stages[1:])
+    assert all(f"task={stage}" in page for stage in STAGES[1:])
 
+
+def shortened() -> list[str]:
+    """The smoke with few steps."""
+    steps = {"base": 40, "sft": 80, "reward_model": 20, "dpo": 20, "rl": 6, "verifier": 60}
+    given = read_record(CONF / "experiment" / "pipeline_smoke.yaml")["task"]
+    lengths = {s: [f"trainer.max_steps={n}", f"trainer.eval_every={n // 2}"] for s, n in steps.items()}
+    return [*SMOKE, *(f"task.{stage}={listed([*given[stage], *more])}" for stage, more in lengths.items())]
+
+
+@pytest.mark.slow
+def test_killed_in_every_stage_it_gives_the_table_of_an_undisturbed_run(tmp_path: Path) -> None:
+    whole, given = Place(tmp_path / "whole"), shortened()
+    done = whole.run(*given)
+    assert done.returncode == 0, done.stderr[-3000:]
+    folder = whole.only()
     broken = Place(tmp_path / "broken", cache=tmp_path / "whole" / "cache")
     points = [
         at_step("base", 20),
-        at_step("sft", 60),
-        at_step("dpo", 20),
-        at_step("rl", 10),
-        at_step("verifier", 60),
+        at_step("sft", 40),
+        at_step("dpo", 10),
+        at_step("rl", 3),
+        at_step("verifier", 30),
         has_lines("best_of_n/samples.jsonl", 4),
         lambda folder: (folder / "measures" / "sft.json").is_file(),
     ]
     for number, reached in enumerate(points):
-        broken.kill_when(reached, *SMOKE, "task.measures.perplexity_tokens=null", *(["resume=auto"] if number else []))
-    again = broken.run("resume=auto", *SMOKE, "task.measures.perplexity_tokens=null")
+        broken.kill_when(reached, *given, *(["resume=auto"] if number else []))
+    again = broken.run("resume=auto", *given)
     assert again.returncode == 0, again.stderr[-3000:]
     assert again.stderr.count("finished before") == 7
-    assert table(broken.only()) == expected
-    for stage in stages[:-1]:
+    assert table(broken.only()) == table(folder)
+    for stage in STAGES[:-1]:
         assert read_rows(broken.only() / stage) == read_rows(folder / stage)
 
 
@@ -206,7 +224,7 @@ def test_parts_of_a_pipeline_on_a_pretrained_model(tmp_path: Path) -> None:
         (["task.sft=['task/data=nothing']"], "nothing"),
         # The later stage's mistake comes first: data are looked up when all stages are built.
         (["task.sft=['task/data=alpaca']", "task.dpo=['trainer.lr=1']"], "task.dpo=['trainer.lr=1']"),
-        (["task.controls=[sft]"], "task.controls=['sft']: are controls of rl, which is not among task.stages"),
+        (["task.stages=[base,sft]", "task.controls=[sft]"], "are controls of rl, which is not among task.stages"),
         (["task.stages=[base,sft,rl]", "task.controls=[ppo]"], "must be a list of one of rejection, sft"),
         (["task.measures.judge=outputs"], "task.measures.judge='outputs': holds no finished verifier or reward model"),
         (["task.measures.duels=0"], "task.measures.duels=0: must be at least 1"),
@@ -223,7 +241,8 @@ def test_mistakes_are_told_before_anything_runs(tmp_path: Path, overrides: list[
 
 def test_what_a_judge_has_seen_is_told_before_anything_runs(tmp_path: Path) -> None:
     place = Place(tmp_path)
-    trained = sorted(prompt_ids(PreferenceData(Arithmetic("preferences")), ["train"], None, {}, 0))
+    sums = Arithmetic("preferences", terms=3, largest=5, held_out=40)  # as the experiment has it
+    trained = sorted(prompt_ids(PreferenceData(sums), ["train"], None, {}, 0))
     known = [*trained[:2], problem_id("Why?")]
     (tmp_path / "reward_model.json").write_text(json.dumps({"known_problems": known}))
     given = ["experiment=pipeline_smoke", "hardware=cpu", f"task.measures.judge={tmp_path}"]
