@@ -1,4 +1,4 @@
-"""Controls of RL: what the policy before it becomes by the same draws without learning from wrong answers, or by
+"""Controls of RL: what the policy before it becomes by as many draws without learning from wrong answers, or by
 finetuning on for as long."""
 
 from __future__ import annotations

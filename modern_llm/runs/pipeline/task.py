@@ -79,7 +79,7 @@ class Pipeline:
         sft, reward_model, dpo, rl, verifier, best_of_n: overrides of these stages, such as [task/data=p3,
             trainer.max_steps=200].
         controls: of RL, which begin with the policy that it begins with, run behind it and are measured alike:
-            `rejection` learns from the right ones among the same draws alone, `sft` goes on with the stage sft for as
+            `rejection` learns from the right ones among as many draws alone, `sft` goes on with the stage sft for as
             long as RL took.
         measures: what is measured of every policy at the end.
         objective_metric: final metric that a sweep optimises; empty: what the last stage is for.
