@@ -44,20 +44,18 @@ def known_problems(path: str) -> frozenset[str]:
     """`problem_id` of every problem that the verifier or reward model of a run was trained, chosen or calibrated on,
     without loading it; arguments and errors as in `require_judge`."""
     require_judge("task.verifier", path)
-    file = REWARD_FILE if _holds(path, REWARD_FILE) else VERIFIER_FILE
-    return frozenset(_facts(path, file)["known_problems"])
+    return frozenset(_facts(path, _file_of(path))["known_problems"])
 
 
 def judge_identity(path: str) -> str:
     """What a judge is: what its run says of it, and the content of its checkpoint."""
-    file = REWARD_FILE if _holds(path, REWARD_FILE) else VERIFIER_FILE
-    facts, folder = _facts(path, file), Path(path).expanduser()
+    facts, folder = _facts(path, _file_of(path)), Path(path).expanduser()
     return json.dumps(facts) + (folder / facts["checkpoint"] / "manifest.json").read_text()
 
 
 def load_judge(path: str, runtime: Runtime, mirror: str | None = None) -> AnswerVerifier | AnswerRewards:
     """The verifier or the reward model that a run trained; arguments and errors as in `load_verifier`."""
-    return (load_reward_model if _holds(path, REWARD_FILE) else load_verifier)(path, runtime, mirror)
+    return (load_reward_model if _file_of(path) == REWARD_FILE else load_verifier)(path, runtime, mirror)
 
 
 def load_verifier(path: str, runtime: Runtime, mirror: str | None = None) -> AnswerVerifier:
@@ -124,6 +122,11 @@ def _classifier(
     loaded.model.eval()
     tell_model(loaded, runtime, train=False)
     return loaded
+
+
+def _file_of(path: str) -> str:
+    """What a run says of its judge in; that of a verifier where there is none."""
+    return REWARD_FILE if _holds(path, REWARD_FILE) else VERIFIER_FILE
 
 
 def _holds(path: str, file: str) -> bool:

@@ -88,12 +88,14 @@ class Posed(NamedTuple):
     Attributes:
         places: of these among all problems.
         prompts: ids of each.
+        room: tokens that a prompt may have.
         tokenizer: that wrote them.
         stop: strings that end an answer; a turn of a chat has an end of its own.
     """
 
     places: list[int]
     prompts: list[list[int]]
+    room: int
     tokenizer: Tokenizer
     stop: list[str]
 
@@ -108,7 +110,15 @@ def posed(loaded: LoadedModel, data: ProblemData, problems: Sequence[Problem], a
     prompts = prompts_of(data, problems, tokenizer, loaded.start_ids, asking.chat)
     room = room_in(loaded, None) - asking.max_new_tokens
     places = [place for place, prompt in enumerate(prompts) if len(prompt) <= room]
-    return Posed(places, [prompts[place] for place in places], tokenizer, [] if asking.chat else data.stop)
+    return Posed(places, [prompts[place] for place in places], room, tokenizer, [] if asking.chat else data.stop)
+
+
+def nothing_fits(asking: Asking, context: int | None) -> ValueError:
+    """That no problem fits beside an answer into a context of so many tokens."""
+    return ValueError(
+        f"task.asking.max_new_tokens={asking.max_new_tokens}: no problem fits into the model's context of "
+        f"{context} tokens beside such an answer. Lower it, or choose a model with a longer context."
+    )
 
 
 def most_likely_answers(
@@ -166,18 +176,13 @@ def ask(
     """
     from modern_llm.evaluation.rollouts import AttemptFile, solve
     from modern_llm.experiment.contract import progress_of
-    from modern_llm.experiment.loading import room_in
     from modern_llm.pretrained.loaded import weights_fingerprint
 
     put = posed(loaded, data, problems, asking)
     if not put.places:
-        raise ValueError(
-            f"task.asking.max_new_tokens={asking.max_new_tokens}: no problem fits into the model's context of "
-            f"{loaded.context} tokens beside such an answer. Lower it, or choose a model with a longer context."
-        )
+        raise nothing_fits(asking, loaded.context)
     if len(put.places) < len(problems):
-        room = room_in(loaded, None) - asking.max_new_tokens
-        say(f"{len(problems) - len(put.places)} problems are left out, because they do not fit into {room} tokens")
+        say(f"{len(problems) - len(put.places)} problems are left out, because they do not fit into {put.room} tokens")
     problems, tokenizer = [problems[place] for place in put.places], put.tokenizer
 
     def describe(place: int, text: str) -> dict[str, Any]:

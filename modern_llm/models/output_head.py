@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from modern_llm.models.attention.capped import soft_cap
+from modern_llm.models.kernels import compute_dtype
 from modern_llm.models.linear import linear
 
 
@@ -28,10 +29,7 @@ class OutputHead(NamedTuple):
     def ready(self) -> OutputHead:
         """For many passes without gradients: the weight in the precision of autocast's products, which would else cast
         a frozen one in every pass."""
-        device = self.weight.device.type
-        if not torch.is_autocast_enabled(device):
-            return self
-        return self._replace(weight=self.weight.to(torch.get_autocast_dtype(device)))
+        return self._replace(weight=self.weight.to(compute_dtype(self.weight)))
 
     def scaled(self, hidden: Tensor) -> Tensor:
         """What the matrix is multiplied with: s h, of hidden states h (..., d)."""

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
+from modern_llm.models.kernels import compute_dtype
 from modern_llm.models.linear import linear
 from modern_llm.pretrained.settings import LoRA
 
@@ -104,12 +105,12 @@ def _ready(module: Any) -> Callable[[Tensor], Tensor]:
     """The forward pass of one adapted linear map."""
     base, (name,) = module.base_layer, module.active_adapters
     turned = module.fan_in_fan_out  # as GPT-2 holds its weights
-    weight, device = base.weight.T if turned else base.weight, base.weight.device.type
-    if not torch.is_autocast_enabled(device):
+    weight, dtype = base.weight.T if turned else base.weight, compute_dtype(base.weight)
+    if dtype.itemsize >= 4:
         change = module.get_delta_weight(name)
         whole = (weight + (change.T if turned else change)).to(weight.dtype)
         return lambda x: linear(x, whole, base.bias)
-    dtype, scale = torch.get_autocast_dtype(device), module.scaling[name]
+    scale = module.scaling[name]
     into, out = (part[name].weight.to(dtype) for part in (module.lora_A, module.lora_B))
     weight, bias = weight.to(dtype), None if base.bias is None else base.bias.to(dtype)
 

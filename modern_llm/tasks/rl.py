@@ -208,7 +208,7 @@ class RL(TrainingTask):
         from modern_llm.data.solutions.problems import prompts_of, read_problems
         from modern_llm.evaluation.reranking import reference_number
         from modern_llm.experiment.loading import room_in
-        from modern_llm.experiment.problems import without_known
+        from modern_llm.experiment.problems import nothing_fits, without_known
         from modern_llm.reinforcement.groups import Asked
 
         limits = {"train": self.max_train_problems, "selection": self.evaluation.selection,
@@ -226,10 +226,7 @@ class RL(TrainingTask):
         asked = [Asked(problem, prompt, reference_number(problem.solution))
                  for problem, prompt in zip(problems, prompts, strict=True) if len(prompt) <= room]  # fmt: skip
         if not asked:
-            raise ValueError(
-                f"task.asking.max_new_tokens={self.asking.max_new_tokens}: no problem fits into the model's context of "
-                f"{context} tokens beside such an answer. Lower it, or choose a model with a longer context."
-            )
+            raise nothing_fits(self.asking, context)
         left_out = f" ({len(problems) - len(asked)} left out: too long)" if len(asked) < len(problems) else ""
         say(f"{part}: {len(asked):,} problems of {self.data.source.name}, {rows.split}{left_out}")
         return asked

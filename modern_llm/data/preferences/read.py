@@ -116,10 +116,16 @@ def pair_of(data: PreferenceData, row: Row, index: int) -> tuple[list[Message], 
     return with_system(data.system, chosen), with_system(data.system, rejected)
 
 
-def prompt_id(data: PreferenceData, row: Row, index: int) -> str | None:
-    """`problem_id` of the user's last turn; None of a row that cannot be learned from. Errors as in `pair_of`."""
+def prompt_of(data: PreferenceData, row: Row, index: int) -> list[Message] | None:
+    """What both answers follow; None of a row that cannot be learned from. Errors as in `pair_of`."""
     read = pair_of(data, row, index)
-    return None if isinstance(read, str) else problem_id(read[0][-2]["content"])
+    return None if isinstance(read, str) else read[0][:-1]
+
+
+def prompt_id(data: PreferenceData, row: Row, index: int) -> str | None:
+    """`problem_id` of the prompt's last turn; the rest as in `prompt_of`."""
+    prompt = prompt_of(data, row, index)
+    return None if prompt is None else problem_id(prompt[-1]["content"])
 
 
 def preference_rows(

@@ -34,14 +34,14 @@ def unknown_prompts(
         limit, mirror, seed: as in `preference_rows`.
         known: `problem_id` of the prompts that the judge knows.
     """
-    from modern_llm.data.preferences.read import pair_of, preference_rows
+    from modern_llm.data.preferences.read import preference_rows, prompt_of
     from modern_llm.data.solutions.settings import problem_id
 
     rows, found = preference_rows(dpo.data, "evaluation", mirror, limit, seed), {}
     for index, row in zip(rows.indices, rows.rows, strict=True):
-        read = pair_of(dpo.data, row, index)
-        if not isinstance(read, str) and problem_id(read[0][-2]["content"]) not in known:
-            found[index] = read[0][:-1]
+        prompt = prompt_of(dpo.data, row, index)
+        if prompt is not None and problem_id(prompt[-1]["content"]) not in known:
+            found[index] = prompt
     return found
 
 
