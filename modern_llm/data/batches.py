@@ -167,7 +167,8 @@ def branched(items: Sequence[Answered], fill_id: int) -> Batch:
 
     Returns:
         `input_ids`, `branch_ids` (B, T), 0 in the prompt and 1 to A in the answers; `target_positions`, `labels`
-        (B, A, K), where the tokens of the answers are predicted, and those tokens; `lengths`, `sequence_ids` (B,).
+        (B, A, K), where the tokens of the answers are predicted, and those tokens; `answer_lengths` (B, A), how many
+        those are; `lengths`, `sequence_ids` (B,).
     """
     rows = [[*p.prompt_ids, *(token for answer in p.answers for token in answer[:-1])] for p in items]
     input_ids = padded(rows, fill_id)
@@ -192,6 +193,7 @@ def branched(items: Sequence[Answered], fill_id: int) -> Batch:
         "branch_ids": branch_ids,
         "target_positions": positions,
         "labels": labels,
+        "answer_lengths": torch.tensor([list(map(len, item.answers)) for item in items]),
         "lengths": torch.tensor([read_tokens(item) for item in items]),
         "sequence_ids": torch.tensor([item.index for item in items]),
     }

@@ -7,7 +7,6 @@ from collections.abc import Iterator, Mapping, Sequence
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from modern_llm.data.batches import ClassificationBatch, Collate, Encoded, Sized, by_length, padded
 from modern_llm.evaluation.likelihood import BranchingCausalLM, Progress, log_likelihoods, shared_length, silent
@@ -206,10 +205,12 @@ def mean_loss(
         if not is_own:
             continue
         targets, rows = targets + objective.count(batch), rows + len(places)
-        _add(by_target, {"loss": output.loss_sum, **output.metrics}, 1)
-        _add(by_row, output.row_metrics, 1)
+        of_targets, of_rows = {"loss": output.loss_sum, **output.metrics}, dict(output.row_metrics)
         if output.row_loss_sum is not None:
-            _add(by_row, {"loss": output.row_loss_sum}, 1)
+            of_rows["loss"] = output.row_loss_sum
+        values = torch.stack([*of_targets.values(), *of_rows.values()]).tolist()  # the device is read once
+        _add(by_target, dict(zip(of_targets, values, strict=False)))
+        _add(by_row, dict(zip(of_rows, values[len(of_targets) :], strict=True)))
     if world().count > 1:
         by_target, by_row = _over_processes(by_target), _over_processes(by_row)
         targets, rows = summed(torch.tensor([targets, rows])).tolist()
@@ -226,6 +227,6 @@ def _over_processes(sums: dict[str, float]) -> dict[str, float]:
     return dict(zip(names, found.tolist(), strict=True))
 
 
-def _add(sums: dict[str, float], values: Mapping[str, Tensor | float], divisor: int) -> None:
+def _add(sums: dict[str, float], values: Mapping[str, float], divisor: int = 1) -> None:
     for name, value in values.items():
-        sums[name] = sums.get(name, 0.0) + float(value) / divisor
+        sums[name] = sums.get(name, 0.0) + value / divisor

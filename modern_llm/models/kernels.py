@@ -144,6 +144,13 @@ def sums_in_fp32(total: Tensor, dtype: torch.dtype) -> bool:
     return total.is_cuda and dtype in _HALF and total.dtype == torch.float32
 
 
+def places_of(marked: Tensor, count: int) -> Tensor:
+    """(count,) where marked (N,) is True. Told how often that is, a GPU need not be waited for."""
+    if marked.device.type in ("cpu", "mps"):  # MPS has no such kernel
+        return marked.nonzero()[:, 0]
+    return torch.nonzero_static(marked, size=count)[:, 0]
+
+
 _compile = False
 
 

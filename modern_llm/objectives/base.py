@@ -73,13 +73,22 @@ class Objective(Protocol):
         return f"sequences {batch['sequence_ids'].tolist()}" if "sequence_ids" in batch else "unknown examples"
 
 
+# What is counted by the host alone, so that it never has to be read back.
+ON_HOST = frozenset({"lengths", "answer_lengths", "sequence_ids"})
+
+
 def on_device(batch: Batch, device: torch.device) -> Batch:
-    """The batch on the device of a model, on CUDA without waiting for it. MPS has no float64."""
-    if device.type == "cuda":
-        return {name: tensor.pin_memory().to(device, non_blocking=True) for name, tensor in batch.items()}
-    if device.type == "mps":
-        batch = {name: t.float() if t.dtype == torch.float64 else t for name, t in batch.items()}
-    return {name: tensor.to(device) for name, tensor in batch.items()}
+    """The batch on the device of a model, on CUDA without waiting for it; what is of use to the host alone stays there.
+    MPS has no float64."""
+
+    def moved(tensor: Tensor) -> Tensor:
+        if device.type == "cuda":
+            return (tensor if tensor.is_pinned() else tensor.pin_memory()).to(device, non_blocking=True)
+        if device.type == "mps" and tensor.dtype == torch.float64:
+            tensor = tensor.float()
+        return tensor.to(device)
+
+    return {name: tensor if name in ON_HOST else moved(tensor) for name, tensor in batch.items()}
 
 
 def add_expert_losses(output: LossOutput, states: Any, rows: int) -> None:

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from modern_llm.models.fused_loss import IGNORE_INDEX, linear_token_nll
+from modern_llm.models.kernels import places_of
 from modern_llm.models.output_head import OutputHead
 from modern_llm.objectives.base import (
     Batch,
@@ -41,7 +42,8 @@ def answer_log_probs(model: BranchingLM, batch: Batch) -> tuple[Tensor, Any]:
     Args:
         model: any decoder of this project.
         batch: `input_ids`, `branch_ids` (B, T); `target_positions`, `labels` (B, A, K), where the tokens of the chosen
-            and of the rejected answer, and of a mismatched one where there is one, are predicted, and those tokens.
+            and of the rejected answer, and of a mismatched one where there is one, are predicted, and those tokens;
+            `answer_lengths` (B, A), how many those are, on the host.
 
     Returns:
         (B, A) sums over the tokens of each answer, and the model's output.
@@ -57,7 +59,8 @@ def answer_token_log_probs(model: BranchingLM, batch: Batch) -> tuple[Tensor, An
     labels = batch["labels"].flatten()  # (B * A * K,)
     rows = torch.arange(B, device=labels.device)[:, None, None] * T
     places = (rows + batch["target_positions"]).flatten()
-    real = (labels != IGNORE_INDEX).nonzero()[:, 0]  # the head is computed nowhere else
+    # The head is computed nowhere else.
+    real = places_of(labels != IGNORE_INDEX, int(batch["answer_lengths"].sum()))
     nll = linear_token_nll(output.hidden.reshape(-1, d)[places[real]], model.output_head, labels[real])
     each = torch.zeros(len(labels), dtype=nll.dtype, device=nll.device).index_add(0, real, -nll)
     return each.view(batch["labels"].shape), output
@@ -65,7 +68,7 @@ def answer_token_log_probs(model: BranchingLM, batch: Batch) -> tuple[Tensor, An
 
 def _of_answers(batch: Batch, which: slice) -> Batch:
     """The batch with some of the answers to be predicted; the model still reads all of them."""
-    return batch | {name: batch[name][:, which] for name in ("target_positions", "labels")}
+    return batch | {name: batch[name][:, which] for name in ("target_positions", "labels", "answer_lengths")}
 
 
 def read_answers(model: BranchingLM, batch: Batch) -> Any:

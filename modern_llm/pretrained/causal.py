@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from modern_llm.models.attention.plan import branch_positions, sees_branch
 from modern_llm.models.kernels import may_be_compiled
 from modern_llm.models.output_head import OutputHead
+from modern_llm.pretrained.masks import masks_as_given
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -160,7 +161,7 @@ class HuggingFaceCausalLM(HuggingFaceBody):
                 given = {"attention_mask": mask, "position_ids": positions[:, -T:]}
         if cache is not None:
             given |= {cache_argument(type(self.body).forward): cache.states}
-        with self.compiled_unless(cache is not None):
+        with self.compiled_unless(cache is not None), masks_as_given(input_ids.device):
             output = self.body(input_ids=input_ids, use_cache=cache is not None, return_dict=True, **given)
         return HiddenStates(output.last_hidden_state)
 

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from modern_llm.models.output_head import OutputHead
 from modern_llm.pretrained.causal import HiddenStates, HuggingFaceBody, cache_argument
+from modern_llm.pretrained.masks import masks_as_given
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -49,14 +50,15 @@ class HuggingFaceSeq2Seq(HuggingFaceBody):
 
     def encode(self, input_ids: Tensor, attention_mask: Tensor) -> EncodedSource:
         """input_ids, attention_mask: (B, S), padding on either side."""
-        output = self.model.get_encoder()(input_ids=input_ids, attention_mask=attention_mask, return_dict=True)
+        with masks_as_given(input_ids.device):
+            output = self.model.get_encoder()(input_ids=input_ids, attention_mask=attention_mask, return_dict=True)
         return EncodedSource(output.last_hidden_state, attention_mask)
 
     def decoder_states(self, encoded: EncodedSource, input_ids: Tensor, cache: Seq2SeqCache | None = None) -> Tensor:
         """(B, T, d) states that the head reads, for decoder inputs (B, T)."""
         decoder = self.model.get_decoder()
         given = {} if cache is None else {cache_argument(type(decoder).forward): cache.states}
-        with self.compiled_unless(cache is not None):
+        with self.compiled_unless(cache is not None), masks_as_given(input_ids.device):
             output = decoder(
                 input_ids=input_ids,
                 encoder_hidden_states=encoded.hidden,
