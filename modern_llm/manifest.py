@@ -6,6 +6,7 @@ import hashlib
 import json
 import os
 import stat
+from collections.abc import Mapping
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -16,17 +17,19 @@ _LARGEST = 2**24  # bytes of a manifest
 _LARGEST_FILE = 2**40  # which would take an hour to be hashed; no model here comes near
 
 
-def write(folder: Path, **facts: Any) -> None:
+def write(folder: Path, known: Mapping[str, str] | None = None, **facts: Any) -> None:
     """Write the manifest of all files in a folder, and force them all to disk, the manifest last.
 
     Args:
         folder: holds the files, at any depth.
+        known: SHA-256 of files that were hashed while they were written, by their paths in the folder.
         facts: further ones to keep in the manifest.
     """
-    paths = sorted(path for path in folder.rglob("*") if path.is_file())
-    files = {p.relative_to(folder).as_posix(): {"bytes": p.stat().st_size, "sha256": _hash(p)} for p in paths}
+    paths = {p.relative_to(folder).as_posix(): p for p in sorted(folder.rglob("*")) if p.is_file()}
+    hashes = {name: (known or {}).get(name) or _hash(path) for name, path in paths.items()}
+    files = {name: {"bytes": path.stat().st_size, "sha256": hashes[name]} for name, path in paths.items()}
     (folder / NAME).write_text(json.dumps({**facts, "files": files}, indent=1))
-    for path in [*paths, folder / NAME, folder]:
+    for path in [*paths.values(), folder / NAME, folder]:
         sync(path)
 
 

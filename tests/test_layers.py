@@ -10,7 +10,7 @@ import pytest
 PACKAGE = Path(__file__).resolve().parents[1] / "modern_llm"
 # Lower layers first; a module may import from its own layer and from those below.
 LAYERS = [
-    {"checks", "defaults", "files", "hub", "locks", "manifest", "processes"},
+    {"checks", "defaults", "files", "hub", "locks", "manifest", "processes", "tensor_files"},
     {"models"},
     {"objectives", "data"},
     {"pretrained"},

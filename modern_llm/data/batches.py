@@ -218,6 +218,8 @@ class LengthBatches:
         fingerprint: of data and tokenizer, to tell on resume that they are the same.
     """
 
+    independent_of_run = True  # the next batch is the same whatever becomes of the model
+
     def __init__(self, items: Sequence[Sized], batch_size: int, seed: int, collate: Collate, fingerprint: str) -> None:
         self.items, self.batch_size, self.seed, self.collate = items, batch_size, seed, collate
         self.fingerprint = fingerprint

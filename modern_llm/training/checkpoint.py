@@ -7,6 +7,7 @@ found out by its manifest, and the one before is used.
 
 from __future__ import annotations
 
+import copy
 import errno
 import json
 import shutil
@@ -17,12 +18,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from modern_llm import manifest
+from modern_llm import manifest, tensor_files
 from modern_llm.files import write_json
 from modern_llm.processes import agreed, world
+from modern_llm.training.behind import Behind
 from modern_llm.training.parallel import shard_files
 from modern_llm.training.parallel.shards import cut, piece_of, whole
 
@@ -39,7 +41,7 @@ class CheckpointError(RuntimeError):
 def split_tensors(tree: Any, path: str = "") -> tuple[Any, dict[str, Tensor]]:
     """A nested dict as JSON, and the tensors in it by path; `join_tensors` undoes it."""
     if isinstance(tree, Tensor):
-        return {"__tensor__": path}, {path: tree.detach().cpu().contiguous()}
+        return {"__tensor__": path}, {path: tree.detach()}
     if isinstance(tree, dict):
         items = [[key, *split_tensors(value, f"{path}.{key}" if path else str(key))] for key, value in tree.items()]
         # Pairs, because JSON would turn integer keys into strings.
@@ -118,6 +120,14 @@ class _Anything(dict[str, Tensor]):
         return torch.empty(0)
 
 
+def _copied(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    return {name: tensor.to("cpu", copy=True) for name, tensor in tensors.items()}
+
+
+def _name(step: int) -> str:
+    return f"step_{step:08d}"
+
+
 def _evaluation_file(folder: Path) -> Path:
     return folder.with_name(f"evaluation_of_{folder.name}.json")
 
@@ -135,10 +145,13 @@ class Checkpoints:
     Args:
         folder: holds `step_<n>/` for each, `evaluation_of_step_<n>.json` where it was evaluated, and `best.json`.
         keep: newest ones that stay; the best one stays besides.
+        behind: does the writing, in order; None: at once. Where it overlaps with what comes next, tensors are copied
+            first, and what goes wrong is told at the next checkpoint or by `settle`.
     """
 
-    def __init__(self, folder: Path, keep: int) -> None:
+    def __init__(self, folder: Path, keep: int, behind: Behind | None = None) -> None:
         self.folder, self.keep = folder, keep
+        self.behind = behind or Behind(overlaps=False)
         if not world().is_first:
             return
         folder.mkdir(parents=True, exist_ok=True)
@@ -185,7 +198,8 @@ class Checkpoints:
     def note_evaluation(self, folder: Path, found: dict[str, Any]) -> None:
         """Keep what an evaluation of a checkpoint found, beside its folder: the checkpoint is written already."""
         if world().is_first:
-            write_json(_evaluation_file(folder), found)
+            as_now = copy.deepcopy(found)
+            self.behind.do(lambda: write_json(_evaluation_file(folder), as_now))
 
     def evaluation(self, folder: Path) -> dict[str, Any] | None:
         """What `note_evaluation` kept, or None where no evaluation was finished."""
@@ -206,13 +220,24 @@ class Checkpoints:
     def mark_best(self, folder: Path | None, value: float | None) -> None:
         """Say which checkpoint is the best so far, or that none is."""
         path = self.folder / "best.json"
-        if not world().is_first:
-            return
-        if folder is None:
-            path.unlink(missing_ok=True)
-            return
-        write_json(path, {"checkpoint": folder.name, "value": value})
-        self._forget_old()
+
+        def mark() -> None:
+            if folder is None:
+                path.unlink(missing_ok=True)
+                return
+            write_json(path, {"checkpoint": folder.name, "value": value})
+            self._forget_old()
+
+        if world().is_first:
+            self.behind.do(mark)
+
+    def settle(self) -> None:
+        """Wait until all is written.
+
+        Raises:
+            CheckpointError: a checkpoint could not be.
+        """
+        self.behind.settle()
 
     def save(
         self, step: int, weights: dict[str, Tensor], state: dict[str, Any], extras: Callable[[Path], None]
@@ -225,34 +250,51 @@ class Checkpoints:
             state: everything else of the loop, tensors at any depth.
             extras: writes further files into the folder (configuration, tokenizer).
 
+        Returns:
+            Where it is, or will be.
+
         Raises:
-            CheckpointError: it could not be written (a full disk, say); the last good one is untouched and named.
+            CheckpointError: it, or the one before it, could not be written (a full disk, say); the last good one is
+                untouched and named.
         """
-        with self._written(step) as aside:
-            _begin(aside)
-            save_file(weights, aside / MODEL_FILE)
-            target = self._finish(step, aside, state, extras)
-        self._forget_old()
-        return target
+        self.settle()
+        plain, tensors = split_tensors(state)
+        text = json.dumps(plain)
+        if self.behind.overlaps:
+            weights, tensors = (
+                {name: t.to("cpu", copy=True) for name, t in each.items()} for each in (weights, tensors)
+            )
+
+        def write() -> None:
+            with self._written(step) as aside:
+                _begin(aside)
+                hashes = {MODEL_FILE: tensor_files.write(aside / MODEL_FILE, weights)}
+                self._finish(step, aside, text, tensors, extras, hashes)
+            self._forget_old()
+
+        self.behind.do(write)
+        return self.folder / _name(step)
 
     def save_shares(
         self, step: int, shares: dict[str, dict[str, Tensor]], state: dict[str, Any], extras: Callable[[Path], None]
     ) -> Path:
         """The same of tensors that no process has all of. Every process calls it, with what it has for each folder of
         the checkpoint (parallel/shard_files.py)."""
+        agreed(self.settle)
         with self._written(step) as aside:
             agreed(lambda: _begin(aside, *shares))
             for name, tensors in shares.items():
                 shard_files.write(aside / name, tensors)
-            target = self.folder / agreed(lambda: self._finish(step, aside, state, extras).name)
+            plain, small = split_tensors(state)
+            agreed(lambda: self._finish(step, aside, json.dumps(plain), small, extras, {}))
         if world().is_first:
             self._forget_old()
-        return target
+        return self.folder / _name(step)
 
     @contextmanager
     def _written(self, step: int) -> Iterator[Path]:
         """The folder that a checkpoint is written into; what goes wrong leaves nothing of it."""
-        aside = self.folder / f"step_{step:08d}.part"
+        aside = self.folder / f"{_name(step)}.part"
         try:
             yield aside
         except Exception as cause:
@@ -270,20 +312,26 @@ class Checkpoints:
                 f"the checkpoint of step {step} could not be written to {self.folder} ({cause}). {remedy}"
             ) from cause
 
-    def _finish(self, step: int, aside: Path, state: dict[str, Any], extras: Callable[[Path], None]) -> Path:
+    def _finish(
+        self,
+        step: int,
+        aside: Path,
+        plain: str,
+        tensors: dict[str, Tensor],
+        extras: Callable[[Path], None],
+        hashes: dict[str, str],
+    ) -> None:
         """The rest of a checkpoint, which is one from here on."""
-        plain, tensors = split_tensors(state)
-        save_file(tensors, aside / STATE_TENSORS)
-        (aside / STATE_JSON).write_text(json.dumps(plain))
+        hashes[STATE_TENSORS] = tensor_files.write(aside / STATE_TENSORS, tensors)
+        (aside / STATE_JSON).write_text(plain)
         extras(aside)
-        manifest.write(aside, step=step)
+        manifest.write(aside, known=hashes, step=step)
         target = aside.with_suffix("")
         if target.exists():  # a torn one of the same step
             shutil.rmtree(target)
         _evaluation_file(target).unlink(missing_ok=True)
         aside.rename(target)
         manifest.sync(self.folder)
-        return target
 
     def _forget_old(self) -> None:
         best = self.best

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import ctypes
+import gc
 import re
 import sys
 import time
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -47,6 +49,18 @@ def peak_resident_bytes() -> float:
     import resource
 
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+
+
+@contextmanager
+def collecting_little() -> Iterator[None]:
+    """Within it the garbage collector looks at what is new alone: to go through all that was there before, the
+    libraries themselves, takes longer than many a step."""
+    gc.collect()
+    gc.freeze()
+    try:
+        yield
+    finally:
+        gc.unfreeze()
 
 
 class Runtime:
@@ -146,6 +160,11 @@ class Runtime:
             torch.cuda.synchronize()
         elif self.device.type == "mps":
             torch.mps.synchronize()
+
+    @property
+    def overlaps(self) -> bool:
+        """Whether batches are read and checkpoints written beside the training."""
+        return self.device.type == "cuda" if self.hardware.overlap == "auto" else self.hardware.overlap == "on"
 
     def autocast(self) -> AbstractContextManager[Any]:
         """Computing in the chosen precision."""

@@ -117,6 +117,8 @@ class Hardware:
             as well (stage 3).
         whole_checkpoint_gb: size in GB (10^9 bytes) up to which the first of several processes writes a whole
             checkpoint; of a larger one each writes and reads its share.
+        overlap: read the next batch, and write checkpoints from a copy, while the device computes: auto, on a GPU; on;
+            off. On a CPU it takes the memory of the copy and time of the same cores.
         memory_limit_gb: device memory in GB (10^9 bytes) that the plan must fit in; null: not planned against.
         num_threads: CPU threads; null: torch's choice.
         peak_tflops: peak rate of dense products in the chosen precision, for model FLOP utilisation; null:
@@ -131,6 +133,7 @@ class Hardware:
     compile: bool = _HARDWARE("compile")
     sharding: Literal["none", "optimizer", "full"] = _HARDWARE("sharding")
     whole_checkpoint_gb: float = _HARDWARE("whole_checkpoint_gb")
+    overlap: Literal["auto", "on", "off"] = _HARDWARE("overlap")
     memory_limit_gb: float | None = _HARDWARE("memory_limit_gb")
     num_threads: int | None = _HARDWARE("num_threads")
     peak_tflops: float | None = _HARDWARE("peak_tflops")

@@ -6,7 +6,7 @@ import signal
 import time
 import warnings
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -15,10 +15,11 @@ from torch import Tensor, nn
 
 from modern_llm.objectives.base import Batch, Objective
 from modern_llm.processes import agreed, world
-from modern_llm.training import random_states
+from modern_llm.training.ahead import read_ahead
 from modern_llm.training.averaged import AveragedWeights
+from modern_llm.training.behind import Behind
 from modern_llm.training.callbacks import Callback
-from modern_llm.training.checkpoint import Checkpoints, load_model_tensors, whole_tensors
+from modern_llm.training.checkpoint import CheckpointError, Checkpoints
 from modern_llm.training.contract import DataStream, Evaluator, RampedStream, TrainResult
 from modern_llm.training.dropout import mixed
 from modern_llm.training.guard import Guard
@@ -27,8 +28,9 @@ from modern_llm.training.logs.metrics import MetricsLog
 from modern_llm.training.logs.progress import Best, Progress
 from modern_llm.training.memory.exhausted import explain_out_of_memory
 from modern_llm.training.micro_batches import MicroBatches
-from modern_llm.training.parallel import agreement, shares
-from modern_llm.training.runtime import Runtime
+from modern_llm.training.parallel import agreement
+from modern_llm.training.runtime import Runtime, collecting_little
+from modern_llm.training.saving import Saving
 from modern_llm.training.settings import TrainerSettings
 
 _EMPTY_BATCHES_IN_A_ROW = 100  # after which a stream is taken to have no targets at all
@@ -59,7 +61,8 @@ class Trainer:
         self.callbacks = callbacks
         self.save_extras = save_extras
         self.metrics_log = MetricsLog(folder / "metrics.jsonl")
-        self.checkpoints = Checkpoints(folder / "checkpoints", settings.keep_checkpoints)
+        behind = Behind(runtime.overlaps)
+        self.checkpoints = Checkpoints(folder / "checkpoints", settings.keep_checkpoints, behind)
 
     def fit(
         self,
@@ -93,7 +96,7 @@ class Trainer:
             )
         self.model = self.runtime.prepare(model)
         self.objective = objective
-        self.data = data
+        self.data = read_ahead(data, self.runtime.device) if self.runtime.overlaps else data
         self.evaluator = evaluator
         self.parallel = self.runtime.parallel(model, self.settings.optimizer)
         self.optimizer = self.parallel.optimizer
@@ -108,7 +111,11 @@ class Trainer:
         self.stop_is_asked = 0.0
         self.peak = self.runtime.peak_flops()[0] if flops_per_token else None
         self.flops_per_token = flops_per_token
-        evaluated = self._restore()
+        self.saving = Saving(self.checkpoints, model, self.parallel, self.averaged, self.scaler, self.guard, self.data,
+                             self.metrics_log, self.save_extras, self.runtime.hardware.whole_checkpoint_gb)  # fmt: skip
+        restored = self.saving.restore()
+        if restored is not None:
+            self.last_checkpoint, self.progress, self.best, _ = restored
         self.step_of_start = self.progress.step
         self.model.train()
         for callback in self.callbacks:
@@ -116,12 +123,19 @@ class Trainer:
         try:
             with StopRequest() as self.stop:
                 agreement.require_same_model(self.model)
-                if self.last_checkpoint is not None and not evaluated:
+                if restored is not None and not restored.evaluated:
                     self._evaluate_if_due()
-                while not self._budget_is_spent and not self._out_of_patience:
-                    self._advance()
-        except Interrupted as interrupted:
-            raise Interrupted(interrupted.signal_number, self.last_checkpoint) from None
+                with collecting_little():
+                    while not self._budget_is_spent and not self._out_of_patience:
+                        self._advance()
+                agreed(self.checkpoints.settle)
+        except BaseException as cause:
+            if isinstance(cause, Interrupted):
+                self.checkpoints.settle()
+                raise Interrupted(cause.signal_number, self.last_checkpoint) from None
+            with suppress(CheckpointError):  # what ended the run says more
+                self.checkpoints.settle()
+            raise
         finally:
             for callback in self.callbacks:
                 callback.on_end()
@@ -324,66 +338,9 @@ class Trainer:
         patience = self.settings.early_stopping_patience
         return patience is not None and self.best.evaluations_since >= patience
 
-    # -- checkpoints ------------------------------------------------------------------------------------------------
-
     def _save(self) -> None:
-        step, save, extras = self.progress.step, self.checkpoints.save, self.save_extras
-        with self.averaged.in_place():
-            state = self._state()
-            if shares.is_large(self.model, self.runtime.hardware.whole_checkpoint_gb):
-                held = shares.held(self.model, self.parallel, self.averaged)
-                self.last_checkpoint = self.checkpoints.save_shares(step, held, state, extras)
-            else:
-                weights = whole_tensors(self.model)
-                state["optimizer"] = self.parallel.optimizer_state()
-                state["averaged"]["weights"] = self.averaged.weights()
-                self.last_checkpoint = self.checkpoints.folder / agreed(lambda: save(step, weights, state, extras).name)
-        self.last_step_saved = step
-
-    def _state(self) -> dict[str, Any]:
-        """What a checkpoint holds besides the model, the state of the optimiser and the weights behind an average."""
-        return {
-            "progress": vars(self.progress),
-            "best": vars(self.best),
-            "scaler": self.scaler.state_dict(),
-            "guard": self.guard.state_dict(),
-            "data": self.data.state_dict(),
-            "random": random_states.read(),
-            "averaged": {"taken": self.averaged.taken},
-            "metrics_bytes": self.metrics_log.position(),
-        }
-
-    def _restore(self) -> bool:
-        """Continue from the newest whole checkpoint, where there is one. Returns whether it was evaluated already."""
-        name = agreed(lambda: getattr(self.checkpoints.last_good(), "name", None))
-        folder = self.checkpoints.folder / name if name else None
-        self.last_checkpoint = folder
-        if folder is None:
-            self.metrics_log.rewind(0)
-            self.checkpoints.mark_best(None, None)
-            return False
-        state = self.checkpoints.load_state(folder)
-        if (folder / shares.FOLDER).is_dir():
-            state["optimizer"], state["averaged"]["weights"] = shares.read(folder, self.parallel, self.averaged)
-        load_model_tensors(self.model, folder)
-        if "averaged" in state:  # not in checkpoints of before
-            self.averaged.restore(**state["averaged"])
-        self.parallel.load_optimizer_state(state["optimizer"])
-        self.scaler.load_state_dict(state["scaler"])
-        self.guard.load_state_dict(state["guard"])
-        self.data.load_state_dict(state["data"])
-        self.progress = Progress(**state["progress"])
-        self.best = Best(**state["best"])
-        self.metrics_log.rewind(state["metrics_bytes"])
-        evaluated = self.checkpoints.evaluation(folder)
-        if evaluated is not None:
-            self.metrics_log.write(evaluated["row"])
-            self.best = Best(**evaluated["best"])
-        # The best as it was at that step: a later one belongs to steps that are done again.
-        best = self.best.checkpoint
-        self.checkpoints.mark_best(self.checkpoints.folder / best if best else None, self.best.value)
-        random_states.restore(state["random"])
-        return evaluated is not None
+        self.last_checkpoint = self.saving.save(self.progress, self.best)
+        self.last_step_saved = self.progress.step
 
     def _result(self) -> TrainResult:
         progress, best = self.progress, agreed(lambda: getattr(self.checkpoints.best, "name", None))

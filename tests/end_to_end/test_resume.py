@@ -22,13 +22,17 @@ def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return place.only_run()
 
 
-@pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize(
+    ("how", "overlap"),
+    [(signal.SIGKILL, "off"), (signal.SIGKILL, "on"), (signal.SIGINT, "off"), (signal.SIGTERM, "on")],
+)
 def test_a_stopped_and_resumed_run_is_the_run_that_was_never_stopped(
-    how: signal.Signals, tmp_path: Path, undisturbed: Path
+    how: signal.Signals, overlap: str, tmp_path: Path, undisturbed: Path
 ) -> None:
     place = Workplace(tmp_path)
     # The undisturbed run's text, at this place's path: the content is the same, and so is everything else.
-    stopped, folder = place.stop_at(random.randrange(9, 120), how, *WHOLE)
+    whole = [*WHOLE, f"hardware.overlap={overlap}"]
+    stopped, folder = place.stop_at(random.randrange(9, 120), how, *whole)
     if how is signal.SIGKILL:
         assert stopped.returncode == -signal.SIGKILL
     else:
@@ -38,7 +42,7 @@ def test_a_stopped_and_resumed_run_is_the_run_that_was_never_stopped(
         left = max((folder / "checkpoints").glob("step_*")).name
         assert int(left.removeprefix("step_")) >= steps  # the stop itself wrote a checkpoint
     assert not (folder / "result.json").exists()
-    place.run(*WHOLE, "resume=auto")
+    place.run(*whole, "resume=auto")
     assert place.only_run() == folder
     assert final_weights(folder) == final_weights(undisturbed)
     assert read_rows(folder) == read_rows(undisturbed)

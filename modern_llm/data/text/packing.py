@@ -107,6 +107,11 @@ class PackedStream:
         """Passes over the corpus so far."""
         return {"epochs": self.epoch + self.position / len(self._starts)}
 
+    @property
+    def independent_of_run(self) -> bool:
+        """Whether the next batch is the same however far the run has come."""
+        return self.ramp is None
+
     def __iter__(self) -> PackedStream:
         return self
 

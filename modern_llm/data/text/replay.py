@@ -110,6 +110,11 @@ class WithReplay:
         """Those of the conversations."""
         return self.stream.facts()
 
+    @property
+    def independent_of_run(self) -> bool:
+        """As the conversations."""
+        return getattr(self.stream, "independent_of_run", False)
+
     def state_dict(self) -> dict[str, Any]:
         """Where the stream stands."""
         return {"number": self.number, "text": self.corpus.fingerprint, "stream": self.stream.state_dict()}

@@ -119,6 +119,11 @@ class ShardStream:
         inside = 0.0 if self.inner is None else min(self.inner.facts()["epochs"], 1.0)
         return {"epochs": self.epoch + (self.place + inside) / len(self.shards)}
 
+    @property
+    def independent_of_run(self) -> bool:
+        """Whether the next batch is the same however far the run has come."""
+        return self.packing.get("ramp") is None
+
     def __iter__(self) -> ShardStream:
         return self
 
