@@ -223,21 +223,29 @@ def build(node: Any, key: str = "task") -> Any:
     """
     container = OmegaConf.to_container(node, resolve=True) if isinstance(node, DictConfig) else node
     check(container, key)
-    return _made(container)
+    return _made(container, key)
 
 
-def _made(node: Any) -> Any:
+def _made(node: Any, key: str) -> Any:
     if isinstance(node, list):
-        return [_made(item) for item in node]
+        return [_made(item, f"{key}[{index}]") for index, item in enumerate(node)]
     if not isinstance(node, dict):
         return node
-    values = {name: _made(value) for name, value in node.items() if name != "_target_"}
+    values = {name: _made(value, f"{key}.{name}") for name, value in node.items() if name != "_target_"}
     if "_target_" not in node:
         return values
     try:
         return find_target(node["_target_"], "")(**values)
     except (ValueError, TypeError, OSError) as cause:
-        raise ConfigError(str(cause)) from cause
+        raise ConfigError(_told_of(str(cause), _as_typed(key))) from cause
+
+
+def _told_of(message: str, key: str) -> str:
+    """What settings of a model said, who take themselves for `model`, of those at `key`."""
+    home = message.partition("=")[0].rpartition(".")[0]
+    if home.split(".")[0] != "model" or key.split(".")[0] == "model":
+        return message
+    return key + message.removeprefix(home)
 
 
 def as_node(value: Any) -> Any:

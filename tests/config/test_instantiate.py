@@ -209,6 +209,16 @@ def test_every_setting_is_read_somewhere() -> None:
         (["task.samples.prompts=text"], r"task\.samples\.prompts='text': must be a list of a text"),
         (["hardware.device=tpu"], r"hardware\.device='tpu': must be one of auto, cpu, cuda, mps"),
         (["model.rope.theta=0.5"], r"model\.rope\.theta=0\.5: must be above 1"),
+        (
+            [
+                "task=rl",
+                "model=gpt2",
+                "task/policy_loss=distillation",
+                "model@task.teacher=from_run",
+                "task.teacher.path=nowhere",
+            ],
+            r"^task\.teacher\.path='nowhere': is no folder",
+        ),
         (["model.n_heads=5"], r"model\.n_heads=5: must divide model\.d_model=128"),
         (["task.data=null"], r"task\.data=None: must be a Source"),
         (["task=pretraining"], r"task\.data.*(is missing|Missing)"),

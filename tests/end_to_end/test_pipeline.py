@@ -195,7 +195,12 @@ def test_parts_of_a_pipeline_on_a_pretrained_model(tmp_path: Path) -> None:
     kept = (folder / "sft" / "result.json").stat().st_mtime_ns
     nothing = place.run(*given, f"resume={folder}", "task.stages=[sft]")
     assert nothing.returncode == 1
-    assert "this is finished. Ask for further stages" in nothing.stderr
+    assert "this is finished. Ask for further stages (task.stages=[…]) or other measures" in nothing.stderr
+    perplexity = float(table(folder)[1]["perplexity"])
+    other = place.run(*given, f"resume={folder}", "task.stages=[sft]", "task.measures.perplexity_tokens=900")
+    assert other.returncode == 0, other.stderr[-3000:]
+    assert float(table(folder)[1]["perplexity"]) != perplexity
+    assert (folder / "sft" / "result.json").stat().st_mtime_ns == kept
     further = place.run(*given, f"resume={folder}", "task.stages=[dpo]")
     assert further.returncode == 0, further.stderr[-3000:]
     assert (folder / "sft" / "result.json").stat().st_mtime_ns == kept

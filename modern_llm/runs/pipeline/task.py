@@ -12,6 +12,7 @@ from modern_llm.checks import require
 from modern_llm.config.composing import composed
 from modern_llm.config.instantiate import ConfigError, build
 from modern_llm.config.overrides import as_overrides, chosen, key_of, laid_over, override, require_own
+from modern_llm.config.records import read_record
 from modern_llm.defaults import ROOT, Defaults
 from modern_llm.experiment.contract import Paths, RunFolder, say, tell_paths
 from modern_llm.experiment.judges import known_problems
@@ -105,7 +106,7 @@ class Pipeline:
     controls: list[ControlName] = _DEFAULTS("controls")
     measures: Measures = field(default_factory=Measures)
     objective_metric: str = _DEFAULTS("objective_metric")
-    more: ClassVar[str] = "further stages: task.stages=[…]"
+    more: ClassVar[str] = "further stages (task.stages=[…]) or other measures (task.measures.…)"
 
     def __post_init__(self) -> None:
         require(bool(self.stages), "task.stages", self.stages, "names none", f"Choose among {', '.join(STAGES)}")
@@ -137,8 +138,9 @@ class Pipeline:
         return isinstance(self.model, ModernLLMConfig)
 
     def further_work(self, folder: Path) -> bool:
-        """Whether a finished pipeline has stages to run that it has not run."""
-        return any(not _finished(folder / run) for run in self._runs)
+        """Whether a finished pipeline has stages to run that it has not run, or has been measured otherwise."""
+        before = read_record(folder / "config.yaml")["task"]["measures"]
+        return any(not _finished(folder / run) for run in self._runs) or build(before, "task.measures") != self.measures
 
     def run(self, folder: RunFolder) -> dict[str, float]:
         """Run, measure and report, from where the folder stands. Returns the final metrics.
