@@ -100,25 +100,36 @@ class Posed(NamedTuple):
     stop: list[str]
 
 
-def posed(loaded: LoadedModel, data: ProblemData, problems: Sequence[Problem], asking: Asking) -> Posed:
-    """Problems as prompts; arguments as in `ask`."""
+def posed(
+    loaded: LoadedModel,
+    data: ProblemData,
+    problems: Sequence[Problem],
+    asking: Asking,
+    others: Sequence[LoadedModel] = (),
+) -> Posed:
+    """Problems as prompts; arguments as in `ask`.
+
+    Args:
+        others: models that read the same prompts and answers.
+
+    Raises:
+        ValueError: no problem fits.
+    """
     from modern_llm.data.chat import with_chat
     from modern_llm.data.solutions.problems import prompts_of
     from modern_llm.experiment.loading import room_in
 
     tokenizer = with_chat(loaded.tokenizer) if asking.chat else loaded.tokenizer
     prompts = prompts_of(data, problems, tokenizer, loaded.start_ids, asking.chat)
-    room = room_in(loaded, None) - asking.max_new_tokens
+    context = min(room_in(one, None) for one in (loaded, *others))
+    room = context - asking.max_new_tokens
     places = [place for place, prompt in enumerate(prompts) if len(prompt) <= room]
+    if not places:
+        raise ValueError(
+            f"task.asking.max_new_tokens={asking.max_new_tokens}: no problem fits into the model's context of "
+            f"{context} tokens beside such an answer. Lower it, or choose a model with a longer context."
+        )
     return Posed(places, [prompts[place] for place in places], room, tokenizer, [] if asking.chat else data.stop)
-
-
-def nothing_fits(asking: Asking, context: int | None) -> ValueError:
-    """That no problem fits beside an answer into a context of so many tokens."""
-    return ValueError(
-        f"task.asking.max_new_tokens={asking.max_new_tokens}: no problem fits into the model's context of "
-        f"{context} tokens beside such an answer. Lower it, or choose a model with a longer context."
-    )
 
 
 def most_likely_answers(
@@ -179,8 +190,6 @@ def ask(
     from modern_llm.pretrained.loaded import weights_fingerprint
 
     put = posed(loaded, data, problems, asking)
-    if not put.places:
-        raise nothing_fits(asking, loaded.context)
     if len(put.places) < len(problems):
         say(f"{len(problems) - len(put.places)} problems are left out, because they do not fit into {put.room} tokens")
     problems, tokenizer = [problems[place] for place in put.places], put.tokenizer

@@ -196,9 +196,15 @@ class WeightedSum(Reward):
             require(name in self.rewards, key, weight, "is for no reward", f"Known: {', '.join(self.rewards)}")
             require(math.isfinite(weight), key, weight, "must be a finite number", "Change it")
 
+    @property
+    def part_names(self) -> tuple[str, ...]:
+        """Names that the marks of each are logged under."""
+        return tuple(f"reward/{name}" for name in self.rewards)
+
     def marker(self, runtime: Runtime, mirror: str | None, rows: int) -> Marker:
         """As in `Reward`."""
-        markers = {f"reward/{name}": reward.marker(runtime, mirror, rows) for name, reward in self.rewards.items()}
+        each = [reward.marker(runtime, mirror, rows) for reward in self.rewards.values()]
+        markers = dict(zip(self.part_names, each, strict=True))
         return SumMarker(markers, [self.weights.get(name, 1.0) for name in self.rewards])
 
     def known_problems(self) -> frozenset[str]:

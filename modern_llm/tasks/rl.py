@@ -17,7 +17,7 @@ from modern_llm.objectives.policy_losses import PolicyLoss
 from modern_llm.pretrained.settings import ModelFromRun, PretrainedModel
 from modern_llm.processes import after_first, world
 from modern_llm.reinforcement.evaluation import READINGS, HeldOut
-from modern_llm.reinforcement.rewards import Reward, part_names
+from modern_llm.reinforcement.rewards import Reward, WeightedSum
 from modern_llm.reinforcement.settings import Drawing
 
 if TYPE_CHECKING:
@@ -99,7 +99,8 @@ class RL(TrainingTask):
             prefix, n = "" if reading == self.asking.reading else f"{reading}_", self.evaluation.samples
             several = [f"{prefix}pass_at_{n}"] if n > 1 else []
             found += [f"{prefix}pass_at_1", *several, f"{prefix}greedy_em"]
-        return [*found, "reward", *(["teacher_kl_estimate"] if self.teacher is not None else [])]
+        parts = self.reward.part_names if isinstance(self.reward, WeightedSum) else ()
+        return [*found, "reward", *parts, *(["teacher_kl_estimate"] if self.teacher is not None else [])]
 
     def load(self, at: Session) -> LoadedModel:
         from modern_llm.experiment.loading import load_chat_model, load_decoder
@@ -205,10 +206,9 @@ class RL(TrainingTask):
 
     def _asked(self, at: Session, part: Part) -> list[Asked]:
         from modern_llm.data.rows import draw_rows
-        from modern_llm.data.solutions.problems import prompts_of, read_problems
+        from modern_llm.data.solutions.problems import read_problems
         from modern_llm.evaluation.reranking import reference_number
-        from modern_llm.experiment.loading import room_in
-        from modern_llm.experiment.problems import nothing_fits, without_known
+        from modern_llm.experiment.problems import posed, without_known
         from modern_llm.reinforcement.groups import Asked
 
         limits = {"train": self.max_train_problems, "selection": self.evaluation.selection,
@@ -219,14 +219,10 @@ class RL(TrainingTask):
             left = without_known(problems, known, _OTHER_PROBLEMS, "task.reward", part)
             at.data["left_out"][part] = len(problems) - len(left)
             problems = [left[place] for place in draw_rows([*range(len(left))], limit, self.seed)]
-        loaded, teacher = at.loaded, at.data["teacher"]
-        context = min(room_in(one, None) for one in (loaded, teacher) if one is not None)
-        room = context - self.asking.max_new_tokens
-        prompts = prompts_of(self.data, problems, loaded.tokenizer, loaded.start_ids, self.asking.chat)
-        asked = [Asked(problem, prompt, reference_number(problem.solution))
-                 for problem, prompt in zip(problems, prompts, strict=True) if len(prompt) <= room]  # fmt: skip
-        if not asked:
-            raise nothing_fits(self.asking, context)
+        teachers = [] if at.data["teacher"] is None else [at.data["teacher"]]
+        put = posed(at.loaded, self.data, problems, self.asking, teachers)
+        asked = [Asked(problems[place], prompt, reference_number(problems[place].solution))
+                 for place, prompt in zip(put.places, put.prompts, strict=True)]  # fmt: skip
         left_out = f" ({len(problems) - len(asked)} left out: too long)" if len(asked) < len(problems) else ""
         say(f"{part}: {len(asked):,} problems of {self.data.source.name}, {rows.split}{left_out}")
         return asked
@@ -330,8 +326,7 @@ class _Held:
         if world().is_first:
             self._keep(found)
         outcomes = found.outcomes(self.task.asking.reading)
-        logged = [*self.task.measured, *part_names(self.at.data["marker"])]
-        return {f"validation_{name}": sum(outcomes[name]) / len(outcomes[name]) for name in logged}
+        return {f"validation_{name}": sum(outcomes[name]) / len(outcomes[name]) for name in self.task.measured}
 
     def _keep(self, found: Solved) -> None:
         import json

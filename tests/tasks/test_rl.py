@@ -184,6 +184,7 @@ def test_the_parts_of_a_sum_are_logged_one_by_one(base: Path, tmp_path: Path) ->
     """Also of a draw that a killed run had begun, whose marks are read from the disk."""
     reward = WeightedSum({"small": SmallLetters(), "letter": FormatReward("[a-m]")}, {"letter": 0.25})
     made = task(base, 3, reward=reward, hardware=replace(HARDWARE, eval_batch_size=8), save_every=100)
+    made = replace(made, trainer=replace(made.trainer, monitor="validation_reward/letter"))
     marks_left[0] = 12 + 16 + 9
     with pytest.raises(Stopped):
         run(made, tmp_path)
@@ -203,6 +204,8 @@ def test_the_parts_of_a_sum_are_logged_one_by_one(base: Path, tmp_path: Path) ->
     for source, prefix in ((held_out, "validation"), (metrics, "evaluation"), (metrics, "before")):
         whole = source[f"{prefix}_reward/small"] + 0.25 * source[f"{prefix}_reward/letter"]
         assert source[f"{prefix}_reward"] == pytest.approx(whole)
+    best = json.loads((tmp_path / "checkpoints" / "best.json").read_text())
+    assert best["value"] == held_out["validation_reward/letter"]
 
 
 def test_what_was_drawn_is_not_drawn_again(base: Path, tmp_path: Path) -> None:

@@ -103,6 +103,7 @@ def find(name: str) -> Metric | None:
     if name.startswith("train"):
         return None
     plain = re.sub(r"(^|_)pass_at_\d+$", r"\1pass_at_k", name)
+    plain = re.sub(r"(^|_)reward/.*$", r"\1reward", plain)  # a part of a sum
     words = re.split(r"[_/]", plain)
     rests = ("_".join(words[i:]) for i in range(len(words)))
     return next((METRICS[rest] for rest in rests if rest in METRICS), None)
