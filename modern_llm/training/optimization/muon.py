@@ -10,6 +10,7 @@ from torch.optim import Optimizer
 from torch.optim.adamw import adamw
 
 from modern_llm.processes import world
+from modern_llm.training.optimization.running_means import EightBitMeans, RunningMeans
 from modern_llm.training.parallel.shards import cut, joined
 
 # x <- a x + b x^3 + c x^5 on the singular values, one row a step; the last row is used for all further steps.
@@ -67,6 +68,7 @@ class MuonWithAdamW(Optimizer):
             maps that it stacks, which are orthogonalised one by one.
         lr, momentum, newton_schulz_steps, polynomial, update_scale, variance_decay, cautious_decay, betas, eps: as in
             `optimizers.Muon`.
+        means: how running means are kept; None: in fp32.
 
     Attributes:
         divides: several processes make the same step, and each orthogonalises its share of the matrices.
@@ -89,7 +91,9 @@ class MuonWithAdamW(Optimizer):
         update_scale: str = "rms",
         variance_decay: float | None = None,
         cautious_decay: bool = False,
+        means: RunningMeans | None = None,
     ) -> None:
+        self.means = means or RunningMeans()
         self.lies_as: dict[Tensor, Tensor] = {}
         self.newton_schulz_steps, self.polynomial = newton_schulz_steps, polynomial
         self.update_scale, self.variance_decay, self.cautious_decay = update_scale, variance_decay, cautious_decay
@@ -107,19 +111,28 @@ class MuonWithAdamW(Optimizer):
 
     def _muon(self, group: dict[str, Any]) -> None:
         trained = [(p, rows) for p, rows in zip(group["params"], group["rows"], strict=True) if p.grad is not None]
-        if not trained:
-            return
+        parts: dict[Any, list[tuple[Tensor, tuple[int, ...]]]] = {}
+        for p, rows in trained:  # what is kept in fewer bits is spread out for one shape at a time
+            parts.setdefault(p.shape if isinstance(self.means, EightBitMeans) else None, []).append((p, rows))
+        for part in parts.values():
+            self._muon_of(part, group)
+
+    def _muon_of(self, trained: list[tuple[Tensor, tuple[int, ...]]], group: dict[str, Any]) -> None:
         parameters = [p for p, _ in trained]
         layouts = [self.lies_as.get(p, p) for p in parameters]
         for p, layout in zip(parameters, layouts, strict=True):
             state = self.state[p]
             if not state:
-                state["momentum"] = torch.zeros_like(p)
+                self.means.begin(state, "momentum", p)
                 if self.variance_decay is not None:
                     state["variance"] = p.new_zeros(*layout.shape[:-1], 1)
-        gradients, momenta = [p.grad for p in parameters], [self.state[p]["momentum"] for p in parameters]
+        gradients = [p.grad for p in parameters if p.grad is not None]
+        momenta = [self.means.read(self.state[p], "momentum") for p in parameters]
         torch._foreach_lerp_(momenta, gradients, 1 - group["momentum"])
         updates = torch._foreach_lerp(gradients, momenta, group["momentum"])  # Nesterov
+        for p, momentum in zip(parameters, momenta, strict=True):
+            self.means.write(self.state[p], "momentum", momentum)
+        del momenta
         whole = [joined(update, layout) for update, layout in zip(updates, layouts, strict=True)]
         steps = self._steps(whole, [rows for _, rows in trained], [self.state[p].get("variance") for p in parameters])
         steps = [cut(step, layout) for step, layout in zip(steps, layouts, strict=True)]
@@ -196,13 +209,21 @@ class MuonWithAdamW(Optimizer):
         for p in parameters:
             if not self.state[p]:
                 self.state[p]["step"] = torch.zeros((), dtype=torch.float32, device=p.device)
-                self.state[p]["exp_avg"], self.state[p]["exp_avg_sq"] = torch.zeros_like(p), torch.zeros_like(p)
+                for name in ("exp_avg", "exp_avg_sq"):
+                    self.means.begin(self.state[p], name, p)
+        # What is kept in fewer bits is spread out for one parameter at a time.
+        parts = [[p] for p in parameters] if isinstance(self.means, EightBitMeans) else [parameters]
+        for part in parts:
+            self._adamw_of(part, group)
+
+    def _adamw_of(self, parameters: list[Tensor], group: dict[str, Any]) -> None:
         states = [self.state[p] for p in parameters]
+        means, squares = ([self.means.read(state, name) for state in states] for name in ("exp_avg", "exp_avg_sq"))
         adamw(
             parameters,
-            [p.grad for p in parameters],
-            [state["exp_avg"] for state in states],
-            [state["exp_avg_sq"] for state in states],
+            [p.grad for p in parameters if p.grad is not None],
+            means,
+            squares,
             [],
             [state["step"] for state in states],
             fused=True,
@@ -214,3 +235,11 @@ class MuonWithAdamW(Optimizer):
             eps=group["eps"],
             maximize=False,
         )
+        for state, mean, square in zip(states, means, squares, strict=True):
+            self.means.write(state, "exp_avg", mean)
+            self.means.write(state, "exp_avg_sq", square)
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        super().load_state_dict(state_dict)
+        for state in self.state.values():
+            self.means.restore(state)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from modern_llm.checks import require
 from modern_llm.defaults import Defaults
@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from torch.optim import Optimizer
 
     from modern_llm.training.optimization.parameters import Kind
+    from modern_llm.training.optimization.running_means import RunningMeans
 
 
 _ADAM_W = Defaults("trainer/optimizer/adamw")
@@ -32,12 +33,7 @@ class OptimizerSettings(ABC):
         weight_decay_schedule: how it goes over the run: constant, or linear or as half a cosine down to 0.
         rates: rate and decay of each kind of parameter.
 
-    Attributes:
-        shards: whether its state can be divided among processes (`hardware.sharding`): what becomes of a number may
-            depend on that number alone.
     """
-
-    shards: ClassVar[bool] = False
 
     lr: float = 1e-3
     weight_decay: float = _ADAM_W("weight_decay")
@@ -48,6 +44,12 @@ class OptimizerSettings(ABC):
         require(self.lr > 0, "trainer.optimizer.lr", self.lr, "must be above 0", "Use 1e-3 for a small model")
         require(self.weight_decay >= 0, "trainer.optimizer.weight_decay", self.weight_decay, "must not be negative",
                 "Use 0 for none")  # fmt: skip
+
+    @property
+    def shards(self) -> bool:
+        """Whether its state can be divided among processes (`hardware.sharding`): what becomes of a number may depend
+        on that number alone."""
+        return False
 
     @abstractmethod
     def state_bytes(self, kind: str) -> int:
@@ -107,12 +109,12 @@ class AdamW(OptimizerSettings):
         lr, weight_decay, weight_decay_schedule, rates: as in `OptimizerSettings`.
         betas: decay of the running mean and of the running square.
         eps: added to the root of the running square.
+        state_bits: of a running mean: 32, or 8 (Dettmers et al. 2022, arXiv 2110.02861), a quarter of the memory.
     """
-
-    shards: ClassVar[bool] = True
 
     betas: tuple[float, float] = _ADAM_W("betas")
     eps: float = _ADAM_W("eps")
+    state_bits: Literal[8, 32] = _ADAM_W("state_bits")
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -120,12 +122,28 @@ class AdamW(OptimizerSettings):
                 "must be two numbers in [0, 1)", "Use [0.9, 0.95]")  # fmt: skip
         require(self.eps > 0, "trainer.optimizer.eps", self.eps, "must be above 0", "Use 1e-8")
 
+    @property
+    def shards(self) -> bool:
+        return self.state_bits == 32  # fewer have a scale in common
+
+    @property
+    def means(self) -> RunningMeans:
+        """How running means are kept."""
+        from modern_llm.training.optimization.running_means import EightBitMeans, RunningMeans
+
+        return EightBitMeans() if self.state_bits == 8 else RunningMeans()
+
     def state_bytes(self, kind: str) -> int:
-        return 8
+        return 8 * self.state_bits // 32
 
     def build(self, model: nn.Module) -> Optimizer:
         import torch
 
+        if self.state_bits == 8:
+            from modern_llm.training.optimization.muon import MuonWithAdamW
+
+            return MuonWithAdamW(self.groups(model), lr=self.lr, momentum=0.0, betas=self.betas, eps=self.eps,
+                                 means=self.means)  # fmt: skip
         return torch.optim.AdamW(self.groups(model), lr=self.lr, betas=self.betas, eps=self.eps, fused=True)
 
 
@@ -194,7 +212,7 @@ class Muon(AdamW):
                 "must be at least 1", "Use 5")  # fmt: skip
 
     def state_bytes(self, kind: str) -> int:
-        return 4 if kind == MATRICES else 8
+        return (4 if kind == MATRICES else 8) * self.state_bits // 32
 
     def build(self, model: nn.Module) -> Optimizer:
         from modern_llm.training.optimization.muon import MuonWithAdamW
@@ -211,6 +229,7 @@ class Muon(AdamW):
             update_scale=self.update_scale,
             variance_decay=self.variance_decay,
             cautious_decay=self.cautious_decay,
+            means=self.means,
         )
 
     def adjust(self, optimizer: Optimizer, factor: float, progress: float) -> None:
