@@ -176,9 +176,14 @@ class Runtime:
         """Loss scaling for fp16, where small gradients vanish (Micikevicius et al. 2018, arXiv 1710.03740)."""
         return torch.amp.GradScaler(self.device.type, enabled=self.precision == "fp16")
 
-    def prepare(self, model: nn.Module) -> nn.Module:
+    def prepare(self, model: nn.Module, same_shape: bool = False) -> nn.Module:
         """Move a model here; switch on activation checkpointing and compilation as the settings say, of the loss as
         well.
+
+        Args:
+            model: in place.
+            same_shape: all batches of the training have the same shape, which compiled code then knows. Other code
+                takes every shape, or it would be compiled anew for the second length and for the first smaller batch.
 
         Raises:
             ValueError: activation checkpointing for a model that has none.
@@ -197,7 +202,7 @@ class Runtime:
             # Some parts make every block unlike the others: torch would leave what comes behind eight uncompiled.
             torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, 4 * len(parts))
             for part in parts:
-                part.compile()
+                part.compile(dynamic=None if same_shape else True)
         return model
 
     def parallel(self, model: nn.Module, optimizer: OptimizerSettings) -> Replicated:

@@ -94,7 +94,7 @@ class Trainer:
                 f"trainer.monitor={self.settings.monitor!r}: the evaluation does not measure it. "
                 f"Choose among {', '.join(evaluator.metrics)}."
             )
-        self.model = self.runtime.prepare(model)
+        self.model = self.runtime.prepare(model, getattr(data, "same_shape", False))
         self.objective = objective
         self.data = read_ahead(data, self.runtime.device) if self.runtime.overlaps else data
         self.evaluator = evaluator

@@ -4,19 +4,26 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partialmethod
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from loops import model
+from loops import model, trainer
 from made_models import byte_tokenizer
 from parts import PARTS
 from torch import nn
+from torch._dynamo.utils import counters
 
+from modern_llm.data.text.packing import PackedStream
+from modern_llm.data.text.tokens import TokenCorpus
 from modern_llm.evaluation.answering import write_answers
+from modern_llm.evaluation.metrics.registry import directions
+from modern_llm.models.decoding.generation import generate
 from modern_llm.objectives.language_modeling import LanguageModeling
 from modern_llm.objectives.seq2seq import Seq2Seq
 from modern_llm.pretrained.causal import HuggingFaceCausalLM
+from modern_llm.training.callbacks import Callback
 from modern_llm.training.dropout import switch_off_dropout
 from modern_llm.training.runtime import Runtime
 from modern_llm.training.settings import Hardware
@@ -60,6 +67,53 @@ def test_a_deep_model_compiles_a_few_blocks_and_leaves_none_uncompiled(graphs: l
         "state spaces, every second block ours",
     )
     assert len(graphs) == (14 if name in ("unet", "backout") else 3 if name in two_kinds else 2)
+
+
+class Lengths(PackedStream):
+    """Batches of many lengths, some of them smaller."""
+
+    same_shape = False  # type: ignore[assignment]
+
+    def __next__(self) -> dict[str, torch.Tensor]:
+        batch = super().__next__()
+        length, size = 5 + self.position * 7 % 11, 3 if self.position % 5 == 0 else 4
+        return {name: (t[:size, :length] if t.dim() == 2 else t[:size]).clone() for name, t in batch.items()}
+
+
+@pytest.mark.parametrize("data", [Lengths, PackedStream])
+def test_a_run_compiles_each_kind_of_block_twice_at_most(
+    data: Any, graphs: list[Any], tmp_path: Path, corpus: TokenCorpus
+) -> None:
+    """40 steps, evaluations in between, and a text at the end: with gradients, and without; nothing is compiled later
+    than by the first evaluation, and nothing breaks."""
+    compiled: list[int] = []
+
+    class Watch(Callback):
+        def on_step(self, step: int, loss: float) -> None:
+            compiled.append(len(graphs))
+
+    class Loss:
+        metrics = directions(["validation_loss"])
+
+        def __call__(self, net: Any) -> dict[str, float]:
+            found = []
+            with torch.no_grad():
+                for size in (4, 3):
+                    ids = torch.randint(1, 50, (size, 16), generator=torch.Generator().manual_seed(0))
+                    found.append(LanguageModeling()(net, {"input_ids": ids, "labels": ids}).loss_sum.item())
+            return {"validation_loss": sum(found)}
+
+    counters.clear()
+    loop = trainer(tmp_path, {"compile": True}, max_steps=40, eval_every=10, log_every=40)
+    loop.callbacks = [Watch()]
+    net = model(n_layers=4)
+    loop.fit(net, LanguageModeling(), data(corpus, 16, 4, seed=0), Loss())
+    generate(net, torch.tensor([[5, 6, 7]]), max_new_tokens=9)
+    kinds = 2  # what the first block reads is the embedding, which all are handed besides
+    assert compiled[:10] == [kinds] * 10
+    assert compiled[10:] == [len(graphs)] * 30
+    assert len(graphs) <= (2 if data is Lengths else 3) * kinds
+    assert not counters["graph_break"]
 
 
 @pytest.mark.parametrize("kind", ["opt", "gpt2", "llama", "t5", "own"])

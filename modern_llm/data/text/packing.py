@@ -112,6 +112,11 @@ class PackedStream:
         """Whether the next batch is the same however far the run has come."""
         return self.ramp is None
 
+    @property
+    def same_shape(self) -> bool:
+        """Whether all batches have one."""
+        return self.independent_of_run
+
     def __iter__(self) -> PackedStream:
         return self
 

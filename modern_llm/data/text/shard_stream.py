@@ -124,6 +124,11 @@ class ShardStream:
         """Whether the next batch is the same however far the run has come."""
         return self.packing.get("ramp") is None
 
+    @property
+    def same_shape(self) -> bool:
+        """Whether all batches have one."""
+        return self.independent_of_run
+
     def __iter__(self) -> ShardStream:
         return self
 
