@@ -20,6 +20,7 @@ from modern_llm.models.kernels import compile_passes
 from modern_llm.processes import ProcessesError, join, world
 from modern_llm.training.optimization.muon import MuonWithAdamW
 from modern_llm.training.optimization.optimizers import OptimizerSettings
+from modern_llm.training.optimization.parameters import is_linear_map
 from modern_llm.training.parallel.replicated import Replicated, ShardedOptimizer
 from modern_llm.training.settings import Hardware
 
@@ -49,6 +50,18 @@ def peak_resident_bytes() -> float:
     import resource
 
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+
+
+def narrow_frozen_maps(model: nn.Module, dtype: torch.dtype) -> None:
+    """Hold the linear maps that are not trained in the type that autocast computes their products in, to which it
+    would cast them at every use: the same products from half the memory. Tables that are looked up stay as they are,
+    heads that share their weights among them."""
+    tables = {id(module.weight) for module in model.modules() if isinstance(module, nn.Embedding)}
+    for module in model.modules():
+        if is_linear_map(module) and id(module.weight) not in tables:
+            for p in (module.weight, module.bias):
+                if isinstance(p, nn.Parameter) and not p.requires_grad and p.dtype == torch.float32:
+                    p.data = p.data.to(dtype)
 
 
 @contextmanager
@@ -189,6 +202,8 @@ class Runtime:
             ValueError: activation checkpointing for a model that has none.
         """
         model.to(self.device)
+        if self.precision in _DTYPES:
+            narrow_frozen_maps(model, _DTYPES[self.precision])
         if self.hardware.activation_checkpointing:
             if not hasattr(model, "activation_checkpointing"):
                 raise ValueError(

@@ -9,15 +9,20 @@ from typing import Any
 import pytest
 import torch
 from loops import Evaluations, Ragged, model, rows, stream, trainer
+from made_models import make_model
 
 from modern_llm.data.text.tokens import TokenCorpus
 from modern_llm.models import MoEConfig
 from modern_llm.objectives.language_modeling import LanguageModeling
+from modern_llm.pretrained.causal import HuggingFaceCausalLM
 from modern_llm.training.callbacks import Callback
 from modern_llm.training.checkpoint import load_model_tensors
+from modern_llm.training.dropout import switch_off_dropout
 from modern_llm.training.guard import TrainingDivergedError
 from modern_llm.training.optimization.optimizers import AdamW, Muon
 from modern_llm.training.optimization.schedules import Constant
+from modern_llm.training.runtime import Runtime
+from modern_llm.training.settings import Hardware
 
 
 @pytest.mark.parametrize("moe", [False, True])
@@ -256,3 +261,32 @@ def test_learning_rate_override_takes_effect_on_resume(tmp_path: Path, corpus: T
     second = {"optimizer": AdamW(lr=5e-4), "schedule": Constant(0.0)}
     trainer(tmp_path, max_steps=4, **second).fit(model(), LanguageModeling(), stream(corpus))
     assert [row["lr"] for row in rows(tmp_path)] == [1e-3, 1e-3, 5e-4, 5e-4]
+
+
+@pytest.mark.parametrize(("kind", "targets"), [("llama", ["q_proj", "down_proj"]), ("gpt2", ["c_attn"])])
+def test_frozen_maps_in_16_bits_compute_what_autocast_computed_of_them(kind: str, targets: list[str]) -> None:
+    from peft import LoraConfig, get_peft_model
+
+    theirs = make_model(kind)
+    get_peft_model(theirs, LoraConfig(r=4, target_modules=targets, fan_in_fan_out=kind == "gpt2"))
+    net = HuggingFaceCausalLM(theirs).train()
+    switch_off_dropout(net)
+    torch.manual_seed(0)
+    for name, p in net.named_parameters():
+        if "lora_B" in name:
+            p.data.normal_(0, 0.1)
+    ids = torch.randint(1, 250, (4, 30))
+    runtime, outcomes = Runtime(Hardware(device="cpu", precision="bf16")), []
+    for prepared in (False, True):
+        if prepared:
+            runtime.prepare(net)
+        net.zero_grad()
+        with runtime.autocast():
+            loss = LanguageModeling()(net, {"input_ids": ids, "labels": ids.roll(-1, 1)}).loss_sum
+        loss.backward()
+        outcomes.append([loss.detach(), *(p.grad for p in net.parameters() if p.grad is not None)])
+    assert all(torch.equal(before, after) for before, after in zip(*outcomes, strict=True))
+    assert {p.dtype for p in net.parameters() if p.requires_grad} == {torch.float32}
+    frozen = [p for name, p in net.named_parameters() if f"{targets[0]}.base_layer.weight" in name]
+    assert {p.dtype for p in frozen} == {torch.bfloat16}
+    assert net.output_head.weight.dtype == (torch.float32 if kind == "gpt2" else torch.bfloat16)  # gpt2's is tied

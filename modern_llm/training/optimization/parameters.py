@@ -66,14 +66,19 @@ def trained_parameters(model: nn.Module) -> dict[str, Kind]:
     return found
 
 
+def is_linear_map(module: Any) -> bool:
+    """Whether a module multiplies by its weight, and adds its bias where it has one."""
+    theirs = sys.modules.get("transformers.pytorch_utils")  # where it is not loaded, no module is one of its
+    return isinstance(module, (nn.Linear, theirs.Conv1D) if theirs is not None else nn.Linear)
+
+
 def _kind_of(module: nn.Module, name: str, p: Tensor, inside: bool) -> str:
     """What a parameter of a module is."""
     says: Any = getattr(module, "parameter_kind", None)
     if says is not None:
         return str(says(name))
-    theirs = sys.modules.get("transformers.pytorch_utils")  # where it is not loaded, no module is one of its
     if p.dim() < 2:
         return VECTORS
-    if isinstance(module, (nn.Linear, theirs.Conv1D) if theirs is not None else nn.Linear):
+    if is_linear_map(module):
         return MATRICES if inside else HEADS
     return EMBEDDINGS
