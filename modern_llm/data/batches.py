@@ -168,7 +168,7 @@ def branched(items: Sequence[Answered], fill_id: int) -> Batch:
     Returns:
         `input_ids`, `branch_ids` (B, T), 0 in the prompt and 1 to A in the answers; `target_positions`, `labels`
         (B, A, K), where the tokens of the answers are predicted, and those tokens; `answer_lengths` (B, A), how many
-        those are; `lengths`, `sequence_ids` (B,).
+        those are; `branch_lengths` (B, 1 + A), tokens of the prompt and of each branch; `lengths`, `sequence_ids` (B,).
     """
     rows = [[*p.prompt_ids, *(token for answer in p.answers for token in answer[:-1])] for p in items]
     input_ids = padded(rows, fill_id)
@@ -188,12 +188,14 @@ def branched(items: Sequence[Answered], fill_id: int) -> Batch:
             positions[row, branch, 1:n] = torch.arange(start, start + n - 1)
             branch_ids[row, start : start + n - 1] = branch + 1
             start += n - 1
+    answers = torch.tensor([list(map(len, item.answers)) for item in items])
     return {
         "input_ids": input_ids,
         "branch_ids": branch_ids,
         "target_positions": positions,
         "labels": labels,
-        "answer_lengths": torch.tensor([list(map(len, item.answers)) for item in items]),
+        "answer_lengths": answers,
+        "branch_lengths": torch.cat([torch.tensor([[len(item.prompt_ids)] for item in items]), answers - 1], 1),
         "lengths": torch.tensor([read_tokens(item) for item in items]),
         "sequence_ids": torch.tensor([item.index for item in items]),
     }

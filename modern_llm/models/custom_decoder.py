@@ -106,6 +106,7 @@ class CustomDecoder(nn.Module):
         document_ids: Tensor | None = None,
         cache: Any | None = None,
         branch_ids: Tensor | None = None,
+        branch_lengths: Tensor | None = None,
     ) -> ModelOutput:
         """Everything but the output head. Arguments as in `ModernDecoderLM.hidden_states`."""
         if isinstance(cache, Reread):

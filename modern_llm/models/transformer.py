@@ -103,16 +103,19 @@ class ModernDecoderLM(nn.Module):
         cache: DecoderCache | None = None,
         branch_ids: Tensor | None = None,
         expert_load: Tensor | None = None,
+        branch_lengths: Tensor | None = None,
     ) -> ModelOutput:
         """Everything but the output head. Arguments as in `forward`, and `branch_ids` (B, T): 0 for a text's trunk,
         other numbers for continuations of it, none of which sees another; `expert_load` (layers with experts,
-        experts): shares in the whole batch, of which this is a part."""
+        experts): shares in the whole batch, of which this is a part; `branch_lengths` as in `plan_attention`."""
         tokens, dtype = input_ids.shape[1], compute_dtype(self.head.weight)
+        if self.config.attention_softcap is not None or self.config.attention or self.config.block:
+            branch_lengths = None  # what else computes attention goes by masks
         plans = []
         for view in self.distinct_views:
             held = None if cache is None else cache.of(view)
             marks = (attention_mask, document_ids, held, branch_ids)
-            plans.append(plan_attention(view, self.rotary, tokens, *marks, dtype))
+            plans.append(plan_attention(view, self.rotary, tokens, *marks, dtype, branch_lengths))
         x = self.embedding(input_ids)  # (B, T, d_model)
         if self.config.embedding_scale != 1:
             x = x * self.config.embedding_scale

@@ -74,7 +74,7 @@ class Objective(Protocol):
 
 
 # What is counted by the host alone, so that it never has to be read back.
-ON_HOST = frozenset({"lengths", "answer_lengths", "sequence_ids"})
+ON_HOST = frozenset({"lengths", "answer_lengths", "branch_lengths", "sequence_ids"})
 
 
 def on_device(batch: Batch, device: torch.device) -> Batch:

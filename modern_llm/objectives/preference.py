@@ -43,7 +43,8 @@ def answer_log_probs(model: BranchingLM, batch: Batch) -> tuple[Tensor, Any]:
         model: any decoder of this project.
         batch: `input_ids`, `branch_ids` (B, T); `target_positions`, `labels` (B, A, K), where the tokens of the chosen
             and of the rejected answer, and of a mismatched one where there is one, are predicted, and those tokens;
-            `answer_lengths` (B, A), how many those are, on the host.
+            `answer_lengths` (B, A), how many those are, and, where attention may use it, `branch_lengths` (B, 1 + A),
+            how many tokens the prompt and each branch have in the row, both on the host.
 
     Returns:
         (B, A) sums over the tokens of each answer, and the model's output.
@@ -73,7 +74,7 @@ def _of_answers(batch: Batch, which: slice) -> Batch:
 
 def read_answers(model: BranchingLM, batch: Batch) -> Any:
     """The model's output for prompts with their answers behind them."""
-    known: Any = {name: batch[name] for name in ("expert_load",) if name in batch}
+    known: Any = {name: batch[name] for name in ("expert_load", "branch_lengths") if name in batch}
     return model.hidden_states(batch["input_ids"], branch_ids=batch["branch_ids"], **known)
 
 

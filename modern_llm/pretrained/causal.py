@@ -13,10 +13,11 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
+from modern_llm.models.attention.branching import Branches
 from modern_llm.models.attention.plan import branch_positions, sees_branch
-from modern_llm.models.kernels import may_be_compiled
+from modern_llm.models.kernels import compute_dtype, may_be_compiled
 from modern_llm.models.output_head import OutputHead
-from modern_llm.pretrained.masks import masks_as_given
+from modern_llm.pretrained.masks import attention_by, masks_as_given
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -135,6 +136,7 @@ class HuggingFaceCausalLM(HuggingFaceBody):
         document_ids: Tensor | None = None,
         cache: HuggingFaceCache | None = None,
         branch_ids: Tensor | None = None,
+        branch_lengths: Tensor | None = None,
     ) -> HiddenStates:
         """Everything but the head.
 
@@ -145,6 +147,7 @@ class HuggingFaceCausalLM(HuggingFaceBody):
             cache: continue the texts it holds.
             branch_ids: (B, T) 0 for a text's trunk, other numbers for continuations of it, none of which sees
                 another; not with a cache.
+            branch_lengths: as in `plan_attention`.
         """
         B, T = input_ids.shape
         given: dict[str, Any] = {"attention_mask": attention_mask}
@@ -161,7 +164,14 @@ class HuggingFaceCausalLM(HuggingFaceBody):
                 given = {"attention_mask": mask, "position_ids": positions[:, -T:]}
         if cache is not None:
             given |= {cache_argument(type(self.body).forward): cache.states}
-        with self.compiled_unless(cache is not None), masks_as_given(input_ids.device):
+        branches = None
+        if branch_lengths is not None:
+            branches = Branches.of(branch_lengths, T, input_ids.device, compute_dtype(self.output_head.weight))
+        with (
+            self.compiled_unless(cache is not None),
+            masks_as_given(input_ids.device),
+            attention_by(branches, self.model.config),
+        ):
             output = self.body(input_ids=input_ids, use_cache=cache is not None, return_dict=True, **given)
         return HiddenStates(output.last_hidden_state)
 

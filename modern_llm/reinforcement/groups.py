@@ -254,7 +254,7 @@ def token_log_probs(
     try:
         with torch.no_grad(), runtime.autocast(), within():
             for first in range(0, len(batch["input_ids"]), rows):
-                names = ("input_ids", "branch_ids", "target_positions", "labels", "answer_lengths")
+                names = ("input_ids", "branch_ids", "target_positions", "labels", "answer_lengths", "branch_lengths")
                 part = on_device({name: batch[name][first : first + rows] for name in names}, runtime.device)
                 found.append(answer_token_log_probs(model, part)[0].cpu())
     finally:

@@ -63,7 +63,9 @@ class Attention(nn.Module):
             # kernel applies.
             q = F.pad(q, (0, 0, 0, 0, k.shape[1] - T, 0))
         dropout = self.attention_dropout if self.training else 0.0
-        if self.softcap is None:
+        if plan.branches is not None:
+            out = plan.branches.attend(q, k, v, self.scale, dropout)
+        elif self.softcap is None:
             out = fused_attention(q, k, v, plan.mask, causal, self.scale, dropout)  # (B, T, H, D)
         else:
             out = capped_attention(q, k, v, plan.mask, causal, self.scale, dropout, self.softcap)

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from modern_llm.models.attention.branching import Branches
 from modern_llm.models.attention.kv_cache import KVCache
 from modern_llm.models.attention.layers import AttentionView
 from modern_llm.models.attention.rotary import NoRotation, Rotary, Rotation
@@ -40,6 +41,7 @@ class AttentionPlan:
         sink_turn: moves the sinks to their distance inside the window, in decoding; None: they stay.
         sink_view: in a longer pass, the same by way of the queries.
         real, positions: (B, T) of the new tokens where a text is padded, for the cache.
+        branches: computes attention instead of a mask, where branches stand behind their trunks.
     """
 
     rotation: Rotation | None
@@ -50,6 +52,7 @@ class AttentionPlan:
     sink_view: SinkView | None = None
     real: Tensor | None = None
     positions: Tensor | None = None
+    branches: Branches | None = None
 
 
 class Tokens(NamedTuple):
@@ -69,6 +72,7 @@ def plan_attention(
     cache: KVCache | None = None,
     branch_ids: Tensor | None = None,
     dtype: torch.dtype = torch.float32,
+    branch_lengths: Tensor | None = None,
 ) -> AttentionPlan:
     """The plan of the layers of a decoder that see alike.
 
@@ -82,6 +86,8 @@ def plan_attention(
         branch_ids: (B, T) 0 for the trunk, else the number of a branch: it continues its document's trunk, which
             stands in front of it, and sees no other branch. Not with a cache.
         dtype: that attention is computed in.
+        branch_lengths: (B, 1 + A) tokens of a row's trunk and of each branch, which stand one behind the other, on the
+            host; None: not known, or not like that.
 
     Raises:
         ValueError: documents or branches with a cache; padding in a cache that evicts, where it stands behind a
@@ -99,6 +105,12 @@ def plan_attention(
         _check_padding(cache, attention_mask)
     if cache is not None and past and tokens == 1:
         return _plan_decoding(view, turning, cache, attention_mask, dtype)
+
+    if branch_lengths is not None and tokens <= view.reach(tokens) and not view.learned_rows:
+        branches = Branches.of(branch_lengths, tokens, rotary.cos.device, dtype)
+        if branches is not None:
+            places = branch_places(branch_lengths, tokens).to(rotary.cos.device, non_blocking=True)
+            return AttentionPlan(turning.at(places, tokens), causal=False, branches=branches)
 
     new = keys = new_tokens(rotary.cos.device, tokens, past, cache, attention_mask, document_ids, branch_ids)
     if cache is not None and past:
@@ -274,6 +286,17 @@ def _document_positions(document_ids: Tensor, real: Tensor) -> Tensor:
 def sees_branch(branch_ids: Tensor) -> Tensor:
     """(B, T, T) whether a token's branch sees another's: the trunk, and itself."""
     return (branch_ids[:, None] == 0) | (branch_ids[:, :, None] == branch_ids[:, None])
+
+
+def branch_places(branch_lengths: Tensor, tokens: int) -> Tensor:
+    """(B, T) position of every token of rows in which a trunk stands in front of its branches, on the host; 0 at
+    padding. branch_lengths as in `plan_attention`."""
+    ends = branch_lengths.cumsum(1)  # (B, 1 + A)
+    index = torch.arange(tokens)
+    of = (index >= ends[:, :, None]).sum(1)  # (B, T) 0: trunk; 1 + A: padding
+    starts = torch.cat([torch.zeros_like(ends[:, :1]), ends], 1).gather(1, of)
+    inside = index - starts + torch.where(of > 0, branch_lengths[:, :1], 0)
+    return inside.masked_fill(of == branch_lengths.shape[1], 0)
 
 
 def branch_positions(document_ids: Tensor, branch_ids: Tensor, real: Tensor) -> Tensor:
