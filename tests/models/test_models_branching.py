@@ -7,10 +7,10 @@ from typing import Any
 
 import pytest
 import torch
-from loops import model
 from made_models import make_model
 
 from modern_llm.data.batches import branched
+from modern_llm.models import ModernDecoderLM, ModernLLMConfig
 from modern_llm.models.attention.branching import Branches
 from modern_llm.models.config import GQAConfig
 from modern_llm.objectives.preference import answer_token_log_probs
@@ -37,7 +37,9 @@ def batch() -> dict[str, torch.Tensor]:
 
 
 def own(**changes: Any) -> Any:
-    return model(n_heads=4, gqa=GQAConfig(2), max_seq_len=64, **changes)
+    torch.manual_seed(0)
+    sizes = {"vocab_size": 50, "max_seq_len": 64, "d_model": 32, "n_layers": 2, "n_heads": 4, "gqa": GQAConfig(2)}
+    return ModernDecoderLM(ModernLLMConfig(**{**sizes, **changes}))
 
 
 MODELS = {
