@@ -13,6 +13,7 @@ import sys
 import time
 import warnings
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
 from functools import cache
@@ -65,13 +66,31 @@ class World:
         return slice(rows * self.rank // self.count, rows * (self.rank + 1) // self.count)
 
 
-@cache
 def world() -> World:
     """This process among the others.
 
     Raises:
         ProcessesError: the environment says one thing and another.
     """
+    return World() if _stands_alone else _world_of_environment()
+
+
+_stands_alone = False
+
+
+@contextmanager
+def alone() -> Iterator[None]:
+    """Within it this process counts as the only one: for what is only planned."""
+    global _stands_alone
+    before, _stands_alone = _stands_alone, True
+    try:
+        yield
+    finally:
+        _stands_alone = before
+
+
+@cache
+def _world_of_environment() -> World:
     names = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE")
     texts = {name: os.environ.get(name, "") for name in names}
     if not texts["WORLD_SIZE"] or not texts["RANK"]:

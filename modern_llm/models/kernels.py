@@ -6,6 +6,8 @@ The rules are functions of plain facts, so that a table of expected answers test
 from __future__ import annotations
 
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import NamedTuple
 
 import torch
@@ -25,8 +27,29 @@ class Device(NamedTuple):
     capability: tuple[int, int] | None = None  # of a CUDA device: (9, 0) is sm90
 
 
+_instead: Device | None = None
+
+
+@contextmanager
+def computing_as(device: Device) -> Iterator[None]:
+    """Within it everything is computed as on another device, where tensors have no content."""
+    global _instead
+    before, _instead = _instead, device
+    try:
+        yield
+    finally:
+        _instead = before
+
+
+def has_content() -> bool:
+    """Whether tensors hold numbers; else nothing needs to be read from files."""
+    return _instead is None
+
+
 def device_of(x: Tensor) -> Device:
     """The device that x lies on."""
+    if _instead is not None:
+        return _instead
     if not x.is_cuda or not torch.cuda.is_available():
         return Device(x.device.type)
     facts = torch.cuda.get_device_properties(x.device)  # which the compiler takes for a constant
@@ -131,7 +154,7 @@ def reads_weight_as_pieces(x: Tensor, weight: Tensor) -> bool:
         and weight.numel() >= _LARGE_WEIGHT
         and weight.is_contiguous()
         and x.dtype == weight.dtype == torch.float32
-        and x.device.type == "cpu"
+        and device_of(x).type == "cpu"
         and not (torch.is_grad_enabled() or torch.is_autocast_enabled("cpu") or torch.compiler.is_compiling())
     ):
         return False
@@ -141,7 +164,7 @@ def reads_weight_as_pieces(x: Tensor, weight: Tensor) -> bool:
 
 def sums_in_fp32(total: Tensor, dtype: torch.dtype) -> bool:
     """Whether the product of two matrices of `dtype` can be added to an fp32 `total` in one kernel."""
-    return total.is_cuda and dtype in _HALF and total.dtype == torch.float32
+    return device_of(total).type == "cuda" and dtype in _HALF and total.dtype == torch.float32
 
 
 def places_of(marked: Tensor, count: int) -> Tensor:
@@ -174,4 +197,4 @@ def loss_chunk_elements(x: Tensor) -> int:
 
 def has_fused_rms_norm(x: Tensor) -> bool:
     """Whether torch normalises x in one kernel: not on the CPU, unless it compiles one."""
-    return x.device.type != "cpu" or torch.compiler.is_compiling()
+    return device_of(x).type != "cpu" or torch.compiler.is_compiling()

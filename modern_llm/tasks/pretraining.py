@@ -20,7 +20,6 @@ from modern_llm.experiment.training import Parts, Session, TrainingTask, require
 from modern_llm.models.custom import CustomModel, FromScratch
 from modern_llm.objectives.settings import NextToken, TextObjective
 from modern_llm.pretrained.settings import ModelFromRun, PretrainedModel
-from modern_llm.training.memory.plan import check_memory
 
 if TYPE_CHECKING:
     from modern_llm.data.text.tokens import TokenCorpus
@@ -95,15 +94,6 @@ class Pretraining(TrainingTask):
         require(self.seq_len is None or self.seq_len <= longest, "task.seq_len", self.seq_len,
                 f"must lie between 1 and model.max_seq_len={longest}",
                 "Shorten the sequences or raise model.max_seq_len")  # fmt: skip
-        sizes = {BPETokenizer: getattr(self.tokenizer, "vocab_size", None), ByteTokenizer: 257}
-        vocab_size = sizes.get(type(self.tokenizer))
-        if vocab_size is not None:
-            self._check_memory(self.model.with_vocab_size(vocab_size))
-
-    def _check_memory(self, model: FromScratch) -> None:
-        if isinstance(model, CustomModel):  # tells nothing of its memory
-            return
-        check_memory(model, self.seq_len or model.max_seq_len, self.trainer, self.hardware)
 
     def trains(self) -> bool:
         return self.train
@@ -136,7 +126,6 @@ class Pretraining(TrainingTask):
 
         tokenizer = self.tokenizer.prepare(self.data, self.paths.cache_folder, self.paths.mirror)
         config = model.with_vocab_size(tokenizer.vocab_size)
-        self._check_memory(config)
         torch.manual_seed(self.seed)  # whether or not the tokenizer had to be trained
         return OwnDecoder.of(decoder_of(config).to(at.runtime.device), tokenizer, "decoder from scratch")
 

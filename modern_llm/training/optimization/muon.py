@@ -9,6 +9,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 from torch.optim.adamw import adamw
 
+from modern_llm.models.kernels import device_of
 from modern_llm.processes import world
 from modern_llm.training.optimization.running_means import EightBitMeans, RunningMeans
 from modern_llm.training.parallel.shards import cut, joined
@@ -45,7 +46,7 @@ def orthogonalise(matrices: Tensor, steps: int, polynomial: str = "quintic", hal
         half: products of fp32 matrices are 16-bit, which the iteration tolerates; on a GPU they always are.
     """
     exact = torch.promote_types(matrices.dtype, torch.float32)
-    half = (half or matrices.is_cuda) and exact == torch.float32
+    half = (half or device_of(matrices).type == "cuda") and exact == torch.float32
     x = matrices.reshape(-1, *matrices.shape[-2:]).to(torch.bfloat16 if half else exact)
     tall = x.shape[-2] > x.shape[-1]
     x = x.mT if tall else x
