@@ -18,6 +18,7 @@ from modern_llm.data.text.tokenizers import Tokenizer
 from modern_llm.experiment.contract import say
 from modern_llm.models.custom import FromScratch
 from modern_llm.models.custom_decoder import decoder_of
+from modern_llm.models.kernels import has_content
 from modern_llm.models.verifier import VerifierModel
 from modern_llm.models.verifier_config import VerifierConfig
 from modern_llm.pretrained.loaded import HuggingFaceModel, LoadedModel, OwnDecoder, OwnVerifier, weights_fingerprint
@@ -171,7 +172,7 @@ def _from_checkpoint(
     else:
         merges = train or (labels and not had)
         loaded = _load(inner, mirror, had, True, torch.float32 if merges else dtype)
-        if loaded.fingerprint != record.get("base_fingerprint"):
+        if has_content() and loaded.fingerprint != record.get("base_fingerprint"):
             raise ValueError(
                 f"model.path={choice.path}: was trained on another {loaded.name} than the one that is found now. "
                 "Put the former into the mirror, or train anew."
@@ -184,7 +185,8 @@ def _from_checkpoint(
             )
         loaded = replace(loaded, tokenizer=tokenizer)  # with the chat template of the training
     try:
-        load_model_tensors(loaded.model, folder)
+        if has_content():
+            load_model_tensors(loaded.model, folder)
     except SafetensorError as cause:
         raise ValueError(
             f"model.path={choice.path}: its weights are none ({cause}). Use another checkpoint."

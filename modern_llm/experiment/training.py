@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from modern_llm.pretrained.loaded import LoadedModel
     from modern_llm.training.callbacks import Callback
     from modern_llm.training.contract import DataStream, Evaluator
+    from modern_llm.training.memory.plan import MemoryPlan, Step
     from modern_llm.training.runtime import Runtime
 
 
@@ -137,10 +138,34 @@ class TrainingTask(ABC):
         """Operations of a training step per token."""
         return at.loaded.flops_per_token()
 
+    def sketch(self, at: Session) -> LoadedModel:
+        """The model for the memory plan, where tensors have no content: that of `load`, without reading data."""
+        return self.load(at)
+
+    def rehearsal(self, at: Session) -> Step:
+        """What a step is made of, for the memory plan: rows as long as the task lets them be, of any content.
+
+        Raises:
+            ValueError: the task does not tell.
+        """
+        raise ValueError(
+            f"hardware.memory_limit_gb={self.hardware.memory_limit_gb}: task={type(self).__name__} does not tell what "
+            "its step is made of, so its memory cannot be planned. Give it a rehearsal, or set the limit to null and "
+            "hardware.micro_batch_size to a number."
+        )
+
     # -- the way ----------------------------------------------------------------------------------------------------
 
     def run(self, folder: RunFolder) -> dict[str, float]:
         """Train from where the folder stands, then measure and report. Returns the final metrics."""
+        from modern_llm.experiment.memory import fitted, tell_plan
+
+        task, plan = fitted(self, folder)
+        if plan is not None and self.hardware.plan_only:
+            return tell_plan(task, folder, plan)
+        return task._run(folder, plan)
+
+    def _run(self, folder: RunFolder, plan: MemoryPlan | None) -> dict[str, float]:
         import torch
 
         from modern_llm.experiment.record import conclude
@@ -163,6 +188,9 @@ class TrainingTask(ABC):
             "peak_memory_gb": at.runtime.peak_memory_gb(),
         }
         measured.protocol |= {"base_fingerprint": at.loaded.fingerprint}
+        if plan is not None:
+            measured.metrics["planned_memory_gb"] = plan.tensors / 1e9
+            measured.protocol |= {"memory_plan_gb": plan.in_gb(), "micro_batch_size": self.hardware.micro_batch_size}
         if not world().is_first:
             return measured.metrics
         metrics = conclude(folder, at.runtime, self.objective_metric, measured, at.checkpoint)

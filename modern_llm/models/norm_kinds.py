@@ -17,11 +17,9 @@ class NormKind(ABC):
 
     Attributes:
         vectors: learned vectors of that width.
-        keeps_exact: whether the backward pass needs the input in fp32, whatever its type.
     """
 
     vectors: ClassVar[int]
-    keeps_exact: ClassVar[bool]
 
     @abstractmethod
     def build(self, size: int, eps: float) -> Norm:
@@ -33,7 +31,6 @@ class RMSNormKind(NormKind):
     """x / sqrt(mean(x^2) + eps) * weight (Zhang & Sennrich 2019, arXiv 1910.07467, eq. 4)."""
 
     vectors = 1
-    keeps_exact = False
 
     def build(self, size: int, eps: float) -> Norm:
         from modern_llm.models.norm import RMSNorm
@@ -46,7 +43,6 @@ class LayerNormKind(NormKind):
     """(x - mean(x)) / sqrt(var(x) + eps) * weight + bias (Ba et al. 2016, arXiv 1607.06450, eq. 4)."""
 
     vectors = 2
-    keeps_exact = True
 
     def build(self, size: int, eps: float) -> Norm:
         from modern_llm.models.norm import LayerNorm

@@ -9,6 +9,7 @@ import torch
 
 from modern_llm.data.text.tokenizers import Tokenizer, gguf_file
 from modern_llm.hub import find_model
+from modern_llm.models.kernels import has_content
 from modern_llm.pretrained.causal import HuggingFaceCausalLM
 from modern_llm.pretrained.classifier import Classifier
 from modern_llm.pretrained.loaded import HuggingFaceModel, quiet_transformers, weights_fingerprint
@@ -61,7 +62,7 @@ def load_hugging_face(
     folder = Path(find_model(settings.name, mirror))
     packed = gguf_file(folder)
     where: dict[str, Any] = {"gguf_file": packed} if packed else {}
-    if not packed and not any(folder.glob("*.safetensors")):
+    if has_content() and not packed and not any(folder.glob("*.safetensors")):
         raise ValueError(
             f"model.name={settings.name!r}: {folder} holds no weights as *.safetensors. Pickled ones may run anything "
             "and are not read. Convert them first, or choose another model."
@@ -86,7 +87,13 @@ def load_hugging_face(
                 "Choose a causal language model or a T5."
             )
         dtype = frozen_dtype if isinstance(settings.lora, LoRA) else torch.float32
-        base = kind.from_pretrained(folder, dtype=dtype, **where)
+        if has_content():
+            base = kind.from_pretrained(folder, dtype=dtype, **where)
+        else:
+            for name in ("num_labels", "id2label", "label2id"):
+                if name in where:
+                    setattr(config, name, where[name])
+            base = kind.from_config(config, dtype=dtype)
     if packed:
         _forget_quantization(base)
     fingerprint = weights_fingerprint(base.base_model)

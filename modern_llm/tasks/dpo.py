@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from modern_llm.data.text.tokenizers import Tokenizer
     from modern_llm.experiment.record import Measured
     from modern_llm.pretrained.loaded import LoadedModel
+    from modern_llm.training.memory.plan import Step
 
 _MEASURED = ("preference_accuracy", "reward_margin", "log_prob_accuracy", "loss", "kl_estimate")
 _WORST = 50
@@ -84,6 +85,15 @@ class DPO(ConversationTask):
         objective = PreferenceOptimisation(self.loss)
         return Parts(stream, objective, Selection(at, objective, at.data["selection"].pairs, collate))
 
+    def rehearsal(self, at: Session) -> Step:
+        from modern_llm.data.preferences.read import PairBatch
+        from modern_llm.objectives.preference import PreferenceOptimisation
+        from modern_llm.training.memory.plan import Step
+
+        loss, collate = self.loss, PairBatch(at.loaded.tokenizer.eos_id)
+        pair = longest_pair(self.writer(at)[1], loss.needs_reference, loss.needs_mismatched)
+        return Step(at.loaded.model, PreferenceOptimisation(loss), lambda rows: collate([pair] * rows))
+
     def measure(self, at: Session) -> Measured:
         from modern_llm.evaluation.pairs import pair_log_probs, score_pairs
         from modern_llm.experiment.record import Measured, evaluated_on
@@ -130,6 +140,19 @@ class DPO(ConversationTask):
                 ]
 
             return after_first(found)
+
+
+def longest_pair(room: int, reference: bool = False, mismatched: bool = False) -> EncodedPair:
+    """The longest that so many tokens let a pair be: the shortest prompt, and answers that fill the rest.
+
+    Args:
+        room: tokens of a prompt with an answer.
+        reference, mismatched: whether there are log-probabilities, and a third answer.
+    """
+    from modern_llm.data.preferences.read import EncodedPair
+
+    answer, answers = [0] * room, 3 if mismatched else 2
+    return EncodedPair(0, [0], answer, answer, (0.0,) * answers if reference else None, answer if mismatched else None)
 
 
 def worst_pairs(pairs: list[EncodedPair], margins: np.ndarray, tokenizer: Tokenizer) -> list[dict[str, object]]:

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from modern_llm.experiment.record import Measured
     from modern_llm.objectives.base import Objective
     from modern_llm.pretrained.loaded import LoadedModel
+    from modern_llm.training.memory.plan import Step
     from modern_llm.training.runtime import Runtime
 
 
@@ -107,6 +108,16 @@ class Finetuning(TrainingTask):
 
             further = (self.data.metrics, scored)
         return Parts(stream, objective, Selection(at, objective, held_out, form.collate, further=further))
+
+    def rehearsal(self, at: Session) -> Step:
+        from modern_llm.data.batches import Encoded
+        from modern_llm.experiment.examples import form_of
+        from modern_llm.training.memory.plan import Step
+
+        form = form_of(at.loaded, self.data, self.max_tokens)
+        answer = 0 if at.loaded.labels else min(self.data.max_new_tokens, form.max_tokens // 2)
+        item = Encoded(0, [0] * (form.max_tokens - answer), [0] * answer, 0)
+        return Step(at.loaded.model, self._objective(at.loaded), lambda rows: form.collate([item] * rows))
 
     def measure(self, at: Session) -> Measured:
         from modern_llm.experiment.examples import answer_examples, form_of, measured_answers

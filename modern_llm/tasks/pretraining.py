@@ -17,7 +17,7 @@ from modern_llm.evaluation.protocol import PerplexityProtocol
 from modern_llm.experiment.contract import say
 from modern_llm.experiment.samples import Samples
 from modern_llm.experiment.training import Parts, Session, TrainingTask, require_metric
-from modern_llm.models.custom import CustomModel, FromScratch
+from modern_llm.models.custom import FromScratch
 from modern_llm.objectives.settings import NextToken, TextObjective
 from modern_llm.pretrained.settings import ModelFromRun, PretrainedModel
 
@@ -25,8 +25,10 @@ if TYPE_CHECKING:
     from modern_llm.data.text.tokens import TokenCorpus
     from modern_llm.evaluation.perplexity import Perplexity
     from modern_llm.experiment.record import Measured
+    from modern_llm.objectives.base import Batch
     from modern_llm.pretrained.loaded import LoadedModel
     from modern_llm.training.contract import DataStream
+    from modern_llm.training.memory.plan import Step
 
 _LONGEST = 1024  # tokens of a sequence, unless asked for, where a model would take more
 _MONITORED = ("loss", "token_perplexity")
@@ -59,7 +61,7 @@ class Pretraining(TrainingTask):
         samples: texts for the report.
 
     Raises:
-        ValueError: an impossible combination, or a plan that exceeds `hardware.memory_limit_gb`.
+        ValueError: an impossible combination.
     """
 
     model: FromScratch | PretrainedModel | ModelFromRun
@@ -117,6 +119,36 @@ class Pretraining(TrainingTask):
                 "Shorten the sequences")  # fmt: skip
         at.data = self._corpora(loaded)
         return loaded
+
+    def sketch(self, at: Session) -> LoadedModel:
+        from modern_llm.experiment.loading import load_model
+        from modern_llm.models.custom_decoder import decoder_of
+        from modern_llm.pretrained.loaded import OwnDecoder
+
+        if not isinstance(self.model, FromScratch):
+            return load_model(self.model, at.runtime, self.paths.mirror, [], self.train)
+        # Only the number of ids matters, and a tokenizer that is trained says it beforehand.
+        known = isinstance(self.tokenizer, BPETokenizer)
+        choice = ByteTokenizer() if known else self.tokenizer
+        tokenizer = choice.prepare(self.data, self.paths.cache_folder, self.paths.mirror)
+        size = self.tokenizer.vocab_size if isinstance(self.tokenizer, BPETokenizer) else tokenizer.vocab_size
+        return OwnDecoder.of(decoder_of(self.model.with_vocab_size(size)), tokenizer, "decoder from scratch")
+
+    def rehearsal(self, at: Session) -> Step:
+        import torch
+
+        from modern_llm.training.memory.plan import Step
+
+        length = self._length(at.loaded)
+
+        def batch(rows: int) -> Batch:
+            ids = torch.zeros(rows, length, dtype=torch.long)
+            found = {"input_ids": ids, "labels": ids}
+            if self.document_masking:  # of two documents in each row
+                found["document_ids"] = (torch.arange(length) >= length // 2).long().expand(rows, -1)
+            return found
+
+        return Step(at.loaded.model, self.objective.build(), batch)
 
     def _from_scratch(self, model: FromScratch, at: Session) -> LoadedModel:
         import torch
@@ -220,7 +252,7 @@ class Pretraining(TrainingTask):
                 corpus,
                 context=context,
                 stride=min(self.evaluation.stride or context, context),
-                batch_size=hardware.eval_batch_size or hardware.micro_batch_size or self.trainer.batch_size,
+                batch_size=hardware.eval_batch_size or hardware.rows_at_once(self.trainer.batch_size),
                 device=at.runtime.device,
                 max_tokens=max_tokens,
                 document_ids=self.document_masking,

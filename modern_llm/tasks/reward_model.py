@@ -12,12 +12,13 @@ from modern_llm.defaults import Defaults
 from modern_llm.experiment.conversations import ConversationTask
 from modern_llm.experiment.judges import REWARD_FILE, REWARD_LABELS
 from modern_llm.experiment.training import Parts, Selection, Session, require_metric, tell_skipped
-from modern_llm.tasks.dpo import worst_pairs
+from modern_llm.tasks.dpo import longest_pair, worst_pairs
 
 if TYPE_CHECKING:
     from modern_llm.experiment.record import Measured
     from modern_llm.objectives.reward import BradleyTerry
     from modern_llm.pretrained.loaded import LoadedModel
+    from modern_llm.training.memory.plan import Step
 
 _MEASURED = ("evaluation_preference_accuracy", "evaluation_reward_margin", "evaluation_loss")
 _WORST = 50
@@ -70,6 +71,13 @@ class RewardModel(ConversationTask):
         stream = LengthBatches(train.pairs, self.trainer.batch_size, self.seed, collate, train.fingerprint)
         objective = self._objective()
         return Parts(stream, objective, Selection(at, objective, at.data["selection"].pairs, collate))
+
+    def rehearsal(self, at: Session) -> Step:
+        from modern_llm.data.preferences.read import RewardBatch
+        from modern_llm.training.memory.plan import Step
+
+        collate, pair = RewardBatch(at.loaded.tokenizer.eos_id), longest_pair(self.writer(at)[1] - 1)
+        return Step(at.loaded.model, self._objective(), lambda rows: collate([pair] * rows))
 
     def measure(self, at: Session) -> Measured:
         from modern_llm.evaluation.rewards import pair_rewards, score_rewards

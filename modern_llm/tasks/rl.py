@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from modern_llm.reinforcement.groups import Asked, Drawer
     from modern_llm.reinforcement.rewards import Marker
     from modern_llm.reinforcement.rollouts import RolloutStream
+    from modern_llm.training.memory.plan import Step
 
 BEFORE, DRAWS, SAMPLES = "before.json", "draws", "answers.jsonl"
 _SHOWN = 3  # problems whose answers are kept of every evaluation
@@ -144,6 +145,38 @@ class RL(TrainingTask):
         )
         objective = PolicyGradient(self.policy_loss, stream.names)
         return Parts(stream, objective, _Held(self, at, stream))
+
+    def rehearsal(self, at: Session) -> Step:
+        import torch
+
+        from modern_llm.data.solutions.problems import prompts_of, read_problems
+        from modern_llm.models.decoding.drawing import Drawn
+        from modern_llm.objectives.policy_gradient import PolicyGradient
+        from modern_llm.reinforcement.groups import Asked, Group, group_batch
+        from modern_llm.training.memory.plan import Step
+
+        beside = []
+        if self.teacher is not None:
+            from modern_llm.reinforcement.teacher import load_teacher
+
+            beside.append(load_teacher(self.teacher, at.runtime, self.paths.mirror, at.loaded, self.asking.chat).model)
+        if self.policy_loss.needs_reference and at.loaded.adapter is None:
+            beside.append(self.load(at).model.requires_grad_(False))
+        loaded, G = at.loaded, self.drawing.samples
+        problems, _ = read_problems(self.data, "train", self.paths.mirror, self.max_train_problems, self.seed)
+        prompt = max(prompts_of(self.data, problems, loaded.tokenizer, loaded.start_ids, self.asking.chat), key=len)
+        longest = self.asking.max_new_tokens
+        drawn = Drawn([0] * longest, [0.0] * longest, [0.0] * longest, "", False)
+        group = Group(Asked(problems[0], prompt, ""), [drawn] * G, [0.0] * G)
+
+        def batch(rows: int) -> Batch:
+            made = group_batch([group] * rows, [[0.0] * G] * rows, loaded.tokenizer.eos_id)
+            made["counted"] = torch.full((rows,), G * longest)
+            asked = {"old": self.drawing.updates > 1, "reference": self.policy_loss.needs_reference,
+                     "teacher": self.policy_loss.needs_teacher}  # fmt: skip
+            return made | {f"{name}_log_probs": made["drawn_log_probs"] for name, wanted in asked.items() if wanted}
+
+        return Step(loaded.model, PolicyGradient(self.policy_loss), batch, beside)
 
     def measure(self, at: Session) -> Measured:
         import numpy as np
@@ -270,7 +303,7 @@ class RL(TrainingTask):
 
         from modern_llm.reinforcement.groups import token_log_probs
 
-        rows = self.hardware.micro_batch_size or self.trainer.batch_size
+        rows = self.hardware.rows_at_once(self.trainer.batch_size)
 
         def of(batch: Batch) -> torch.Tensor:
             return token_log_probs(loaded, at.runtime, batch, rows, within or nullcontext)

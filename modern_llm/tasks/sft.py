@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from modern_llm.data.instructions.read import Instructions
     from modern_llm.data.rows import Part
     from modern_llm.experiment.record import Measured
+    from modern_llm.training.memory.plan import Step
 
 _HEADLINE = ("evaluation_loss", "evaluation_perplexity")
 
@@ -73,6 +74,22 @@ class SFT(ConversationTask):
             stream = WithReplay(stream, self.replay, text, self.seed)
         objective = self.objective.build()
         return Parts(stream, objective, Selection(at, objective, held_out.items, collate.singly))
+
+    def rehearsal(self, at: Session) -> Step:
+        from modern_llm.data.chat import EncodedConversation
+        from modern_llm.data.instructions.read import ConversationBatch
+        from modern_llm.training.memory.plan import Step
+
+        room, replay = self.writer(at)[1], self.replay
+        collate = ConversationBatch(at.loaded.tokenizer.eos_id)
+
+        def conversation(length: int) -> EncodedConversation:
+            return EncodedConversation(0, [0] * (length + 1), [True] * (length + 1))
+
+        row = [conversation(room - room // 2), conversation(room // 2)] if self.packing else [conversation(room)]
+        # Rows of text below them are as long, and `trainer.batch_size` does not count them.
+        share = 1.0 if replay is None else 1 + replay.rows(self.trainer.batch_size) / self.trainer.batch_size
+        return Step(at.loaded.model, self.objective.build(), lambda rows: collate([row] * round(rows * share)))
 
     def measure(self, at: Session) -> Measured:
         from modern_llm.data.instructions.read import ConversationBatch

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from modern_llm.data.rows import PARTS, content_fingerprint
 from modern_llm.data.solutions.settings import SolutionData, SolutionText
-from modern_llm.data.text.tokenizers import BPETokenizer, TokenizerChoice
+from modern_llm.data.text.tokenizers import BPETokenizer, ByteTokenizer, TokenizerChoice
 from modern_llm.defaults import Defaults
 from modern_llm.experiment.contract import RunFolder, progress_of
 from modern_llm.experiment.judges import VERIFIER_FILE
@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from modern_llm.evaluation.verifier import AnswerVerifier
     from modern_llm.experiment.record import Measured
     from modern_llm.pretrained.loaded import LoadedModel
+    from modern_llm.training.memory.plan import Step
 
 _PICTURE = "calibration.png"
 HEADLINE = ("roc_auc", "accuracy", "brier", "ece", "base_rate", "picked_accuracy")
@@ -95,6 +96,30 @@ class Verifier(TrainingTask):
         tokenizer = self.tokenizer.prepare(source, self.paths.cache_folder, self.paths.mirror)
         model = VerifierModel(self.model.with_vocab_size(tokenizer.vocab_size), LABELS)
         return OwnVerifier.of(model.to(at.runtime.device), tokenizer, "verifier from scratch")
+
+    def sketch(self, at: Session) -> LoadedModel:
+        from modern_llm.data.solutions.read import LABELS
+        from modern_llm.data.text.sources import PythonDocs
+        from modern_llm.models.verifier import VerifierModel
+        from modern_llm.pretrained.loaded import OwnVerifier
+
+        if not isinstance(self.model, VerifierConfig):
+            return self.load(at)
+        # Only the number of ids matters, and a tokenizer that is trained says it beforehand.
+        known, cache, mirror = isinstance(self.tokenizer, BPETokenizer), self.paths.cache_folder, self.paths.mirror
+        tokenizer = (ByteTokenizer() if known else self.tokenizer).prepare(PythonDocs(), cache, mirror)
+        size = self.tokenizer.vocab_size if isinstance(self.tokenizer, BPETokenizer) else tokenizer.vocab_size
+        return OwnVerifier.of(VerifierModel(self.model.with_vocab_size(size), LABELS), tokenizer, "verifier")
+
+    def rehearsal(self, at: Session) -> Step:
+        from modern_llm.data.batches import ClassificationBatch, Encoded
+        from modern_llm.experiment.loading import room_in
+        from modern_llm.objectives.classification import Classification
+        from modern_llm.training.memory.plan import Step
+
+        collate = ClassificationBatch(at.loaded.tokenizer.eos_id)
+        item = Encoded(0, [0] * room_in(at.loaded, self.max_tokens), [], 0)
+        return Step(at.loaded.model, Classification(), lambda rows: collate([item] * rows))
 
     def parts(self, at: Session) -> Parts:
         from modern_llm.data.batches import ClassificationBatch, LengthBatches

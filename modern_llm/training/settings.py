@@ -107,7 +107,8 @@ class Hardware:
         device: `auto` takes CUDA, then Apple's MPS, then the CPU.
         precision: `auto` measures 16-bit products against fp32 and takes bf16 only where it pays; weights and
             optimiser stay in fp32.
-        micro_batch_size: sequences that are computed at a time; null: the whole batch.
+        micro_batch_size: sequences that are computed at a time; null: the whole batch; auto: as many as the memory plan
+            fits into `memory_limit_gb`, or into what is free.
         eval_batch_size: sequences per evaluation batch; null: as micro_batch_size.
         activation_checkpointing: recompute each block in the backward pass (Chen et al. 2016, arXiv 1604.06174):
             about a third more time for much less memory.
@@ -120,6 +121,7 @@ class Hardware:
         overlap: read the next batch, and write checkpoints from a copy, while the device computes: auto, on a GPU; on;
             off. On a CPU it takes the memory of the copy and time of the same cores.
         memory_limit_gb: device memory in GB (10^9 bytes) that the plan must fit in; null: not planned against.
+        plan_only: tell the memory plan of a training task, and end.
         num_threads: CPU threads; null: torch's choice.
         peak_tflops: peak rate of dense products in the chosen precision, for model FLOP utilisation; null:
             measured with a large product at the start.
@@ -127,7 +129,7 @@ class Hardware:
 
     device: Literal["auto", "cpu", "cuda", "mps"] = _HARDWARE("device")
     precision: Literal["auto", "fp32", "bf16", "fp16"] = _HARDWARE("precision")
-    micro_batch_size: int | None = _HARDWARE("micro_batch_size")
+    micro_batch_size: int | Literal["auto"] | None = _HARDWARE("micro_batch_size")
     eval_batch_size: int | None = _HARDWARE("eval_batch_size")
     activation_checkpointing: bool = _HARDWARE("activation_checkpointing")
     compile: bool = _HARDWARE("compile")
@@ -135,6 +137,7 @@ class Hardware:
     whole_checkpoint_gb: float = _HARDWARE("whole_checkpoint_gb")
     overlap: Literal["auto", "on", "off"] = _HARDWARE("overlap")
     memory_limit_gb: float | None = _HARDWARE("memory_limit_gb")
+    plan_only: bool = _HARDWARE("plan_only")
     num_threads: int | None = _HARDWARE("num_threads")
     peak_tflops: float | None = _HARDWARE("peak_tflops")
 
@@ -142,7 +145,11 @@ class Hardware:
         for key in ("micro_batch_size", "eval_batch_size", "num_threads"):
             value = getattr(self, key)
             require(
-                value is None or value >= 1, f"hardware.{key}", value, "must be at least 1", "Raise it, or use null"
+                value in (None, "auto") or value >= 1,
+                f"hardware.{key}",
+                value,
+                "must be at least 1",
+                "Raise it, or use null",
             )
         require(self.whole_checkpoint_gb >= 0, "hardware.whole_checkpoint_gb", self.whole_checkpoint_gb,
                 "must not be below 0", "Use 0 for shares in any case")  # fmt: skip
@@ -153,4 +160,12 @@ class Hardware:
     @property
     def eval_rows(self) -> int:
         """Texts per batch of an evaluation that answers texts of many lengths."""
-        return self.eval_batch_size or self.micro_batch_size or 32
+        return self.eval_batch_size or self._number_of_rows or 32
+
+    def rows_at_once(self, rows: int) -> int:
+        """How many of so many sequences are computed at a time. Where `auto` has not been settled, all."""
+        return min(self._number_of_rows or rows, rows)
+
+    @property
+    def _number_of_rows(self) -> int | None:
+        return None if self.micro_batch_size == "auto" else self.micro_batch_size

@@ -248,7 +248,7 @@ class Trainer:
     @property
     def micro_batch_size(self) -> int:
         """Rows that are computed at a time."""
-        return self.runtime.hardware.micro_batch_size or self.settings.batch_size
+        return self.runtime.hardware.rows_at_once(self.settings.batch_size)
 
     def _set_rates(self, tokens: int, seconds: float) -> None:
         """What changes over a run, for this step, which is counted once it is done."""

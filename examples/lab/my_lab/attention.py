@@ -36,10 +36,6 @@ class LinearAttention(AttentionPart):
             "write": Weight((sizes.d_model, width), MATRICES),  # zero: the block begins as nothing
         }
 
-    def kept_per_token(self, sizes: Sizes, layer: int) -> int:
-        # q, k, v; phi of two of them; what is attended, before and after. The scores of a pass come on top of it.
-        return 7 * sizes.n_heads * sizes.head_size
-
     def mix(
         self, weights: Any, sizes: Sizes, x: Tensor, plan: AttentionPlan, carried: Carried, state: State | None
     ) -> Tensor:

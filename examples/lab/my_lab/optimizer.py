@@ -27,9 +27,6 @@ class Lion(OptimizerSettings):
     beta1: float = 0.9
     beta2: float = 0.99
 
-    def state_bytes(self, kind: str) -> int:
-        return 4
-
     def build(self, model: nn.Module) -> Optimizer:
         import torch
 

@@ -55,10 +55,6 @@ class StateSpace(BlockPart):
             "write": Weight((sizes.d_model, inside), MATRICES),  # zero: the block begins as the identity
         }
 
-    def kept_per_token(self, sizes: Sizes, layer: int) -> int:
-        # The decays and scores of a pass, whose number depends on the length of the text, come on top of it.
-        return 3 * sizes.d_model + 9 * self.expand * sizes.d_model + 6 * self.state_size
-
     def mix(
         self, weights: Any, sizes: Sizes, x: Tensor, plan: AttentionPlan, carried: Carried, state: State | None
     ) -> Tensor:

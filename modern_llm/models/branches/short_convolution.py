@@ -38,9 +38,6 @@ class ShortConvolution(BranchPart):
         places = ("attention", "ffn") if self.places == "both" else (self.places,)
         return {place: Weight((self.width, sizes.d_model), VECTORS) for place in places}
 
-    def kept_per_token(self, sizes: Sizes, layer: int) -> int:
-        return sizes.d_model * (2 if self.places == "both" else 1)
-
     def read(self, weights: Any, normed: Tensor, carried: Carried, branch: Branch, layer: int) -> Tensor:
         from modern_llm.models.short_convolution import short_convolution
 

@@ -34,9 +34,6 @@ class GatedHeads(HeadPart):
     def weights(self, sizes: Sizes, layer: int) -> dict[str, Weight]:
         return {"gate": Weight((sizes.n_heads, self.channels), GATES)}
 
-    def kept_per_token(self, sizes: Sizes, layer: int) -> int:
-        return sizes.n_heads * sizes.head_size + 2 * sizes.n_heads
-
     def apply(self, weights: Any, attended: Tensor, x: Tensor) -> Tensor:
         from torch.nn import functional as F
 

@@ -63,14 +63,6 @@ class Part:
         """Weights that the part has once in a model, by name."""
         return {}
 
-    def kept_per_token(self, sizes: Sizes, layer: int) -> int:
-        """Numbers that autograd keeps of each token for the part in block `layer`, for the memory plan."""
-        return 0
-
-    def half_kept_per_token(self, sizes: Sizes, layer: int) -> int:
-        """Likewise, those that are 16-bit where products are."""
-        return 0
-
     def check(self, sizes: Sizes) -> None:
         """Refuse a model that the part cannot stand in.
 

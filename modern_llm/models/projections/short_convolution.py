@@ -35,9 +35,6 @@ class ProjectionConvolution(ProjectionPart):
     def weights(self, sizes: Sizes, layer: int) -> dict[str, Weight]:
         return {"kernel": Weight((self.width, sizes.projected), VECTORS)}
 
-    def half_kept_per_token(self, sizes: Sizes, layer: int) -> int:
-        return sizes.projected
-
     def change(self, weights: Any, projected: Tensor, carried: Carried, layer: int) -> Tensor:
         from modern_llm.models.short_convolution import short_convolution
 

@@ -38,8 +38,5 @@ class ScaledResidual(ResidualPart):
             ),
         }
 
-    def kept_per_token(self, sizes: Sizes, layer: int) -> int:
-        return sizes.d_model  # the stream in front of the scale
-
     def enter(self, weights: Any, x: Tensor, carried: Carried, layer: int, n_layers: int) -> Tensor:
         return weights.scale * x + weights.shortcut * carried["embedded"]

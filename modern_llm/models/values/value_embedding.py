@@ -52,11 +52,6 @@ class ValueEmbedding(ValuePart):
     def brought(self, weights: Any, carried: Carried) -> Tensor:
         """e_l, (B, T, Hkv D)."""
 
-    def kept_per_token(self, sizes: Sizes, layer: int) -> int:
-        if not in_layers(self.layers, layer, sizes.n_layers) or not self.gate_channels:
-            return 0
-        return sizes.n_kv_heads * sizes.head_size + 2 * sizes.n_kv_heads  # e_l, and the gate in front of and behind it
-
     def mix(self, weights: Any, values: Tensor, x: Tensor, carried: Carried, layer: int) -> Tensor:
         if not weights.declared:
             return values

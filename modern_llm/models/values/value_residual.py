@@ -29,9 +29,6 @@ class ValueResidual(ValuePart):
     def weights(self, sizes: Sizes, layer: int) -> dict[str, Weight]:
         return {"weight": Weight((), SCALARS, self.weight)} if layer else {}
 
-    def kept_per_token(self, sizes: Sizes, layer: int) -> int:
-        return sizes.n_kv_heads * sizes.head_size if layer else 0  # the values in front of the mixture
-
     def mix(self, weights: Any, values: Tensor, x: Tensor, carried: Carried, layer: int) -> Tensor:
         if not weights.declared:
             carried["values_0"] = values

@@ -161,7 +161,7 @@ def rehearse(ledger: Ledger, step: Step, trainer: TrainerSettings, runtime: Runt
         runtime: the machine.
     """
     rows = trainer.batch_size
-    micro = min(runtime.hardware.micro_batch_size or rows, rows)
+    micro = runtime.hardware.rows_at_once(rows)
     for model in (step.model, *step.beside):
         ledger.rename([*model.parameters(), *model.buffers()], "weights")
     settings = replace(trainer, max_steps=1, max_tokens=None, max_minutes=None, batch_size=micro, callbacks={})
@@ -215,7 +215,7 @@ def _divided(plan: MemoryPlan, model: nn.Module, rows: int, hardware: Hardware, 
     # the last micro-batch.
     outside = every - each * len(blocks)
     gradients = plan.gradients
-    if (hardware.micro_batch_size or rows) >= rows:
+    if hardware.rows_at_once(rows) == rows:
         gradients = plan.gradients / processes + each
     weights = plan.weights - every * (1 - 1 / processes) + outside + 2 * each
     return replace(plan, weights=weights, gradients=gradients)

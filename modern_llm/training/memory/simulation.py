@@ -34,9 +34,12 @@ _aten = torch.ops.aten
 # What autocast computes in fp32 on CUDA and leaves in 16 bits on a CPU (torch's autocast_mode.h), as far as models and
 # losses use it.
 _IN_FP32 = frozenset(
-    """layer_norm group_norm softmax log_softmax pow __pow__ rsqrt exp expm1 log log2 log10 log1p sum prod cumsum
-    cumprod norm softplus softmin sinh cosh tan acos asin reciprocal nll_loss cosine_similarity mse_loss l1_loss
-    smooth_l1_loss kl_div binary_cross_entropy_with_logits cross_entropy""".split()
+    (
+        *("layer_norm", "group_norm", "softmax", "log_softmax", "softmin", "norm", "sum", "prod", "cumsum", "cumprod"),
+        *("pow", "__pow__", "rsqrt", "exp", "expm1", "log", "log2", "log10", "log1p", "softplus", "sinh", "cosh"),
+        *("tan", "acos", "asin", "reciprocal", "nll_loss", "cosine_similarity", "mse_loss", "l1_loss", "kl_div"),
+        *("smooth_l1_loss", "binary_cross_entropy_with_logits", "cross_entropy"),
+    )
 )
 
 
@@ -88,7 +91,9 @@ class _Fake(TorchDispatchMode):
             except (NotImplementedError, RuntimeError):  # it has no such kernel, or asks for content
                 self._slow.add(func)
             else:
-                return tree_map_only(Tensor, self._wrapped, out)
+                if all(t.is_meta or isinstance(t, FakeTensor) for t in tree_leaves(out) if isinstance(t, Tensor)):
+                    return tree_map_only(Tensor, self._wrapped, out)
+                self._slow.add(func)
         with self.fake:
             return func(*args, **kwargs)
 
@@ -186,9 +191,7 @@ class _Functions(TorchFunctionMode):
         route = attention_route(attn_mask is not None, grouped, dtype, self.device)
         if route.kernel == "math" or (route.repeat_heads and grouped):
             with torch.nn.attention.sdpa_kernel(torch.nn.attention.SDPBackend.MATH):
-                return _ATTENTION(
-                    q, k, v, attn_mask, dropout_p, is_causal, scale=scale, enable_gqa=enable_gqa
-                )
+                return _ATTENTION(q, k, v, attn_mask, dropout_p, is_causal, scale=scale, enable_gqa=enable_gqa)
         if attn_mask is not None and attn_mask.dtype == torch.bool:
             attn_mask = torch.zeros(attn_mask.shape, dtype=dtype)
         return _Attention.apply(q, k, v, attn_mask, self.ledger if route.kernel == "flash" else None)
@@ -251,7 +254,7 @@ def _apply(self: nn.Module, fn: Callable[[Tensor], Tensor], recurse: bool = True
         for named in (module._parameters, module._buffers):
             for name, tensor in named.items():
                 if tensor is not None:
-                    named[name] = applied(tensor)
+                    named[name] = applied(tensor)  # type: ignore[assignment]
     return self
 
 

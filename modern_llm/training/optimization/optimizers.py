@@ -52,10 +52,6 @@ class OptimizerSettings(ABC):
         return False
 
     @abstractmethod
-    def state_bytes(self, kind: str) -> int:
-        """Bytes of state per trained parameter of a kind, for the memory plan."""
-
-    @abstractmethod
     def build(self, model: nn.Module) -> Optimizer:
         """The optimiser over a model's trained parameters, whose groups `groups` gives.
 
@@ -133,9 +129,6 @@ class AdamW(OptimizerSettings):
 
         return EightBitMeans() if self.state_bits == 8 else RunningMeans()
 
-    def state_bytes(self, kind: str) -> int:
-        return 8 * self.state_bits // 32
-
     def build(self, model: nn.Module) -> Optimizer:
         import torch
 
@@ -210,9 +203,6 @@ class Muon(AdamW):
                     f"Use {key.replace('warmup', 'start').replace('cooldown', 'end')}=null for none")  # fmt: skip
         require(self.newton_schulz_steps >= 1, "trainer.optimizer.newton_schulz_steps", self.newton_schulz_steps,
                 "must be at least 1", "Use 5")  # fmt: skip
-
-    def state_bytes(self, kind: str) -> int:
-        return (4 if kind == MATRICES else 8) * self.state_bits // 32
 
     def build(self, model: nn.Module) -> Optimizer:
         from modern_llm.training.optimization.muon import MuonWithAdamW

@@ -71,7 +71,7 @@ def traffic(model: ModernLLMConfig, trainer: TrainerSettings, hardware: Hardware
     kinds: Counter[str] = model.parameters()
     weights = 4.0 * kinds.total()
     rows = -(-trainer.batch_size // processes)
-    micro_batches = -(-rows // min(hardware.micro_batch_size or rows, rows))
+    micro_batches = -(-rows // hardware.rows_at_once(rows))
     matrices = 4.0 * kinds[MATRICES] if isinstance(trainer.optimizer, Muon) else 0.0
     if hardware.sharding == "full":
         # What is not in a block stays whole from the forward to the backward pass.
