@@ -115,7 +115,9 @@ class Finetuning(TrainingTask):
         from modern_llm.training.memory.plan import Step
 
         form = form_of(at.loaded, self.data, self.max_tokens)
-        answer = 0 if at.loaded.labels else min(self.data.max_new_tokens, form.max_tokens // 2)
+        answer = min(self.data.max_new_tokens, form.max_tokens // 2)
+        if self.data.labels:  # words, which a head stands for or which are written, with the end of text
+            answer = 0 if at.loaded.labels else 1 + max(map(len, form.answers(self.data.labels)))
         item = Encoded(0, [0] * (form.max_tokens - answer), [0] * answer, 0)
         return Step(at.loaded.model, self._objective(at.loaded), lambda rows: form.collate([item] * rows))
 

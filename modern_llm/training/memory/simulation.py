@@ -8,6 +8,7 @@ up: a number that is read is 0, and experts are chosen evenly.
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from typing import Any
@@ -278,6 +279,8 @@ def simulated(ledger: Ledger, device: Device) -> Iterator[None]:
         device: that is computed as.
     """
     with ExitStack() as stack:
+        stack.enter_context(warnings.catch_warnings())
+        warnings.filterwarnings("ignore", "Accessing the data pointer of FakeTensor")  # by copies of modules
         stack.enter_context(computing_as(device))
         stack.enter_context(_applied_as_fake())
         stack.enter_context(_Fake(ledger))
