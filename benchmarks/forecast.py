@@ -2,22 +2,25 @@
 
 python benchmarks/forecast.py [--processes 1 8 16 64] [--rate 400] [--inside 450] [--between 50] [overrides …]
 
-Closed forms (training/memory/plan.py, training/parallel/traffic.py), which tests hold against what torch keeps and
-sends in runs of up to four processes on a CPU; no such machine was measured. The rate in TFLOP/s and the bytes in GB/s
-that a card sends, inside a machine of eight and between machines, are nominal ones of H100 SXM with NVLink and one
-400 Gb/s adapter each, the rate at the utilisation that nanochat and llm.c report.
+The memory plan (training/memory/plan.py) and closed forms (training/parallel/traffic.py), which tests hold against what
+torch allocates and sends in runs of up to four processes on a CPU; no such machine was measured. The rate in TFLOP/s
+and the bytes in GB/s that a card sends, inside a machine of eight and between machines, are nominal ones of H100 SXM with
+NVLink and one 400 Gb/s adapter each, the rate at the utilisation that nanochat and llm.c report.
 """
 
 from __future__ import annotations
 
 import argparse
 
+import torch
 from harness import print_table
 from hydra import compose, initialize_config_dir
 
 from modern_llm.config.instantiate import build
 from modern_llm.defaults import CONFIG_FOLDER
-from modern_llm.training.memory.plan import plan_memory
+from modern_llm.models import ModernDecoderLM, ModernLLMConfig
+from modern_llm.objectives.language_modeling import LanguageModeling
+from modern_llm.training.memory.plan import Step, plan_memory
 from modern_llm.training.parallel.traffic import traffic
 
 CARDS_OF_A_MACHINE = 8
@@ -28,6 +31,16 @@ SIZES = {
 }
 VOCABULARY = 32768
 ROWS = 16  # of 1024 tokens of each card in a step
+
+
+def step_of(model: ModernLLMConfig) -> Step:
+    """Rows of text as long as the model reads."""
+
+    def batch(rows: int) -> dict[str, torch.Tensor]:
+        ids = torch.zeros(rows, model.max_seq_len, dtype=torch.long)
+        return {"input_ids": ids, "labels": ids}
+
+    return Step(ModernDecoderLM(model), LanguageModeling(), batch)
 
 
 def main() -> None:
@@ -54,7 +67,7 @@ def forecast(options: argparse.Namespace) -> None:
                          f"hardware.sharding={sharding}", *shape, *options.overrides]  # fmt: skip
                 task = build(compose("config", overrides=words).task)
                 model, length = task.model.with_vocab_size(VOCABULARY), task.model.max_seq_len
-                plan = plan_memory(model, length, task.trainer, task.hardware, count)
+                plan = plan_memory(lambda _, m=model: step_of(m), task.trainer, task.hardware, count)
                 sent = traffic(model, task.trainer, task.hardware, count)
                 bandwidth = (options.inside if count <= CARDS_OF_A_MACHINE else options.between) * 1e9
                 flops = model.flops_per_token(length)

@@ -107,6 +107,7 @@ STANDARD = {
     "__future__",
     "abc",
     "collections",
+    "contextlib",
     "dataclasses",
     "functools",
     "hashlib",

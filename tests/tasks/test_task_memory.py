@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +16,7 @@ from torch.profiler import ProfilerActivity, profile
 
 from modern_llm.config.instantiate import build
 from modern_llm.experiment.contract import RunFolder
-from modern_llm.experiment.memory import plan_of
+from modern_llm.experiment.memory import fitted, largest_that_fits, plan_of
 from modern_llm.experiment.training import Session
 from modern_llm.training.memory.ledger import Ledger
 from modern_llm.training.memory.plan import rehearse
@@ -62,7 +64,7 @@ def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def built(base: Path, hub: Path, cache: Path, *overrides: str) -> Any:
     words = [word.replace("RUN", str(base)) for word in overrides]
     with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
-        config = compose("config", [*words, *TINY, f"paths.mirror={hub}", f"paths.cache={cache}", "name=x"])
+        config = compose("config", [*TINY, *words, f"paths.mirror={hub}", f"paths.cache={cache}", "name=x"])
     return build(config.task)
 
 
@@ -88,3 +90,59 @@ def test_a_tasks_step_is_planned(base: Path, hub: Path, tmp_path: Path, name: st
         batch = next(parts.stream)
         assert {*batch} - _NO_MATTER == {*planned} - _NO_MATTER
         assert batch["input_ids"].shape[1] <= longest
+
+
+EIGHT = [*TASKS["reward model"], "trainer.batch_size=8"]
+
+
+def test_the_largest_that_fits() -> None:
+    sizes = [1, 2, 4, 8, 12]
+    for limit in range(15):
+        fitting = [size for size in sizes if size <= limit]
+        assert largest_that_fits(sizes, float, limit) == (fitting[-1] if fitting else None)
+
+
+@pytest.fixture
+def limit(base: Path, hub: Path, tmp_path: Path) -> str:
+    """An override that two of eight rows fit into, and not four."""
+    task = built(base, hub, tmp_path, *EIGHT)
+    two, four = (plan_of(task, RunFolder(tmp_path, {}), replace(task.hardware, micro_batch_size=n)) for n in (2, 4))
+    assert two.total < 0.95 * four.total
+    return f"hardware.memory_limit_gb={two.total * 1.01 / 1e9}"
+
+
+def test_a_step_that_does_not_fit_says_what_would(base: Path, hub: Path, tmp_path: Path, limit: str) -> None:
+    task = built(base, hub, tmp_path, *EIGHT, limit)
+    with pytest.raises(ValueError, match=r"memory_limit_gb=.*\n(.*\n)*What fits: hardware\.micro_batch_size=2 \| "):
+        task.run(RunFolder(tmp_path, {}))
+    fitted(replace(task, hardware=replace(task.hardware, micro_batch_size=2)), RunFolder(tmp_path, {}))
+
+
+def test_what_fits_is_taken_and_told(base: Path, hub: Path, tmp_path: Path, limit: str) -> None:
+    found, plain = tmp_path / "auto", tmp_path / "plain"
+    automatic = [*EIGHT, limit, "hardware.micro_batch_size=auto"]
+    figures = {}
+    for folder, words in ((found, automatic), (plain, EIGHT)):
+        folder.mkdir()
+        figures[folder] = built(base, hub, tmp_path, *words).run(RunFolder(folder, {}))
+    result = json.loads((found / "result.json").read_text())
+    assert result["protocol"]["micro_batch_size"] == 2
+    assert 0 < result["metrics"]["planned_memory_gb"] < result["metrics"]["peak_memory_gb"]  # of the whole process
+    assert "planned_memory_gb" not in figures[plain]
+    assert figures[found]["train_loss"] == pytest.approx(figures[plain]["train_loss"], rel=1e-4)
+    # What was found once is kept: other micro-batches would be rounded differently.
+    kept = json.loads((found / "memory.json").read_text())
+    (found / "memory.json").write_text(json.dumps(kept | {"micro_batch_size": 3}))
+    again = built(base, hub, tmp_path, *automatic)
+    assert fitted(again, RunFolder(found, {}))[0].hardware.micro_batch_size == 3
+
+
+def test_a_plan_alone_trains_nothing(base: Path, hub: Path, tmp_path: Path, capsys: Any) -> None:
+    words = ["hardware.plan_only=true", "hardware.device=cuda", "hardware.precision=bf16", "hardware.compile=true"]
+    task = built(base, hub, tmp_path, *EIGHT, "hardware.micro_batch_size=auto", "hardware.memory_limit_gb=1", *words)
+    metrics = task.run(RunFolder(tmp_path, {}))
+    assert metrics["micro_batch_size"] == 8
+    assert 0 < metrics["planned_memory_gb"] < 0.4  # without CUDA's own
+    told = capsys.readouterr().out
+    assert all(name in told for name in ("weights", "activations", "optimizer", "total", "8 of 8"))
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["memory.json", "result.json"]

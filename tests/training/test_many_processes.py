@@ -17,7 +17,7 @@ import pytest
 import torch
 from torch import nn
 
-from modern_llm.processes import ProcessesError, World, world
+from modern_llm.processes import ProcessesError, World, _world_of_environment, world
 from modern_llm.training.optimization.optimizers import AdamW, Muon
 from modern_llm.training.parallel.gradients import _buckets
 from modern_llm.training.parallel.replicated import _owners
@@ -136,11 +136,11 @@ def test_shares_are_all_rows_once():
 def test_a_wrong_environment_is_told(monkeypatch):
     for name, value in {"RANK": "3", "WORLD_SIZE": "2", "LOCAL_RANK": "0"}.items():
         monkeypatch.setenv(name, value)
-    world.cache_clear()
+    _world_of_environment.cache_clear()
     with pytest.raises(ProcessesError, match=r"RANK=3 WORLD_SIZE=2.*torchrun"):
         world()
     monkeypatch.undo()
-    world.cache_clear()
+    _world_of_environment.cache_clear()
     assert world() == World()
 
 

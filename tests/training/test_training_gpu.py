@@ -19,7 +19,7 @@ from modern_llm.data.text.tokens import TokenCorpus
 from modern_llm.models import ModernDecoderLM
 from modern_llm.objectives.language_modeling import LanguageModeling
 from modern_llm.training.callbacks import Callback
-from modern_llm.training.memory.plan import plan_memory
+from modern_llm.training.memory.plan import Step, plan_memory
 from modern_llm.training.runtime import Runtime
 from modern_llm.training.trainer import Trainer
 
@@ -69,9 +69,17 @@ def test_the_plan_is_what_is_measured(tmp_path: Path, corpus: TokenCorpus, overr
     torch._dynamo.reset()
     task = _trained(tmp_path, corpus, *overrides)
     measured = torch.cuda.max_memory_allocated() - before
-    plan = plan_memory(task.model, LENGTH, task.trainer, task.hardware)
-    planned = plan.total - 600e6  # CUDA's own context is not in what torch counts
-    assert planned == pytest.approx(measured, rel=0.15), plan.table()
+
+    def batch(rows: int) -> dict[str, torch.Tensor]:
+        ids = torch.zeros(rows, LENGTH, dtype=torch.long)
+        return {"input_ids": ids, "labels": ids}
+
+    def make(_: Runtime) -> Step:
+        return Step(ModernDecoderLM(task.model), LanguageModeling(), batch)
+
+    plan = plan_memory(make, task.trainer, task.hardware)
+    # What a compiler keeps is a factor that was measured, and the allocator leaves gaps.
+    assert plan.tensors == pytest.approx(measured, rel=0.1 if task.hardware.compile else 0.05), plan.table()
 
 
 @pytest.mark.parametrize(
