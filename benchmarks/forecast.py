@@ -4,8 +4,8 @@ python benchmarks/forecast.py [--processes 1 8 16 64] [--rate 400] [--inside 450
 
 The memory plan (training/memory/plan.py) and closed forms (training/parallel/traffic.py), which tests hold against what
 torch allocates and sends in runs of up to four processes on a CPU; no such machine was measured. The rate in TFLOP/s
-and the bytes in GB/s that a card sends, inside a machine of eight and between machines, are nominal ones of H100 SXM with
-NVLink and one 400 Gb/s adapter each, the rate at the utilisation that nanochat and llm.c report.
+and the bytes in GB/s that a card sends, inside a machine of eight and between machines, are nominal ones of H100 SXM
+with NVLink and one 400 Gb/s adapter each, the rate at the utilisation that nanochat and llm.c report.
 """
 
 from __future__ import annotations

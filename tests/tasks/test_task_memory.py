@@ -118,6 +118,15 @@ def test_a_step_that_does_not_fit_says_what_would(base: Path, hub: Path, tmp_pat
     fitted(replace(task, hardware=replace(task.hardware, micro_batch_size=2)), RunFolder(tmp_path, {}))
 
 
+def test_max_rtx3060_is_the_deepest_that_fits(base: Path, hub: Path, tmp_path: Path) -> None:
+    words = ["task=wikitext2", "model=max_rtx3060", "hardware=rtx3060", "hardware.micro_batch_size=1"]
+    task = built(base, hub, tmp_path, *words)
+    for layers, fits in ((task.model.n_layers, True), (task.model.n_layers + 1, False)):
+        deep = replace(task, model=replace(task.model, n_layers=layers))
+        plan = plan_of(deep, RunFolder(tmp_path, {}), task.hardware)
+        assert (plan.total <= 11.5e9) == fits, plan.table()
+
+
 def test_what_fits_is_taken_and_told(base: Path, hub: Path, tmp_path: Path, limit: str) -> None:
     found, plain = tmp_path / "auto", tmp_path / "plain"
     automatic = [*EIGHT, limit, "hardware.micro_batch_size=auto"]
