@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import io
 from collections.abc import Callable, Sequence
+from contextlib import redirect_stderr
 from dataclasses import replace
 from functools import cache
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -39,7 +41,8 @@ def plan_of(task: TrainingTask, folder: RunFolder, hardware: Hardware) -> Memory
         at.loaded = task.sketch(at)
         return task.rehearsal(at)
 
-    return plan_memory(make, task.trainer, hardware, world().count)
+    with redirect_stderr(io.StringIO()):  # the run will say the same
+        return plan_memory(make, task.trainer, hardware, world().count)
 
 
 def fitted(task: T, folder: RunFolder) -> tuple[T, MemoryPlan | None]:

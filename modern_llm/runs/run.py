@@ -17,6 +17,7 @@ from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 
 from modern_llm import locks
+from modern_llm.checks import require
 from modern_llm.config.composing import is_single_run
 from modern_llm.config.instantiate import ConfigError, build
 from modern_llm.config.messages import in_words, is_mistake
@@ -116,7 +117,11 @@ def _started(config: DictConfig, path: Path, overrides: list[str], sitting: dict
         record = checked(config, overrides)
         if config.resume == "auto":
             print("resume=auto: no unfinished run like this one; starting a new one", file=sys.stderr)
-    if getattr(task_of(record), "measures_precision", True):
+    task = task_of(record)
+    plan_only = getattr(getattr(task, "hardware", None), "plan_only", False)
+    require(not plan_only or hasattr(task, "rehearsal"), "hardware.plan_only", plan_only,
+            "is for one task that trains", "Leave it out, or give it to a step by itself")  # fmt: skip
+    if getattr(task, "measures_precision", True):
         _settle_precision(record, path)
     _begin(path, record, sitting | {"resumed": resuming})
     return record

@@ -8,7 +8,6 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils._python_dispatch import TorchDispatchMode
 
 PURPOSES = ("weights", "average", "gradients", "optimizer", "activations", "workspace")
 _WEIGHTS, _ACTIVATIONS, _WORKSPACE = PURPOSES[0], PURPOSES[4], PURPOSES[5]
@@ -96,16 +95,3 @@ def note_result(ledger: Ledger, func: Any, args: tuple[Any, ...], out: Any) -> N
     for tensor in out if isinstance(out, list | tuple) else (out,):
         if isinstance(tensor, Tensor):
             ledger.note(tensor, _WEIGHTS if copied else _WORKSPACE)
-
-
-class Watched(TorchDispatchMode):
-    """Within it every operation on real tensors is entered into a ledger."""
-
-    def __init__(self, ledger: Ledger) -> None:
-        super().__init__()
-        self.ledger = ledger
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        out = func(*args, **(kwargs or {}))
-        note_result(self.ledger, func, args, out)
-        return out

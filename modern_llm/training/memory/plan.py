@@ -65,7 +65,7 @@ class MemoryPlan:
 
     def table(self) -> str:
         """One line a purpose."""
-        return "\n".join(f"{name:<12}{size:8.2f} GB" for name, size in self.in_gb().items())
+        return "\n".join(f"{name:<12}{size:9.3f} GB" for name, size in self.in_gb().items())
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,104 @@
+"""What fits into a card by the memory plan: decoders from scratch, and pretrained ones with adapters. No training.
+
+python benchmarks/memory.py [--limit 11.5] [--tokens 1024] [overrides …]
+
+Pretrained models are made of the shapes that their families publish, without weights. A plan is of one row at a time in
+bf16; `tests/tasks/test_task_memory.py` holds plans against what torch allocates.
+"""
+
+from __future__ import annotations
+
+import argparse
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from harness import print_table
+from hydra import compose, initialize_config_dir
+
+from modern_llm.config.instantiate import build
+from modern_llm.data.text.tokenizers import ByteTokenizer
+from modern_llm.defaults import CONFIG_FOLDER
+from modern_llm.experiment.contract import RunFolder
+from modern_llm.experiment.memory import largest_that_fits, plan_of
+
+# Hidden size, width of the feed-forward layer, layers, heads, heads of keys and values, width of a head, vocabulary.
+SHAPES = {
+    "SmolLM2-135M": (576, 1536, 30, 9, 3, 64, 49152),
+    "SmolLM2-360M": (960, 2560, 32, 15, 5, 64, 49152),
+    "Qwen2.5-0.5B": (896, 4864, 24, 14, 2, 64, 151936),
+    "Llama-3.2-1B": (2048, 8192, 16, 32, 8, 64, 128256),
+    "Qwen2.5-1.5B": (1536, 8960, 28, 12, 2, 128, 151936),
+    "SmolLM2-1.7B": (2048, 8192, 24, 32, 32, 64, 49152),
+    "Qwen2.5-3B": (2048, 11008, 36, 16, 2, 128, 151936),
+    "Llama-3.2-3B": (3072, 8192, 28, 24, 8, 128, 128256),
+}
+WAYS = {"plain": [], "checkpointed": ["hardware.activation_checkpointing=true"]}
+CARD = ["hardware=rtx3060", "hardware.memory_limit_gb=null", "hardware.micro_batch_size=1", "name=memory"]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--limit", type=float, default=11.5)
+    parser.add_argument("--tokens", type=int, default=1024)
+    parser.add_argument("overrides", nargs="*")
+    options = parser.parse_args()
+    with initialize_config_dir(str(CONFIG_FOLDER), version_base="1.3"), tempfile.TemporaryDirectory() as folder:
+        from_scratch(options)
+        with_adapters(options, Path(folder))
+
+
+def planned(words: Sequence[str]) -> tuple[float, Any]:
+    """GB of a task's step, and the task."""
+    task = build(compose("config", overrides=[*CARD, *words]).task)
+    return plan_of(task, RunFolder(Path(), {}), task.hardware).total / 1e9, task
+
+
+def from_scratch(options: argparse.Namespace) -> None:
+    """The deepest decoder of some widths."""
+    rows = []
+    for width in (512, 768, 1024, 1536):
+        for optimizer in ("adamw", "muon"):
+            row = [f"{width} wide, {optimizer}"]
+            for way in WAYS.values():
+                words = ["task=wikitext2", "model=max_rtx3060", f"trainer/optimizer={optimizer}",
+                         f"task.seq_len={options.tokens}", f"model.d_model={width}", f"model.n_heads={width // 64}",
+                         *way, *options.overrides]  # fmt: skip
+
+                def needed(layers: int, words: list[str] = words) -> float:
+                    return planned([*words, f"model.n_layers={layers}"])[0]
+
+                deepest = largest_that_fits([*range(8, 161, 4)], needed, options.limit)
+                if deepest is None:
+                    row.append("none")
+                    continue
+                _, task = planned([*words, f"model.n_layers={deepest}"])
+                size = task.model.with_vocab_size(task.tokenizer.vocab_size).parameter_count()
+                row.append(f"{deepest} layers, {size / 1e6:.0f}M")
+            rows.append(row)
+    print_table(f"The deepest decoder within {options.limit} GB, in steps of 4 layers", ["", *WAYS], rows)
+
+
+def with_adapters(options: argparse.Namespace, folder: Path) -> None:
+    """What finetuning pretrained models with adapters needs."""
+    from transformers import AutoConfig
+
+    rows = []
+    for name, (width, hidden, layers, heads, groups, head, vocabulary) in SHAPES.items():
+        kind = "qwen2" if name.startswith("Qwen") else "llama"
+        sizes = {"hidden_size": width, "intermediate_size": hidden, "num_hidden_layers": layers, "head_dim": head,
+                 "num_attention_heads": heads, "num_key_value_heads": groups, "vocab_size": vocabulary}  # fmt: skip
+        place = folder / name
+        described = AutoConfig.for_model(kind, **sizes, tie_word_embeddings=True, max_position_embeddings=8192)
+        described.save_pretrained(place)
+        ByteTokenizer().prepare(None, Path(), None).save(place)  # type: ignore[arg-type]
+        words = ["task=sft", "model=pretrained", f"model.name={place}", f"task.max_tokens={options.tokens}",
+                 "hardware.compile=false", *options.overrides]  # fmt: skip
+        needs = [planned([*words, *way])[0] for way in WAYS.values()]
+        rows.append([name, *(f"{need:.1f} GB{'' if need <= options.limit else ', too much'}" for need in needs)])
+    print_table(f"LoRA on a row of {options.tokens} tokens, frozen weights in bf16", ["", *WAYS], rows)
+
+
+if __name__ == "__main__":
+    main()
