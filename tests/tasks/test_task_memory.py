@@ -32,7 +32,6 @@ TASKS = {
     "pretraining": ["task=python_docs", "model=tiny", "task.seq_len=64", "task/tokenizer=bytes"],
     "documents apart": ["task=python_docs", "model=tiny", "task.seq_len=64", "task/tokenizer=bytes",
                         "task.document_masking=true"],
-    "pretrained": ["task=python_docs", "model=gpt2", "task.seq_len=64"],
     "classification, lora": ["task=sst2", "model=gpt2", "task.max_tokens=48", "task.data.source.held_out=4",
                              *ROWS],
     "label words, t5": ["task=sst2", "model=t5_small", "task.max_tokens=48", "task.data.source.held_out=4",
@@ -61,16 +60,16 @@ def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return trained_from_scratch(tmp_path_factory.mktemp("base") / "run", byte_tokenizer())
 
 
-def built(base: Path, hub: Path, cache: Path, *overrides: str) -> Any:
+def built(base: Path, hub: Path, *overrides: str) -> Any:
     words = [word.replace("RUN", str(base)) for word in overrides]
     with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
-        config = compose("config", [*TINY, *words, f"paths.mirror={hub}", f"paths.cache={cache}", "name=x"])
+        config = compose("config", [*TINY, *words, f"paths.mirror={hub}", f"paths.cache={base.parent}", "name=x"])
     return build(config.task)
 
 
 @pytest.mark.parametrize("name", TASKS)
 def test_a_tasks_step_is_planned(base: Path, hub: Path, tmp_path: Path, name: str) -> None:
-    task, folder = built(base, hub, tmp_path, *TASKS[name]), RunFolder(tmp_path, {})
+    task, folder = built(base, hub, *TASKS[name]), RunFolder(tmp_path, {})
     plan = plan_of(task, folder, task.hardware)
     runtime = Runtime(task.hardware)
     at = Session(folder, runtime)
@@ -105,14 +104,14 @@ def test_the_largest_that_fits() -> None:
 @pytest.fixture
 def limit(base: Path, hub: Path, tmp_path: Path) -> str:
     """An override that two of eight rows fit into, and not four."""
-    task = built(base, hub, tmp_path, *EIGHT)
+    task = built(base, hub, *EIGHT)
     two, four = (plan_of(task, RunFolder(tmp_path, {}), replace(task.hardware, micro_batch_size=n)) for n in (2, 4))
     assert two.total < 0.95 * four.total
     return f"hardware.memory_limit_gb={two.total * 1.01 / 1e9}"
 
 
 def test_a_step_that_does_not_fit_says_what_would(base: Path, hub: Path, tmp_path: Path, limit: str) -> None:
-    task = built(base, hub, tmp_path, *EIGHT, limit)
+    task = built(base, hub, *EIGHT, limit)
     with pytest.raises(ValueError, match=r"memory_limit_gb=.*\n(.*\n)*What fits: hardware\.micro_batch_size=2 \| "):
         task.run(RunFolder(tmp_path, {}))
     fitted(replace(task, hardware=replace(task.hardware, micro_batch_size=2)), RunFolder(tmp_path, {}))
@@ -120,7 +119,7 @@ def test_a_step_that_does_not_fit_says_what_would(base: Path, hub: Path, tmp_pat
 
 def test_max_rtx3060_is_the_deepest_that_fits(base: Path, hub: Path, tmp_path: Path) -> None:
     words = ["task=wikitext2", "model=max_rtx3060", "hardware=rtx3060", "hardware.micro_batch_size=1"]
-    task = built(base, hub, tmp_path, *words)
+    task = built(base, hub, *words)
     for layers, fits in ((task.model.n_layers, True), (task.model.n_layers + 1, False)):
         deep = replace(task, model=replace(task.model, n_layers=layers))
         plan = plan_of(deep, RunFolder(tmp_path, {}), task.hardware)
@@ -133,7 +132,7 @@ def test_what_fits_is_taken_and_told(base: Path, hub: Path, tmp_path: Path, limi
     figures = {}
     for folder, words in ((found, automatic), (plain, EIGHT)):
         folder.mkdir()
-        figures[folder] = built(base, hub, tmp_path, *words).run(RunFolder(folder, {}))
+        figures[folder] = built(base, hub, *words).run(RunFolder(folder, {}))
     result = json.loads((found / "result.json").read_text())
     assert result["protocol"]["micro_batch_size"] == 2
     assert 0 < result["metrics"]["planned_memory_gb"] < result["metrics"]["peak_memory_gb"]  # of the whole process
@@ -142,13 +141,13 @@ def test_what_fits_is_taken_and_told(base: Path, hub: Path, tmp_path: Path, limi
     # What was found once is kept: other micro-batches would be rounded differently.
     kept = json.loads((found / "memory.json").read_text())
     (found / "memory.json").write_text(json.dumps(kept | {"micro_batch_size": 3}))
-    again = built(base, hub, tmp_path, *automatic)
+    again = built(base, hub, *automatic)
     assert fitted(again, RunFolder(found, {}))[0].hardware.micro_batch_size == 3
 
 
 def test_a_plan_alone_trains_nothing(base: Path, hub: Path, tmp_path: Path, capsys: Any) -> None:
     words = ["hardware.plan_only=true", "hardware.device=cuda", "hardware.precision=bf16", "hardware.compile=true"]
-    task = built(base, hub, tmp_path, *EIGHT, "hardware.micro_batch_size=auto", "hardware.memory_limit_gb=1", *words)
+    task = built(base, hub, *EIGHT, "hardware.micro_batch_size=auto", "hardware.memory_limit_gb=1", *words)
     metrics = task.run(RunFolder(tmp_path, {}))
     assert metrics["micro_batch_size"] == 8
     assert 0 < metrics["planned_memory_gb"] < 0.4  # without CUDA's own
