@@ -1,9 +1,9 @@
-"""What fits into a card by the memory plan: decoders from scratch, and pretrained ones with adapters. No training.
+"""Which pretrained decoders can be finetuned with adapters on a card, by the memory plan: nothing is loaded or trained.
 
 python benchmarks/memory.py [--limit 11.5] [--tokens 1024] [overrides …]
 
-Pretrained models are made of the shapes that their families publish, without weights. A plan is of one row at a time in
-bf16; `tests/tasks/test_task_memory.py` holds plans against what torch allocates.
+Models are made of the shapes that their families publish, without weights. A plan is of one row at a time in bf16;
+`tests/tasks/test_task_memory.py` holds plans against what torch allocates.
 """
 
 from __future__ import annotations
@@ -12,7 +12,6 @@ import argparse
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from harness import print_table
 from hydra import compose, initialize_config_dir
@@ -21,7 +20,7 @@ from modern_llm.config.instantiate import build
 from modern_llm.data.text.tokenizers import ByteTokenizer
 from modern_llm.defaults import CONFIG_FOLDER
 from modern_llm.experiment.contract import RunFolder
-from modern_llm.experiment.memory import largest_that_fits, plan_of
+from modern_llm.experiment.memory import plan_of
 
 # Hidden size, width of the feed-forward layer, layers, heads, heads of keys and values, width of a head, vocabulary.
 SHAPES = {
@@ -45,39 +44,13 @@ def main() -> None:
     parser.add_argument("overrides", nargs="*")
     options = parser.parse_args()
     with initialize_config_dir(str(CONFIG_FOLDER), version_base="1.3"), tempfile.TemporaryDirectory() as folder:
-        from_scratch(options)
         with_adapters(options, Path(folder))
 
 
-def planned(words: Sequence[str]) -> tuple[float, Any]:
-    """GB of a task's step, and the task."""
+def planned(words: Sequence[str]) -> float:
+    """GB of a task's step."""
     task = build(compose("config", overrides=[*CARD, *words]).task)
-    return plan_of(task, RunFolder(Path(), {}), task.hardware).total / 1e9, task
-
-
-def from_scratch(options: argparse.Namespace) -> None:
-    """The deepest decoder of some widths."""
-    rows = []
-    for width in (512, 768, 1024, 1536):
-        for optimizer in ("adamw", "muon"):
-            row = [f"{width} wide, {optimizer}"]
-            for way in WAYS.values():
-                words = ["task=wikitext2", "model=max_rtx3060", f"trainer/optimizer={optimizer}",
-                         f"task.seq_len={options.tokens}", f"model.d_model={width}", f"model.n_heads={width // 64}",
-                         *way, *options.overrides]  # fmt: skip
-
-                def needed(layers: int, words: list[str] = words) -> float:
-                    return planned([*words, f"model.n_layers={layers}"])[0]
-
-                deepest = largest_that_fits([*range(8, 161, 4)], needed, options.limit)
-                if deepest is None:
-                    row.append("none")
-                    continue
-                _, task = planned([*words, f"model.n_layers={deepest}"])
-                size = task.model.with_vocab_size(task.tokenizer.vocab_size).parameter_count()
-                row.append(f"{deepest} layers, {size / 1e6:.0f}M")
-            rows.append(row)
-    print_table(f"The deepest decoder within {options.limit} GB, in steps of 4 layers", ["", *WAYS], rows)
+    return plan_of(task, RunFolder(Path(), {}), task.hardware).total / 1e9
 
 
 def with_adapters(options: argparse.Namespace, folder: Path) -> None:
@@ -95,7 +68,7 @@ def with_adapters(options: argparse.Namespace, folder: Path) -> None:
         ByteTokenizer().prepare(None, Path(), None).save(place)  # type: ignore[arg-type]
         words = ["task=sft", "model=pretrained", f"model.name={place}", f"task.max_tokens={options.tokens}",
                  "hardware.compile=false", *options.overrides]  # fmt: skip
-        needs = [planned([*words, *way])[0] for way in WAYS.values()]
+        needs = [planned([*words, *way]) for way in WAYS.values()]
         rows.append([name, *(f"{need:.1f} GB{'' if need <= options.limit else ', too much'}" for need in needs)])
     print_table(f"LoRA on a row of {options.tokens} tokens, frozen weights in bf16", ["", *WAYS], rows)
 
