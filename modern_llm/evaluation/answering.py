@@ -13,7 +13,7 @@ from modern_llm.evaluation.likelihood import BranchingCausalLM, Progress, log_li
 from modern_llm.models.decoding.generation import (
     CausalLM,
     Continuation,
-    DecodingCache,
+    Prefix,
     TextCodec,
     continue_ids,
     prefilled,
@@ -26,8 +26,8 @@ from modern_llm.pretrained.seq2seq import EncodedSource, HuggingFaceSeq2Seq
 from modern_llm.processes import dealt, gathered, summed, world
 
 
-def _prefill(model: CausalLM, prompts: Sequence[list[int]]) -> tuple[DecodingCache | None, int]:
-    """Cache of what all prompts share, or None where that is nothing, and how many ids it holds."""
+def _prefill(model: CausalLM, prompts: Sequence[list[int]]) -> tuple[Prefix | None, int]:
+    """What all prompts share, or None where that is nothing, and how many ids that is."""
     shared = shared_length(prompts)
     return (prefilled(model, prompts[0][:shared]) if shared else None), shared
 

@@ -96,6 +96,7 @@ class Conversation:
             sampling=self.sampling,
             seed=self.seed + len(self.messages),
             cache=self._cache,
+            known=self.ids[: self._cache.length],
         )
         try:
             for token in tokens:

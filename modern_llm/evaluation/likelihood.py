@@ -146,7 +146,7 @@ def log_likelihoods(
                 done += group.texts[1] - first
         batch = torch.from_numpy(ids).to(device)
         if prefix is not None:
-            cache = prefix.repeated(len(rows), shared + length)
+            cache = prefix.repeated(len(rows), length)
             hidden = model.hidden_states(batch, cache=cache).hidden  # padding on the right is never seen
         elif all(len(members) == 1 and _is_alone(groups[members[0]]) for members in rows):
             hidden = model.hidden_states(batch).hidden

@@ -153,8 +153,7 @@ def solve(
     require(1 <= n <= MOST_SAMPLES, "n", n, f"must lie between 1 and {MOST_SAMPLES}", "Change it")
     for place, (number, prompt) in enumerate(zip(numbers, prompts, strict=True)):
         missing = file.missing(number, n, greedy)
-        # The penalty counts the tokens of the prompt, which a cache does not tell.
-        shared = len(prompt) - 1 if sampling.repetition_penalty == 1 and len(missing) > 1 else 0
+        shared = len(prompt) - 1 if len(missing) > 1 else 0
         prefix = prefilled(model, prompt[:shared]) if shared else None
         for chunk in _chunks(missing, batch_size):
             is_greedy = chunk[0] == GREEDY_SAMPLE

@@ -46,6 +46,14 @@ class Reread:
         self.ids, self.real = self.ids[rows], self.real[rows]
         return True
 
+    def make_reversible(self) -> bool:
+        """From here on, let the last tokens be forgotten again; always possible here."""
+        return True
+
+    def forget(self, tokens: int) -> None:
+        """Forget the last `tokens` tokens."""
+        self.ids, self.real = (held[:, : self.length - tokens] for held in (self.ids, self.real))
+
     def extend(self, ids: Tensor, real: Tensor | None) -> None:
         """Hold ids (B, T) as well; real: False at padding."""
         real = torch.ones_like(ids, dtype=torch.bool) if real is None else real.bool()

@@ -138,8 +138,7 @@ class ModernDecoderLM(nn.Module):
         for part, weights in self.residual.each:
             x = part.end(weights, x, carried)
         if cache is not None:
-            for view, plan in zip(self.distinct_views, plans, strict=True):
-                cache.of(view).advance(tokens, plan.real, plan.positions)
+            cache.advance([(tokens, plan.real, plan.positions) for plan in plans])
         output = ModelOutput(F.dropout(self.final_norm(x), self.output_dropout, self.training), cache=cache)
         if self.config.moe is not None and routings:
             balance = torch.stack([r.balance_loss for r in routings]).mean()

@@ -92,6 +92,16 @@ class HuggingFaceCache:
         self.real = None if self.real is None else self.real[rows]
         return True
 
+    def make_reversible(self) -> bool:
+        """From here on, let the last tokens be forgotten again; always possible here."""
+        return True
+
+    def forget(self, tokens: int) -> None:
+        """Forget the last `tokens` tokens."""
+        for layer in self.layers:
+            layer.length -= tokens
+        self.real = None if self.real is None else self.real[:, : self.length]
+
     def repeated(self, batch_size: int, max_tokens: int) -> HuggingFaceCache:
         """A cache for `batch_size` texts that all begin with the one text held here."""
         copy = HuggingFaceCache(0, max_tokens)

@@ -17,7 +17,7 @@ from transformers import (
 from modern_llm.models import from_hugging_face, generate, generate_text, stream_tokens
 from modern_llm.models.attention.sinks import LearnableSinks, SinkLogits, StreamingSinks
 from modern_llm.models.config import MoEConfig
-from modern_llm.models.decoding.generation import _choose, filter_logits
+from modern_llm.models.decoding.choosing import choose, filter_logits
 from modern_llm.models.decoding.sampling import GREEDY, Sampling
 
 
@@ -144,7 +144,7 @@ def test_draws_follow_the_softmax(temperature):
     sampling = Sampling(temperature=temperature)
     filtered = filter_logits(logits.expand(100, -1), sampling)
     generators = [torch.Generator().manual_seed(seed) for seed in range(100)]
-    ids = torch.cat([_choose(filtered, sampling, generators) for _ in range(draws // 100)])
+    ids = torch.cat([choose(filtered, sampling, generators) for _ in range(draws // 100)])
     counts = torch.bincount(ids, minlength=6).double()
     expected = draws * (logits / temperature).softmax(0).double()
     assert counts[4] == 0

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable
+from collections.abc import Hashable, Sequence
 
 import torch
 from torch import Tensor
@@ -68,6 +68,10 @@ class KVCache:
         self.positions: Tensor | None = None
         self.real: Tensor | None = None
         self.real_tokens: Tensor | None = None
+        self.reversible, self._last_pass = False, 0
+        # What the last pass took the place of in a ring: the tokens that came, and by layer what lay in their slots.
+        self._arrived: list[int] = []
+        self._replaced: dict[int, tuple[Tensor, Tensor]] = {}
 
     def _slot(self, position: int) -> int:
         if not self.ring or position < self.kept:
@@ -133,6 +137,8 @@ class KVCache:
             self._keys[layer][:, start:stop] = keys
             self._values[layer][:, start:stop] = values
             return
+        if self.reversible and stop - start > 1:
+            self._set_aside(layer, start, stop)
         if stop - start == 1:
             slot = self._slot(start)
             self._keys[layer][:, slot] = keys[:, 0]
@@ -146,6 +152,30 @@ class KVCache:
             self._values[layer].index_copy_(1, slots, values.index_select(1, source).to(dtype))
         if start < self.kept:
             self._kept_keys[layer] = self._keys[layer][:, : self.kept].clone()
+
+    def _set_aside(self, layer: int, start: int, stop: int) -> None:
+        """Copy what tokens start..stop-1 are about to take the place of."""
+        self._arrived = self._survivors(start, stop)
+        slots = torch.tensor([self._slot(i) for i in self._arrived], device=self._keys[layer].device)
+        self._replaced[layer] = self._keys[layer].index_select(1, slots), self._values[layer].index_select(1, slots)
+
+    def forgettable(self, tokens: int) -> int:
+        """How many tokens, at least the last `tokens`, `forget` can take back: all of the last pass where it was longer
+        than the ring, which did not keep them."""
+        return tokens if not self.ring or self._last_pass <= self.capacity - self.kept else self._last_pass
+
+    def forget(self, tokens: int) -> None:
+        """Take the last `tokens` tokens back, a number that `forgettable` gave. Needs `reversible`, and texts without
+        padding."""
+        self.length, self._last_pass = self.length - tokens, self._last_pass - tokens
+        back = [place for place, token in enumerate(self._arrived) if token >= self.length]
+        if not self.ring or not back:
+            return
+        source = torch.tensor(back, device=self._keys[0].device)
+        slots = torch.tensor([self._slot(self._arrived[place]) for place in back], device=source.device)
+        for layer, (keys, values) in self._replaced.items():
+            self._keys[layer].index_copy_(1, slots, keys.index_select(1, source))
+            self._values[layer].index_copy_(1, slots, values.index_select(1, source))
 
     def _in_order(self, layer: int) -> tuple[Tensor, Tensor]:
         """Keys and values of all tokens held, oldest first, every key at its own position: (B, n, Hkv, D) each."""
@@ -198,7 +228,7 @@ class KVCache:
     def advance(self, tokens: int, real: Tensor | None, positions: Tensor | None) -> None:
         """Count `tokens` more; real and positions (B, tokens) where any text is padded."""
         start, stop = self.length, self.length + tokens
-        self.length = stop
+        self.length, self._last_pass = stop, tokens
         if real is None or positions is None:
             return
         if self.real is None or self.positions is None:
@@ -241,6 +271,9 @@ class DecoderCache:
             KVCache(config, view, members, batch_size, max_tokens, dtype, device) for view, members in layers.items()
         ]
         self.last: dict[Hashable, Tensor] = {}
+        # `last` in front of the last pass, and behind it.
+        self._earlier: dict[Hashable, Tensor] = {}
+        self._now: dict[Hashable, Tensor] = {}
         self._index()
 
     def _index(self) -> None:
@@ -261,10 +294,37 @@ class DecoderCache:
         part, i = self._places[layer]
         return part.extend(i, keys, values, sink_turn)
 
+    def advance(self, passes: Sequence[tuple[int, Tensor | None, Tensor | None]]) -> None:
+        """`KVCache.advance` of every part, in their order, with these arguments."""
+        for part, told in zip(self.parts, passes, strict=True):
+            part.advance(*told)
+        if self.parts[0].reversible:
+            self._earlier, self._now = self._now, dict(self.last)
+
+    def make_reversible(self) -> bool:
+        """From here on, let the last tokens be forgotten again. False: texts are padded."""
+        if any(part.real is not None for part in self.parts):
+            return False
+        for part in self.parts:
+            part.reversible = True
+        self._now = dict(self.last)
+        return True
+
+    def forget(self, tokens: int) -> None:
+        """Forget at least the last `tokens` tokens of the last pass, all of it where parts look back or a ring was
+        shorter. Needs `make_reversible` in front of that pass."""
+        if self.last:
+            tokens = self.parts[0]._last_pass
+            self.last, self._now = dict(self._earlier), self._earlier
+        tokens = max(part.forgettable(tokens) for part in self.parts)
+        for part in self.parts:
+            part.forget(tokens)
+
     def repeated(self, batch_size: int, max_tokens: int | None) -> DecoderCache:
         """A cache for `batch_size` texts that all begin with the one text held here; arguments as in `KVCache`."""
         copy = object.__new__(DecoderCache)
         copy.parts = [part.repeated(batch_size, max_tokens) for part in self.parts]
+        copy._earlier, copy._now = {}, {}
         copy.last = {name: last.expand(batch_size, *last.shape[1:]) for name, last in self.last.items()}
         copy._index()
         return copy

@@ -1,4 +1,4 @@
-"""Decoding loops over anything with a cache, and the choice of the next token."""
+"""Decoding loops over anything with a cache."""
 
 from __future__ import annotations
 
@@ -8,7 +8,9 @@ from typing import Any, NamedTuple, Protocol
 import torch
 from torch import Tensor
 
+from modern_llm.models.decoding.choosing import choose, filter_logits
 from modern_llm.models.decoding.endings import collect_texts, stop_place, stops, without_end
+from modern_llm.models.decoding.lookup import stream_by_lookup
 from modern_llm.models.decoding.sampling import GREEDY, Sampling
 from modern_llm.models.output_head import OutputHead
 
@@ -26,6 +28,13 @@ class DecodingCache(Protocol):
     def keep(self, rows: Tensor) -> bool:
         """Hold the texts of the rows (n,) alone, each as often as it is named. False: this cache cannot, and holds all
         texts still."""
+
+    def make_reversible(self) -> bool:
+        """From here on, let the last tokens be forgotten again. False: this cache cannot."""
+
+    def forget(self, tokens: int) -> None:
+        """Forget at least the last `tokens` tokens of the last pass; `length` tells what is left. Needs
+        `make_reversible` in front of that pass."""
 
 
 class CausalLM(Protocol):
@@ -68,50 +77,22 @@ class TextCodec(Protocol):
     def decode(self, ids: Sequence[int]) -> str: ...
 
 
-def prefilled(model: CausalLM, ids: Sequence[int]) -> DecodingCache:
-    """A cache of one text, as the `prefix` of others that begin with it."""
+class Prefix(NamedTuple):
+    """One text that others begin with."""
+
+    ids: list[int]
+    cache: DecodingCache  # that holds it
+
+    def repeated(self, batch_size: int, max_tokens: int) -> Any:
+        """A cache for `batch_size` texts that begin with it and then have `max_tokens` tokens each."""
+        return self.cache.repeated(batch_size, len(self.ids) + max_tokens)
+
+
+def prefilled(model: CausalLM, ids: Sequence[int]) -> Prefix:
+    """One text as the prefix of others that begin with it."""
     cache = model.new_cache(1, len(ids))
     model.hidden_states(torch.tensor([list(ids)], device=model.output_head.weight.device), cache=cache)
-    return cache
-
-
-def filter_logits(logits: Tensor, sampling: Sampling, occurred: Tensor | None = None) -> Tensor:
-    """Apply penalty, temperature, top-k, top-p and min-p; what is dropped becomes -inf.
-
-    Args:
-        logits: (B, V) fp32.
-        occurred: (B, V) True at tokens that the repetition penalty applies to.
-    """
-    if occurred is not None and sampling.repetition_penalty != 1:
-        penalised = torch.where(logits > 0, logits / sampling.repetition_penalty, logits * sampling.repetition_penalty)
-        logits = torch.where(occurred, penalised, logits)
-    if sampling.temperature not in (0, 1):
-        logits = logits / sampling.temperature
-    if sampling.top_k is not None and sampling.top_k < logits.shape[-1]:
-        kth = logits.topk(sampling.top_k, dim=-1).values[:, -1:]
-        logits = logits.masked_fill(logits < kth, -torch.inf)
-    if sampling.top_p < 1:
-        ordered, order = logits.sort(dim=-1, descending=True)
-        chance = ordered.softmax(dim=-1)
-        beyond = chance.cumsum(dim=-1) - chance >= sampling.top_p  # the token that crosses p stays
-        logits = logits.masked_fill(torch.zeros_like(beyond).scatter(1, order, beyond), -torch.inf)
-    if sampling.min_p > 0:
-        chance = logits.softmax(dim=-1)
-        logits = logits.masked_fill(chance < sampling.min_p * chance.amax(dim=-1, keepdim=True), -torch.inf)
-    return logits
-
-
-def _choose(logits: Tensor, sampling: Sampling, generators: list[torch.Generator]) -> Tensor:
-    """One id per row of logits (B, V): the largest; or the first whose cumulated probability exceeds a uniform number,
-    which each row draws from its own generator, so that a text does not depend on its neighbours in the batch."""
-    if sampling.temperature == 0:
-        return logits.argmax(dim=-1)
-    below = logits.softmax(dim=-1).cumsum(dim=-1)
-    drawn = [torch.rand(1, generator=g, device=g.device, dtype=below.dtype) for g in generators]
-    total, uniform = below[:, -1:], torch.stack(drawn)  # (B, 1)
-    # A product that is rounded up to the total would lie above every id.
-    place = torch.minimum(uniform * total, torch.nextafter(total, torch.zeros_like(total)))
-    return torch.searchsorted(below, place, right=True)[:, 0]
+    return Prefix(list(ids), cache)
 
 
 @torch.no_grad()  # as a decorator: between two tokens the caller's own mode is back
@@ -123,12 +104,14 @@ def stream_tokens(
     max_new_tokens: int | None = None,
     sampling: Sampling = GREEDY,
     seed: int | Sequence[int] = 0,
-    prefix: DecodingCache | None = None,
+    prefix: Prefix | None = None,
     closed: set[int] | None = None,
     cache: DecodingCache | None = None,
+    known: Sequence[int] = (),
     observe: Observe | None = None,
 ) -> Iterator[Tensor]:
-    """Prefill, then one token a step on a preallocated cache.
+    """Prefill, then one token a step on a preallocated cache; a single text takes several where `sampling.lookup` finds
+    them.
 
     Args:
         model: anything that meets `CausalLM`; put into evaluation mode while the stream runs.
@@ -137,10 +120,11 @@ def stream_tokens(
         max_new_tokens: None streams without end, on a bounded cache, which needs a window or sinks.
         sampling: how a token is chosen.
         seed: row b draws from a generator seeded with seed + b; or the seeds of all rows.
-        prefix: cache of one text that every prompt continues; computed once, however many prompts there are.
+        prefix: one text that every prompt continues; computed once, however many prompts there are.
         closed: rows that need no more tokens; whoever reads the stream adds to them. Once they are half of what is
             computed they leave the batch, and their ids mean nothing.
         cache: of the texts that the prompts continue. It is written to, and holds all but the last token that came.
+        known: ids in front of a single prompt that `cache` holds, for the repetition penalty and look-up.
         observe: is shown every choice: the rows (n,) that are computed, the logits (n, V) that it was made from and the
             ids (n,) that were chosen.
 
@@ -148,7 +132,8 @@ def stream_tokens(
         (B,) ids of the next token of every text.
 
     Raises:
-        ValueError: an empty prompt, padding on the right, or an endless stream behind a prefix.
+        ValueError: an empty prompt, padding on the right, an endless stream behind a prefix, or look-up with a cache
+            that cannot forget.
     """
     if prefix is not None and max_new_tokens is None:
         raise ValueError("max_new_tokens=None: a stream behind a prefix needs an end. Give a number of tokens.")
@@ -159,6 +144,9 @@ def stream_tokens(
         raise ValueError("attention_mask: a prompt ends in padding. Pad on the left.")
     if attention_mask is not None and bool(attention_mask.all()):
         attention_mask = None
+    if B == 1 and attention_mask is not None:  # a single text needs no padding
+        input_ids, attention_mask = input_ids[attention_mask.bool()][None], None
+        T = input_ids.shape[1]
     device = input_ids.device
     seeds = range(seed, seed + B) if isinstance(seed, int) else seed
     generators = [torch.Generator(device).manual_seed(s) for s in seeds]
@@ -167,15 +155,20 @@ def stream_tokens(
     model.train(False)
     try:
         head = model.output_head.ready()
+        if prefix is not None:
+            cache, known = prefix.repeated(B, T + (max_new_tokens or 0)), prefix.ids
         if sampling.repetition_penalty != 1:
             occurred = torch.zeros(B, len(head.weight), dtype=torch.bool, device=device).scatter_(1, input_ids, True)
             if attention_mask is not None:  # the padding id counts only where it is a real token
                 padded = input_ids.masked_fill(attention_mask == 0, int(input_ids[0, -1]))
                 occurred = torch.zeros_like(occurred).scatter_(1, padded, True)
-        if prefix is not None:
-            cache = prefix.repeated(B, prefix.length + T + (max_new_tokens or 0))
-        elif cache is None:
+            occurred[:, list(known)] = True
+        if cache is None:
             cache = model.new_cache(B, None if max_new_tokens is None else T + max_new_tokens)
+        if sampling.lookup and B == 1:
+            yield from stream_by_lookup(model, head, cache, [*known, *input_ids[0].tolist()], T, max_new_tokens,
+                                        sampling, generators, occurred, observe)  # fmt: skip
+            return
         step_ids, mask, produced = input_ids, attention_mask, 0
         rows, chosen = list(range(B)), input_ids[:, -1]  # rows that are computed; ids of all
         while max_new_tokens is None or produced < max_new_tokens:
@@ -187,7 +180,7 @@ def stream_tokens(
                 occurred = None if occurred is None else occurred[staying]
             hidden = model.hidden_states(step_ids, attention_mask=mask, cache=cache).hidden[:, -1]
             logits = filter_logits(head.logits(hidden), sampling, occurred)
-            ids = _choose(logits, sampling, generators)
+            ids = choose(logits, sampling, generators)
             if observe is not None:
                 observe(rows, logits, ids)
             if occurred is not None:
@@ -210,7 +203,7 @@ def generate(
     eos_id: int | None = None,
     seed: int = 0,
     finished: Callable[[int, list[int]], bool] | None = None,
-    prefix: DecodingCache | None = None,
+    prefix: Prefix | None = None,
 ) -> list[list[int]]:
     """Continue a batch of prompts.
 
@@ -246,7 +239,7 @@ def continue_ids(
     stop: Sequence[str] = (),
     stop_in_blanks: bool = False,
     seed: int = 0,
-    prefix: DecodingCache | None = None,
+    prefix: Prefix | None = None,
 ) -> list[Continuation]:
     """Continue prompts of any lengths in one batch, shorter ones padded on the left.
 
@@ -259,7 +252,7 @@ def continue_ids(
         stop: strings that end a text; it is cut before the first one behind its first visible character.
         stop_in_blanks: they end it in front of that character, too.
         seed: row b draws from a generator seeded with seed + b.
-        prefix: cache of one text that every prompt continues.
+        prefix: one text that every prompt continues.
 
     Raises:
         ValueError: an empty stop string, or an empty prompt.

@@ -23,6 +23,8 @@ class Sampling:
             1904.09751); 1 keeps all.
         min_p: drop tokens less likely than p times the most likely one (Nguyen et al. 2024, arXiv 2407.01082); 0
             keeps all.
+        lookup: a text that is written alone tries up to so many tokens a step that stood behind an earlier place like
+            its end; the text stays the same (`decoding/lookup.py`). 0: one token a step.
     """
 
     repetition_penalty: float = _DEFAULTS("repetition_penalty")
@@ -30,6 +32,7 @@ class Sampling:
     top_k: int | None = _DEFAULTS("top_k")
     top_p: float = _DEFAULTS("top_p")
     min_p: float = _DEFAULTS("min_p")
+    lookup: int = _DEFAULTS("lookup")
 
     def __post_init__(self) -> None:
         require(self.repetition_penalty > 0, "sampling.repetition_penalty", self.repetition_penalty, "must be above 0",
@@ -40,6 +43,7 @@ class Sampling:
                 "Use null for all tokens")  # fmt: skip
         require(0 < self.top_p <= 1, "sampling.top_p", self.top_p, "must lie in (0, 1]", "Use 1 for all tokens")
         require(0 <= self.min_p < 1, "sampling.min_p", self.min_p, "must lie in [0, 1)", "Use 0 for all tokens")
+        require(self.lookup >= 0, "sampling.lookup", self.lookup, "must not be negative", "Use 0 for one token a step")
 
 
 GREEDY = Sampling(temperature=0.0)
