@@ -115,6 +115,7 @@ STANDARD = {
     "inspect",
     "math",
     "pathlib",
+    "platform",
     "sys",
     "typing",
 }

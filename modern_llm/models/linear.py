@@ -14,9 +14,9 @@ from modern_llm.models.kernels import reads_weight_as_pieces
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     """x (..., K) times weight (N, K) transposed, plus bias (N,): `F.linear`, with another kernel in one case.
 
-    A decoding step on the CPU takes as long as its weights take to be read, and MKL reads them fastest where the weight
-    is the left factor. For a single row it then picks its matrix-vector product, which runs on one thread; pieces of
-    the weight, as a batch of products, run on all of them.
+    A decoding step on the CPU takes as long as its weights take to be read, and on processors of AMD, MKL reads them
+    fastest where the weight is the left factor. For a single row it then picks its matrix-vector product, which runs on
+    one thread; pieces of the weight, as a batch of products, run on all of them.
     """
     if not reads_weight_as_pieces(x, weight):
         return F.linear(x, weight, bias)

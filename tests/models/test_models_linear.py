@@ -6,8 +6,15 @@ import pytest
 import torch
 from torch.nn import functional as F
 
+from modern_llm.models import kernels
 from modern_llm.models.initialisation.gpt2 import GPT2Init
 from modern_llm.models.linear import Linear, linear
+
+
+@pytest.fixture(params=["AuthenticAMD", "GenuineIntel"], autouse=True)
+def vendor(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Either way of multiplying, whatever this machine is."""
+    monkeypatch.setattr(kernels, "cpu_vendor", lambda: request.param)
 
 
 def _problem(rows: tuple[int, ...], inputs: int, outputs: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
