@@ -17,8 +17,10 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-_FEW_ROWS = 8  # up to this many rows, a product on the CPU takes as long as its weights take to be read
+_FEW_ROWS = 8  # up to this many rows, a product on a CPU of AMD takes as long as its weights take to be read
 _FEW_ROWS_WIDE = 2  # the same for each thread, where a weight has more inputs than outputs (measured)
+_MOST_FEW_ROWS = 12  # beyond, there is no other way than the ordinary one
+_LARGE_FOR_ONEDNN = 3 * 2**19  # elements for each thread
 _LARGE_WEIGHT = 2**16  # elements; below, the call itself takes longer than the product
 _HALF = (torch.float16, torch.bfloat16)
 
@@ -159,23 +161,36 @@ def takes_grouped_products(dtype: torch.dtype, widths: tuple[int, ...], device: 
     return on_card and hasattr(F, "grouped_mm") and dtype == torch.bfloat16 and all(w % 8 == 0 for w in widths)
 
 
-def reads_weight_as_pieces(x: Tensor, weight: Tensor) -> bool:
-    """Whether x (..., K) times weight (N, K) is a decoding step on the CPU, which `models/linear.py` does its own way.
-
-    On processors of AMD alone: on those of Intel, MKL's ordinary product of few rows reads the weight at full speed and
-    on all threads, and this way took up to 2.8 times as long (measured).
-    """
-    if cpu_vendor() != "AuthenticAMD" or not (
-        0 < x.numel() <= _FEW_ROWS * x.shape[-1]
-        and weight.numel() >= _LARGE_WEIGHT
-        and weight.is_contiguous()
-        and x.dtype == weight.dtype == torch.float32
-        and device_of(x).type == "cpu"
-        and not (torch.is_grad_enabled() or torch.is_autocast_enabled("cpu") or torch.compiler.is_compiling())
+def few_rows_route(x: Tensor, weight: Tensor) -> str:
+    """How x (..., K) is multiplied with weight (N, K): `plain`, by `F.linear`; `pieces`, in the way of
+    `models/linear.py`; or `onednn`. All but the first are for decoding steps on the CPU, without gradients."""
+    if (
+        not 0 < x.numel() <= _MOST_FEW_ROWS * x.shape[-1]
+        or weight.numel() < _LARGE_WEIGHT
+        or not x.dtype == weight.dtype == torch.float32
+        or device_of(x).type != "cpu"
+        or torch.is_grad_enabled()
+        or torch.is_autocast_enabled("cpu")
+        or torch.compiler.is_compiling()
+        or not weight.is_contiguous()
     ):
-        return False
-    N, K = weight.shape
-    return K <= N or x.numel() <= _FEW_ROWS_WIDE * torch.get_num_threads() * K
+        return "plain"
+    return few_rows_kernel(x.numel() // x.shape[-1], *weight.shape, cpu_vendor(), torch.get_num_threads())
+
+
+def few_rows_kernel(rows: int, N: int, K: int, vendor: str, threads: int) -> str:
+    """The measured rule of `few_rows_route`, in fp32.
+
+    MKL knows its maker's processors: there its ordinary product of up to three rows reads the weight at full speed on
+    all threads, where `pieces` took 2.8 times as long; but four to twelve rows of a large weight take oneDNN half to
+    nine tenths of MKL's time.
+    """
+    if vendor == "GenuineIntel":
+        large = _LARGE_FOR_ONEDNN * threads <= N * K and torch.backends.mkldnn.is_available()
+        return "onednn" if 4 <= rows <= 12 and large else "plain"
+    if vendor == "AuthenticAMD" and rows <= _FEW_ROWS and (K <= N or rows <= _FEW_ROWS_WIDE * threads):
+        return "pieces"
+    return "plain"
 
 
 def sums_in_fp32(total: Tensor, dtype: torch.dtype) -> bool:

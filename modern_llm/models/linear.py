@@ -8,18 +8,21 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from modern_llm.models.kernels import reads_weight_as_pieces
+from modern_llm.models.kernels import few_rows_route
 
 
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
-    """x (..., K) times weight (N, K) transposed, plus bias (N,): `F.linear`, with another kernel in one case.
+    """x (..., K) times weight (N, K) transposed, plus bias (N,): `F.linear`, with other kernels for decoding steps on
+    the CPU, which take as long as their weights take to be read.
 
-    A decoding step on the CPU takes as long as its weights take to be read, and on processors of AMD, MKL reads them
-    fastest where the weight is the left factor. For a single row it then picks its matrix-vector product, which runs on
-    one thread; pieces of the weight, as a batch of products, run on all of them.
+    On processors of AMD, MKL reads a weight fastest where it is the left factor. For a single row it then picks its
+    matrix-vector product, which runs on one thread; pieces of the weight, as a batch of products, run on all of them.
     """
-    if not reads_weight_as_pieces(x, weight):
+    route = few_rows_route(x, weight)
+    if route == "plain":
         return F.linear(x, weight, bias)
+    if route == "onednn":
+        return torch.ops.mkldnn._linear_pointwise(x, weight, bias, "none", [], "")
     N, K = weight.shape
     columns = x.reshape(-1, K).t()  # (K, rows)
     if columns.shape[1] > 1:

@@ -12,7 +12,7 @@ from modern_llm.models.linear import Linear, linear
 
 
 @pytest.fixture(params=["AuthenticAMD", "GenuineIntel"], autouse=True)
-def vendor(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+def _vendor(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     """Either way of multiplying, whatever this machine is."""
     monkeypatch.setattr(kernels, "cpu_vendor", lambda: request.param)
 
@@ -25,8 +25,8 @@ def _problem(rows: tuple[int, ...], inputs: int, outputs: int) -> tuple[torch.Te
 
 
 @pytest.mark.parametrize("threads", [1, 2, 3])
-@pytest.mark.parametrize("rows", [(1,), (1, 1), (3, 1), (8, 1), (2, 4), (9, 1), (0, 1), ()])
-@pytest.mark.parametrize(("inputs", "outputs"), [(256, 256), (300, 257), (1100, 96), (4, 4)])
+@pytest.mark.parametrize("rows", [(1,), (1, 1), (3, 1), (8, 1), (2, 4), (9, 1), (13, 1), (0, 1), ()])
+@pytest.mark.parametrize(("inputs", "outputs"), [(256, 256), (300, 257), (1100, 96), (4, 4), (640, 7400)])
 @pytest.mark.parametrize("with_bias", [False, True])
 def test_few_rows_give_the_same_product(threads, rows, inputs, outputs, with_bias):
     x, weight, bias = _problem(rows, inputs, outputs)
@@ -40,6 +40,29 @@ def test_few_rows_give_the_same_product(threads, rows, inputs, outputs, with_bia
     expected = F.linear(x.double(), weight.double(), bias.double() if with_bias else None)
     assert got.dtype == torch.float32
     torch.testing.assert_close(got.double(), expected, atol=1e-3, rtol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("rows", "outputs", "inputs", "vendor", "threads", "kernel"),
+    [
+        (1, 3072, 576, "GenuineIntel", 1, "plain"),
+        (3, 49152, 576, "GenuineIntel", 2, "plain"),
+        (4, 49152, 576, "GenuineIntel", 2, "onednn"),
+        (8, 3072, 576, "GenuineIntel", 1, "onednn"),
+        (8, 3072, 576, "GenuineIntel", 2, "plain"),
+        (8, 960, 576, "GenuineIntel", 1, "plain"),
+        (13, 49152, 576, "GenuineIntel", 1, "plain"),
+        (1, 3072, 576, "AuthenticAMD", 1, "pieces"),
+        (8, 3072, 576, "AuthenticAMD", 1, "pieces"),
+        (9, 3072, 576, "AuthenticAMD", 1, "plain"),
+        (2, 576, 1536, "AuthenticAMD", 1, "pieces"),
+        (3, 576, 1536, "AuthenticAMD", 1, "plain"),
+        (4, 576, 1536, "AuthenticAMD", 2, "pieces"),
+        (1, 3072, 576, "", 1, "plain"),
+    ],
+)
+def test_which_kernel_takes_a_few_rows(rows, outputs, inputs, vendor, threads, kernel):
+    assert kernels.few_rows_kernel(rows, outputs, inputs, vendor, threads) == kernel
 
 
 def test_a_weight_that_is_not_contiguous():
