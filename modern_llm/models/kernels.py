@@ -175,7 +175,8 @@ def few_rows_route(x: Tensor, weight: Tensor) -> str:
         or not weight.is_contiguous()
     ):
         return "plain"
-    return few_rows_kernel(x.numel() // x.shape[-1], *weight.shape, cpu_vendor(), torch.get_num_threads())
+    N, K = weight.shape
+    return few_rows_kernel(x.numel() // K, N, K, cpu_vendor(), torch.get_num_threads())
 
 
 def few_rows_kernel(rows: int, N: int, K: int, vendor: str, threads: int) -> str:
