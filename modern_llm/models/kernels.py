@@ -206,6 +206,12 @@ def places_of(marked: Tensor, count: int) -> Tensor:
     return torch.nonzero_static(marked, size=count)[:, 0]
 
 
+def tokens_per_read(device: Device) -> int:
+    """How many tokens of a text are computed before the host reads them: waiting for each would leave a device without
+    work, and those behind the end of a text are computed in vain."""
+    return 1 if device.type == "cpu" else 8
+
+
 _compile = False
 
 

@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from itertools import islice
 from typing import TYPE_CHECKING
 
+import torch
 from torch import Tensor
+
+from modern_llm.models.kernels import device_of, tokens_per_read
 
 if TYPE_CHECKING:
     from modern_llm.models.decoding.generation import TextCodec
@@ -18,7 +22,8 @@ def collect_texts(
     eos_id: int | None,
     finished: Callable[[int, list[int]], bool] | None,
 ) -> list[list[int]]:
-    """New ids of every text, each up to its end, which is the last of them where it is eos.
+    """New ids of every text, each up to its end, which is the last of them where it is eos. They are read from the
+    device several tokens at once: what is computed behind the end of a text meanwhile is cut.
 
     Args:
         steps: what `stream_tokens` yields, (B,) ids each.
@@ -27,8 +32,8 @@ def collect_texts(
         eos_id, finished: what ends a text, as in `generate`.
     """
     texts: list[list[int]] = [[] for _ in range(count)]
-    for step in steps:
-        for row, chosen in enumerate(step.tolist()):
+    for step in _read(steps):
+        for row, chosen in enumerate(step):
             if row in closed:
                 continue
             texts[row].append(chosen)
@@ -37,6 +42,13 @@ def collect_texts(
         if len(closed) == count:
             break
     return texts
+
+
+def _read(steps: Iterator[Tensor]) -> Iterator[list[int]]:
+    """The ids of each step, (B,)."""
+    for first in steps:
+        group = [first, *islice(steps, tokens_per_read(device_of(first)) - 1)]
+        yield from torch.stack(group).tolist()
 
 
 def without_end(ids: list[int], eos_id: int | None) -> list[int]:

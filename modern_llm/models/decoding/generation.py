@@ -176,7 +176,7 @@ def stream_tokens(
             if produced and 0 < 2 * len(staying) <= len(rows) and cache.keep(torch.tensor(staying, device=device)):
                 rows, generators = [rows[i] for i in staying], [generators[i] for i in staying]
                 places = torch.tensor(rows, device=device)
-                step_ids, mask = step_ids[staying], None if mask is None else mask[staying]
+                step_ids = step_ids[staying]
                 occurred = None if occurred is None else occurred[staying]
             hidden = model.hidden_states(step_ids, attention_mask=mask, cache=cache).hidden[:, -1]
             logits = filter_logits(head.logits(hidden), sampling, occurred)
@@ -185,8 +185,7 @@ def stream_tokens(
                 observe(rows, logits, ids)
             if occurred is not None:
                 occurred.scatter_(1, ids[:, None], True)
-            mask = None if mask is None else mask.new_ones(len(rows), 1)
-            step_ids, produced = ids[:, None], produced + 1
+            step_ids, mask, produced = ids[:, None], None, produced + 1
             chosen = ids if len(rows) == B else chosen.index_copy(0, places, ids)
             yield chosen
     finally:
