@@ -113,6 +113,7 @@ STANDARD = {
     "hashlib",
     "importlib",
     "inspect",
+    "itertools",
     "math",
     "pathlib",
     "platform",
