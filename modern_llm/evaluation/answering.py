@@ -4,12 +4,14 @@ the beginning that all prompts share is computed once; texts of like length are 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 import torch
 
 from modern_llm.data.batches import ClassificationBatch, Collate, Encoded, Sized, by_length, padded
 from modern_llm.evaluation.likelihood import BranchingCausalLM, Progress, log_likelihoods, shared_length, silent
+from modern_llm.models.decoding.continuous import takes_waiting
 from modern_llm.models.decoding.generation import (
     CausalLM,
     Continuation,
@@ -122,10 +124,19 @@ def write_answers(
         tokenizer: of the model.
         prompts: ids of each, not empty.
         max_new_tokens, stop, stop_in_blanks, sampling, seed: as in `continue_ids`.
-        batch_size: prompts per batch.
+        batch_size: answers that are written side by side. Where the model's cache `takes_waiting`, waiting prompts take
+            the place of answers that have ended; else batches of like lengths follow each other.
     """
+    written_how: dict[str, Any] = {"max_new_tokens": max_new_tokens, "sampling": sampling, "stop": stop,
+                                   "stop_in_blanks": stop_in_blanks}  # fmt: skip
     answers: list[Continuation] = [Continuation("", False)] * len(prompts)
     prefix, shared = (None, 0) if isinstance(model, HuggingFaceSeq2Seq) else _prefill(model, prompts)
+    if not isinstance(model, HuggingFaceSeq2Seq) and 1 < batch_size < len(prompts):
+        longest = max(map(len, prompts)) + max_new_tokens
+        if takes_waiting(model, longest):
+            starts = [list(prompt[shared:]) for prompt in prompts]
+            return continue_ids(model, tokenizer, starts, seed=seed, prefix=prefix, rows=batch_size,
+                                progress=progress, **written_how)  # fmt: skip
     for places in _sized_batches([len(p) - shared for p in prompts], batch_size, progress):
         starts = [list(prompts[i][shared:]) for i in places]
         decoder: CausalLM
@@ -135,17 +146,8 @@ def write_answers(
             source = padded(starts, 0).to(model.output_head.weight.device)
             mask = padded([[1] * len(row) for row in starts], 0).to(source.device)
             decoder, starts = model.decoder(model.encode(source, mask)), [[model.start_id]] * len(places)
-        written = continue_ids(
-            decoder,
-            tokenizer,
-            starts,
-            max_new_tokens=max_new_tokens,
-            sampling=sampling,
-            stop=stop,
-            stop_in_blanks=stop_in_blanks,
-            seed=seed,
-            prefix=prefix,
-        )
+        seeds = [seed + place for place in places]
+        written = continue_ids(decoder, tokenizer, starts, seed=seeds, prefix=prefix, **written_how)
         for place, continuation in zip(places, written, strict=True):
             answers[place] = continuation
     return answers

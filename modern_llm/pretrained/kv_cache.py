@@ -8,6 +8,8 @@ import torch
 from torch import Tensor
 from transformers.cache_utils import Cache, DynamicCache, DynamicLayer, EncoderDecoderCache
 
+from modern_llm.models.attention.joining import at_the_end, joined_marks, joined_states
+
 
 class _Layer(DynamicLayer):
     """One layer's keys and values (B, H, C, D), written in place: `DynamicLayer` would copy them all at every step."""
@@ -37,6 +39,10 @@ class _Layer(DynamicLayer):
 
     def get_seq_length(self) -> int:
         return self.length
+
+    def __len__(self) -> int:
+        """Texts."""
+        return 0 if self.keys is None else len(self.keys)
 
     def repeated(self, batch_size: int, max_tokens: int) -> _Layer:
         layer = _Layer(max_tokens)
@@ -92,6 +98,27 @@ class HuggingFaceCache:
         self.real = None if self.real is None else self.real[rows]
         return True
 
+    joins = True
+
+    def join(self, rows: Tensor, other: HuggingFaceCache | None, length: int) -> None:
+        """Hold the texts of the rows (n,) and, behind them, those of another cache. None has more than `length` real
+        tokens; `length` becomes that, and padding stands in front of the shorter ones."""
+        self.keep(rows)
+        caches = [self] if other is None else [self, other]
+        real = [
+            torch.ones(len(cache.layers[0]), cache.length, dtype=torch.bool, device=rows.device)
+            if cache.real is None
+            else cache.real
+            for cache in caches
+        ]
+        orders = [at_the_end(marks, length) for marks in real]
+        self.real = joined_marks(real, orders, length)
+        for i, layer in enumerate(self.layers):
+            for held in ("keys", "values"):
+                states = [getattr(cache.layers[i], held) for cache in caches]
+                setattr(layer, held, joined_states(states, orders, layer.max_tokens))
+            layer.length = length
+
     def make_reversible(self) -> bool:
         """From here on, let the last tokens be forgotten again; always possible here."""
         return True
@@ -117,6 +144,8 @@ class Seq2SeqCache(HuggingFaceCache):
     def __init__(self, n_layers: int, max_tokens: int | None) -> None:
         super().__init__(n_layers, max_tokens)
         self.states = EncoderDecoderCache(Cache(layers=list(self.layers)), DynamicCache())
+
+    joins = False  # the encoder's states belong to all texts
 
     def keep(self, rows: Tensor) -> bool:
         """Not possible: the encoder's states belong to all texts."""

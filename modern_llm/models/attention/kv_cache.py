@@ -7,6 +7,7 @@ from collections.abc import Hashable, Sequence
 import torch
 from torch import Tensor
 
+from modern_llm.models.attention.joining import at_the_end, joined_marks, joined_states
 from modern_llm.models.attention.layers import AttentionView
 from modern_llm.models.attention.rotary import Rotation, rotate
 from modern_llm.models.config import ModernLLMConfig
@@ -225,22 +226,51 @@ class KVCache:
             None if marks is None else marks[rows] for marks in (self.positions, self.real, self.real_tokens)
         )
 
+    def join(self, rows: Tensor, other: KVCache | None, length: int) -> None:
+        """Hold the texts of the rows (n,) and, behind them, those of another cache, all at the end of `length` tokens
+        with padding in front. Neither is a ring, and no text is longer."""
+        self._mark_padding(len(self._keys[0]))
+        self.keep(rows)
+        caches = [self] if other is None else [self, other]
+        for cache in caches:
+            cache._mark_padding(len(cache._keys[0]))
+        real = [cache.real for cache in caches if cache.real is not None]
+        positions = [cache.positions for cache in caches if cache.positions is not None]
+        orders = [at_the_end(r[:, : cache.length], length) for r, cache in zip(real, caches, strict=True)]
+        for layer in range(len(self._keys)):
+            for held in ("_keys", "_values"):
+                states = [getattr(cache, held)[layer].transpose(1, 2) for cache in caches]
+                getattr(self, held)[layer] = joined_states(states, orders, self.capacity).transpose(1, 2)
+        self.real, self.positions = (joined_marks(marks, orders, self.capacity) for marks in (real, positions))
+        self.real_tokens = torch.cat([cache.real_tokens for cache in caches if cache.real_tokens is not None])
+        self.length = length
+
+    def _mark_padding(self, rows: int) -> None:
+        """Tell real tokens from padding where no text was padded so far."""
+        if self.real is None or self.positions is None:
+            device = self._keys[0].device
+            self.real = torch.ones(rows, self.capacity, dtype=torch.bool, device=device)
+            self.positions = torch.arange(self.capacity, device=device).repeat(rows, 1)
+        if self.real_tokens is None:
+            self.real_tokens = torch.full((rows, 1), self.length, device=self._keys[0].device)
+
     def advance(self, tokens: int, real: Tensor | None, positions: Tensor | None) -> None:
         """Count `tokens` more; real and positions (B, tokens) where any text is padded."""
         start, stop = self.length, self.length + tokens
-        self.length, self._last_pass = stop, tokens
+        self._last_pass = tokens
+        if real is not None:
+            self._mark_padding(len(real))
+        self.length = stop
         if real is None or positions is None:
             return
-        if self.real is None or self.positions is None:
-            device = real.device
-            self.real = torch.ones(len(real), self.capacity, dtype=torch.bool, device=device)
-            self.positions = torch.arange(self.capacity, device=device).repeat(len(real), 1)
+        assert self.real is not None
+        assert self.positions is not None
+        assert self.real_tokens is not None
         survivors = self._survivors(start, stop)
         slots = [self._slot(i) for i in survivors]
         source = [i - start for i in survivors]
         self.real[:, slots], self.positions[:, slots] = real[:, source], positions[:, source]
-        before = start if self.real_tokens is None else self.real_tokens
-        self.real_tokens = before + real.sum(1, keepdim=True)
+        self.real_tokens = self.real_tokens + real.sum(1, keepdim=True)
 
 
 class DecoderCache:
@@ -335,3 +365,17 @@ class DecoderCache:
             part.keep(rows)
         self.last = {name: last[rows] for name, last in self.last.items()}
         return True
+
+    @property
+    def joins(self) -> bool:
+        """Whether `join` is possible: nothing is evicted."""
+        return not any(part.ring for part in self.parts)
+
+    def join(self, rows: Tensor, other: DecoderCache | None, length: int) -> None:
+        """Hold the texts of the rows (n,) and, behind them, those of another cache. None has more than `length` real
+        tokens; `length` becomes that, and padding stands in front of the shorter ones."""
+        added = [None] * len(self.parts) if other is None else other.parts
+        for part, more in zip(self.parts, added, strict=True):
+            part.join(rows, more, length)
+        for name, last in self.last.items():
+            self.last[name] = torch.cat([last[rows]] if other is None else [last[rows], other.last[name]])

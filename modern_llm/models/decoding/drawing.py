@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
+from modern_llm.models.decoding.continuous import padded_left
 from modern_llm.models.decoding.endings import collect_texts, stop_place, stops, without_end
 from modern_llm.models.decoding.generation import CausalLM, DecodingCache, TextCodec, stream_tokens
 from modern_llm.models.decoding.sampling import Sampling
@@ -85,8 +86,7 @@ def draw(
     """
     device, eos_id = model.output_head.weight.device, tokenizer.eos_id
     longest, B = max(map(len, prompts)), len(prompts) * n
-    padded = torch.tensor([[eos_id] * (longest - len(ids)) + [*ids] for ids in prompts], device=device)
-    real = torch.tensor([[0] * (longest - len(ids)) + [1] * len(ids) for ids in prompts], device=device)
+    padded, real = padded_left(prompts, eos_id, device)
     owners = torch.arange(len(prompts), device=device).repeat_interleave(n)
     cache: DecodingCache | None = None
     given, mask = padded[owners], real[owners]

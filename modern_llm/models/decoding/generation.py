@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from modern_llm.models.decoding.choosing import choose, filter_logits
+from modern_llm.models.decoding.continuous import Progress, generate_waiting, padded_left
 from modern_llm.models.decoding.endings import collect_texts, stop_place, stops, without_end
 from modern_llm.models.decoding.lookup import stream_by_lookup
 from modern_llm.models.decoding.sampling import GREEDY, Sampling
@@ -200,7 +201,7 @@ def generate(
     max_new_tokens: int,
     sampling: Sampling = GREEDY,
     eos_id: int | None = None,
-    seed: int = 0,
+    seed: int | Sequence[int] = 0,
     finished: Callable[[int, list[int]], bool] | None = None,
     prefix: Prefix | None = None,
 ) -> list[list[int]]:
@@ -237,10 +238,12 @@ def continue_ids(
     sampling: Sampling = GREEDY,
     stop: Sequence[str] = (),
     stop_in_blanks: bool = False,
-    seed: int = 0,
+    seed: int | Sequence[int] = 0,
     prefix: Prefix | None = None,
+    rows: int | None = None,
+    progress: Progress = lambda done, of: None,
 ) -> list[Continuation]:
-    """Continue prompts of any lengths in one batch, shorter ones padded on the left.
+    """Continue prompts of any lengths side by side, shorter ones padded on the left.
 
     Args:
         model: anything that meets `CausalLM`.
@@ -250,8 +253,11 @@ def continue_ids(
         sampling: how a token is chosen.
         stop: strings that end a text; it is cut before the first one behind its first visible character.
         stop_in_blanks: they end it in front of that character, too.
-        seed: row b draws from a generator seeded with seed + b.
+        seed: text b draws from a generator seeded with seed + b; or the seeds of all texts.
         prefix: one text that every prompt continues.
+        rows: of the batch, which waiting prompts enter as texts end, on a cache that `takes_waiting`; None: all at
+            once.
+        progress: called with how many texts have ended, of how many, where prompts wait.
 
     Raises:
         ValueError: an empty stop string, or an empty prompt.
@@ -260,25 +266,18 @@ def continue_ids(
         raise ValueError("stop='': an empty string ends every text at once. Leave it out.")
     if not prompts:
         return []
-    length = max(map(len, prompts))
-    device = model.output_head.weight.device
-    input_ids = torch.tensor([[tokenizer.eos_id] * (length - len(ids)) + [*ids] for ids in prompts], device=device)
-    mask = torch.tensor([[0] * (length - len(ids)) + [1] * len(ids) for ids in prompts], device=device)
 
     def finished(row: int, ids: list[int]) -> bool:
         return stops(tokenizer, ids, stop, stop_in_blanks)
 
-    texts = generate(
-        model,
-        input_ids,
-        mask,
-        max_new_tokens=max_new_tokens,
-        sampling=sampling,
-        eos_id=tokenizer.eos_id,
-        seed=seed,
-        finished=finished if stop else None,
-        prefix=prefix,
-    )
+    options: dict[str, Any] = {"max_new_tokens": max_new_tokens, "sampling": sampling, "eos_id": tokenizer.eos_id,
+                               "finished": finished if stop else None, "prefix": prefix}  # fmt: skip
+    if rows is not None and rows < len(prompts):
+        seeds = range(seed, seed + len(prompts)) if isinstance(seed, int) else seed
+        texts = generate_waiting(model, prompts, rows, seeds=seeds, progress=progress, **options)
+    else:
+        device = model.output_head.weight.device
+        texts = generate(model, *padded_left(prompts, tokenizer.eos_id, device), seed=seed, **options)
     continuations = []
     for ids in texts:
         text = tokenizer.decode(ids)
