@@ -48,14 +48,14 @@ def main() -> None:
     longest, rows = max(lengths), []
 
     def waiting(count: int) -> list[list[int]]:
-        options = {"max_new_tokens": longest, "sampling": GREEDY, "eos_id": -1, "seeds": range(len(prompts))}
+        options = {"max_new_tokens": longest, "sampling": GREEDY, "eos_id": 8191, "seeds": range(len(prompts))}
         return generate_waiting(model, prompts, count, finished=lambda text, ids: len(ids) == lengths[text], **options)
 
     def in_batches(count: int) -> list[list[int]]:
         texts: list[list[int]] = []
         for start in range(0, len(prompts), count):
             ids, mask = padded_left(prompts[start : start + count], 0, torch.device("cpu"))
-            texts += generate(model, ids, mask, max_new_tokens=longest,
+            texts += generate(model, ids, mask, max_new_tokens=longest, eos_id=8191,
                               finished=lambda row, ids, start=start: len(ids) == lengths[start + row])  # fmt: skip
         return texts
 

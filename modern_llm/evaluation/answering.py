@@ -131,7 +131,7 @@ def write_answers(
                                    "stop_in_blanks": stop_in_blanks}  # fmt: skip
     answers: list[Continuation] = [Continuation("", False)] * len(prompts)
     prefix, shared = (None, 0) if isinstance(model, HuggingFaceSeq2Seq) else _prefill(model, prompts)
-    if not isinstance(model, HuggingFaceSeq2Seq) and 1 < batch_size < len(prompts):
+    if not isinstance(model, HuggingFaceSeq2Seq) and 1 < batch_size < len(prompts) and not sampling.compile:
         longest = max(map(len, prompts)) + max_new_tokens
         if takes_waiting(model, longest):
             starts = [list(prompt[shared:]) for prompt in prompts]

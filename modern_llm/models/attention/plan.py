@@ -16,6 +16,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from modern_llm.models.attention.branching import Branches
+from modern_llm.models.attention.fixed_cache import FixedPart
 from modern_llm.models.attention.kv_cache import KVCache
 from modern_llm.models.attention.layers import AttentionView
 from modern_llm.models.attention.rotary import NoRotation, Rotary, Rotation
@@ -69,7 +70,7 @@ def plan_attention(
     tokens: int,
     attention_mask: Tensor | None = None,
     document_ids: Tensor | None = None,
-    cache: KVCache | None = None,
+    cache: KVCache | FixedPart | None = None,
     branch_ids: Tensor | None = None,
     dtype: torch.dtype = torch.float32,
     branch_lengths: Tensor | None = None,
@@ -94,6 +95,9 @@ def plan_attention(
             text's first token or the sinks are tokens of the text.
     """
     turning = rotary.of(view)
+    if isinstance(cache, FixedPart):
+        mask, rotation, sink_turn = cache.plan(turning, dtype)
+        return AttentionPlan(rotation, causal=False, mask=mask, sink_turn=sink_turn)
     past = cache.length if cache is not None else 0
     padded = attention_mask is not None or (cache is not None and cache.real is not None)
     packed = document_ids is not None or branch_ids is not None

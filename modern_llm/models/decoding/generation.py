@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from modern_llm.models.decoding.choosing import choose, filter_logits
+from modern_llm.models.decoding.compiled import CompiledSteps, fixed_capacity, holds_what_is_kept
 from modern_llm.models.decoding.continuous import Progress, generate_waiting, padded_left
 from modern_llm.models.decoding.endings import collect_texts, stop_place, stops, without_end
 from modern_llm.models.decoding.lookup import stream_by_lookup
@@ -133,11 +134,12 @@ def stream_tokens(
         (B,) ids of the next token of every text.
 
     Raises:
-        ValueError: an empty prompt, padding on the right, an endless stream behind a prefix, or look-up with a cache
-            that cannot forget.
+        ValueError: an empty prompt, padding on the right, an endless stream behind a prefix or compiled, look-up with a
+            cache that cannot forget, or compiled steps of a model that takes none.
     """
-    if prefix is not None and max_new_tokens is None:
-        raise ValueError("max_new_tokens=None: a stream behind a prefix needs an end. Give a number of tokens.")
+    if max_new_tokens is None and (prefix is not None or sampling.compile):
+        told = "that is compiled" if prefix is None else "behind a prefix"
+        raise ValueError(f"max_new_tokens=None: a stream {told} needs an end. Give a number of tokens.")
     B, T = input_ids.shape
     if T == 0:
         raise ValueError("input_ids: a prompt has no tokens. Start it with the tokenizer's bos or eos token.")
@@ -153,11 +155,16 @@ def stream_tokens(
     generators = [torch.Generator(device).manual_seed(s) for s in seeds]
     occurred = None
     was_training = model.training
+    steps: CompiledSteps | None = None
     model.train(False)
     try:
         head = model.output_head.ready()
+        room = None if max_new_tokens is None else T + max_new_tokens
+        if room is not None and sampling.compile:
+            in_front = 0 if prefix is None else len(prefix.ids)
+            room = fixed_capacity(in_front + room) - in_front
         if prefix is not None:
-            cache, known = prefix.repeated(B, T + (max_new_tokens or 0)), prefix.ids
+            cache, known = prefix.repeated(B, room or 0), prefix.ids
         if sampling.repetition_penalty != 1:
             occurred = torch.zeros(B, len(head.weight), dtype=torch.bool, device=device).scatter_(1, input_ids, True)
             if attention_mask is not None:  # the padding id counts only where it is a real token
@@ -165,7 +172,7 @@ def stream_tokens(
                 occurred = torch.zeros_like(occurred).scatter_(1, padded, True)
             occurred[:, list(known)] = True
         if cache is None:
-            cache = model.new_cache(B, None if max_new_tokens is None else T + max_new_tokens)
+            cache = model.new_cache(B, room)
         if sampling.lookup and B == 1:
             yield from stream_by_lookup(model, head, cache, [*known, *input_ids[0].tolist()], T, max_new_tokens,
                                         sampling, generators, occurred, observe)  # fmt: skip
@@ -173,13 +180,21 @@ def stream_tokens(
         step_ids, mask, produced = input_ids, attention_mask, 0
         rows, chosen = list(range(B)), input_ids[:, -1]  # rows that are computed; ids of all
         while max_new_tokens is None or produced < max_new_tokens:
-            staying = [place for place, row in enumerate(rows) if row not in (closed or ())]
+            # A compiled step is for one number of rows.
+            leaving = () if sampling.compile or closed is None else closed
+            staying = [place for place, row in enumerate(rows) if row not in leaving]
             if produced and 0 < 2 * len(staying) <= len(rows) and cache.keep(torch.tensor(staying, device=device)):
                 rows, generators = [rows[i] for i in staying], [generators[i] for i in staying]
                 places = torch.tensor(rows, device=device)
                 step_ids = step_ids[staying]
                 occurred = None if occurred is None else occurred[staying]
-            hidden = model.hidden_states(step_ids, attention_mask=mask, cache=cache).hidden[:, -1]
+            if steps is None and sampling.compile and produced and holds_what_is_kept(cache):
+                assert max_new_tokens is not None
+                steps = CompiledSteps(model, cache, cache.length + max_new_tokens)
+            if steps is None:
+                hidden = model.hidden_states(step_ids, attention_mask=mask, cache=cache).hidden[:, -1]
+            else:
+                hidden = steps(step_ids)
             logits = filter_logits(head.logits(hidden), sampling, occurred)
             ids = choose(logits, sampling, generators)
             if observe is not None:
@@ -191,6 +206,8 @@ def stream_tokens(
             yield chosen
     finally:
         model.train(was_training)
+        if steps is not None:
+            steps.release()
 
 
 def generate(

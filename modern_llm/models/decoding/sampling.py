@@ -25,6 +25,7 @@ class Sampling:
             keeps all.
         lookup: a text that is written alone tries up to so many tokens a step that stood behind an earlier place like
             its end; the text stays the same (`decoding/lookup.py`). 0: one token a step.
+        compile: run the steps of decoders of ours as one compiled graph (`decoding/compiled.py`).
     """
 
     repetition_penalty: float = _DEFAULTS("repetition_penalty")
@@ -33,6 +34,7 @@ class Sampling:
     top_p: float = _DEFAULTS("top_p")
     min_p: float = _DEFAULTS("min_p")
     lookup: int = _DEFAULTS("lookup")
+    compile: bool = _DEFAULTS("compile")
 
     def __post_init__(self) -> None:
         require(self.repetition_penalty > 0, "sampling.repetition_penalty", self.repetition_penalty, "must be above 0",
@@ -44,6 +46,8 @@ class Sampling:
         require(0 < self.top_p <= 1, "sampling.top_p", self.top_p, "must lie in (0, 1]", "Use 1 for all tokens")
         require(0 <= self.min_p < 1, "sampling.min_p", self.min_p, "must lie in [0, 1)", "Use 0 for all tokens")
         require(self.lookup >= 0, "sampling.lookup", self.lookup, "must not be negative", "Use 0 for one token a step")
+        require(not (self.lookup and self.compile), "sampling.compile", self.compile,
+                f"takes one token a step, and sampling.lookup={self.lookup} several", "Use one of the two")  # fmt: skip
 
 
 GREEDY = Sampling(temperature=0.0)
