@@ -14,7 +14,7 @@ from transformers.modeling_utils import PreTrainedModel
 
 from modern_llm.auto.configuration import ModernLLMAutoConfig
 from modern_llm.experiment.auto_config import checkpoint_in
-from modern_llm.models.attention.kv_cache import DecoderCache
+from modern_llm.models.attention.decoder_cache import DecoderCache
 from modern_llm.models.attention.rotary import Rotary
 from modern_llm.models.transformer import ModernDecoderLM
 

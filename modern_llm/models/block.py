@@ -5,7 +5,7 @@ from __future__ import annotations
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from modern_llm.models.attention.kv_cache import DecoderCache
+from modern_llm.models.attention.decoder_cache import DecoderCache
 from modern_llm.models.attention.layer import Attention
 from modern_llm.models.attention.plan import AttentionPlan
 from modern_llm.models.config import ModernLLMConfig

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
-from modern_llm.models.attention.kv_cache import DecoderCache
+from modern_llm.models.attention.decoder_cache import DecoderCache
 from modern_llm.models.attention.plan import plan_attention
 from modern_llm.models.attention.rotary import Rotary
 from modern_llm.models.block import block_of

@@ -7,7 +7,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from modern_llm.models.attention.kv_cache import DecoderCache, KVCache
+from modern_llm.models.attention.decoder_cache import DecoderCache
+from modern_llm.models.attention.kv_cache import KVCache
 from modern_llm.models.attention.layers import AttentionView
 from modern_llm.models.attention.rotary import NoRotation, Rotary, Rotation, rotate
 from modern_llm.models.kernels import additive_mask

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from modern_llm.models.attention.capped import capped_attention, soft_cap
-from modern_llm.models.attention.kv_cache import DecoderCache
+from modern_llm.models.attention.decoder_cache import DecoderCache
 from modern_llm.models.attention.plan import AttentionPlan
 from modern_llm.models.attention.rotary import rotate
 from modern_llm.models.config import ModernLLMConfig

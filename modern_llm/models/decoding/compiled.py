@@ -9,8 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from modern_llm.models.attention.decoder_cache import DecoderCache
 from modern_llm.models.attention.fixed_cache import FixedCache
-from modern_llm.models.attention.kv_cache import DecoderCache
 
 _CAPACITIES = 256  # tokens: caches are as large as a multiple of it, so that texts of any length share a few graphs
 

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from modern_llm.models.decoding.generation import CausalLM, DecodingCache, Observe
 
 _LONGEST_MATCH = 3  # tokens
+_FEWEST = 2  # proposals
 
 
 class TextIndex:
@@ -93,11 +94,11 @@ def stream_by_lookup(
         )
     text, device = TextIndex(ids), head.weight.device
     skipped = cache.length - (len(ids) - unread)  # held in front of ids
-    produced = 0
+    produced, ambition = 0, sampling.lookup
     try:
         while max_new_tokens is None or produced < max_new_tokens:
             rest = text.ids[cache.length - skipped :]
-            room = sampling.lookup if max_new_tokens is None else min(sampling.lookup, max_new_tokens - produced - 1)
+            room = ambition if max_new_tokens is None else min(ambition, max_new_tokens - produced - 1)
             # What is read beside proposals may have to be read again: neither the prompt, nor more and more.
             proposed = text.proposed(room) if produced and len(rest) <= 1 + sampling.lookup else []
             step = torch.tensor([rest + proposed], device=device)
@@ -105,6 +106,9 @@ def stream_by_lookup(
             chosen = _chosen(head.logits(hidden), proposed, sampling, generators, occurred, observe)
             if len(chosen) <= len(proposed):
                 cache.forget(len(proposed) + 1 - len(chosen))
+            if proposed:  # more where all were right, few where none was: a pass of three tokens costs hardly more
+                right = len(chosen) - 1
+                ambition = min(sampling.lookup, max(2 * right if right == len(proposed) else right, _FEWEST))
             for token in chosen:
                 text.add(token)
                 produced += 1

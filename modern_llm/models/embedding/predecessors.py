@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from modern_llm.models.attention.kv_cache import DecoderCache
+from modern_llm.models.attention.decoder_cache import DecoderCache
 from modern_llm.models.attention.plan import new_tokens
 
 

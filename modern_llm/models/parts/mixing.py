@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
-from modern_llm.models.attention.kv_cache import DecoderCache
+from modern_llm.models.attention.decoder_cache import DecoderCache
 from modern_llm.models.attention.plan import AttentionPlan
 from modern_llm.models.parts.module import PartModule
 from modern_llm.models.parts.part import Carried, MixingPart, Sizes, State

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from modern_llm.models.attention.kv_cache import DecoderCache
+    from modern_llm.models.attention.decoder_cache import DecoderCache
     from modern_llm.models.attention.plan import AttentionPlan
     from modern_llm.models.embedding.predecessors import Predecessors
 
