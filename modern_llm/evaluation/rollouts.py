@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -162,7 +162,7 @@ def solve(
                 tokenizer,
                 [prompt[shared:]] * len(chunk),
                 max_new_tokens=max_new_tokens,
-                sampling=GREEDY if is_greedy else sampling,
+                sampling=replace(GREEDY, lookup=sampling.lookup) if is_greedy else sampling,
                 stop=stop,
                 seed=((seed * 2**31 + number) * MOST_SAMPLES + max(chunk[0], 0)) % 2**63,
                 prefix=prefix,

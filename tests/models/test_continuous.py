@@ -9,6 +9,7 @@ import torch
 from parts import PARTS
 from transformers import AutoConfig, AutoModelForCausalLM
 
+from modern_llm.evaluation.answering import write_answers
 from modern_llm.models import generate
 from modern_llm.models.attention.layers import LayerPattern
 from modern_llm.models.attention.sinks import LearnableSinks
@@ -109,3 +110,26 @@ def test_caches_that_forget_take_no_waiting_prompts(tiny) -> None:
     assert takes_waiting(tiny(sliding_window=9), 9)
     assert not takes_waiting(tiny(sliding_window=9), 10)
     assert not takes_waiting(tiny(**PARTS["linear attention"]), 10)
+
+
+@pytest.mark.parametrize("settings", [{}, {"sliding_window": 6}], ids=["waiting", "in batches"])
+def test_an_answer_does_not_depend_on_how_many_are_written_side_by_side(tiny, prompts, settings) -> None:
+    """Drawn by the seed and its number, and with a penalty on what all prompts begin with."""
+
+    class Letters:
+        eos_id, bos_id = 7, None
+
+        def encode(self, text: str) -> list[int]:
+            return [ord(c) - 65 for c in text]
+
+        def decode(self, ids: Any) -> str:
+            return "".join(chr(65 + i) for i in ids)
+
+    model = tiny(max_seq_len=64, **settings).double()
+    begun = [[4, 19, 33, *prompt] for prompt in prompts]
+    options: dict[str, Any] = {"max_new_tokens": 9, "sampling": Sampling(temperature=1.5, repetition_penalty=1.4)}
+    found = [write_answers(model, Letters(), begun, batch_size=n, seed=5, **options) for n in (1, 3, 20)]
+    assert found[0] == found[1] == found[2]
+    for place, (prompt, answer) in enumerate(zip(begun, found[0], strict=True)):
+        (alone,) = generate(model, torch.tensor([prompt]), eos_id=7, seed=5 + place, **options)
+        assert answer.text == Letters().decode(alone)
