@@ -130,10 +130,12 @@ def write_answers(
     written_how: dict[str, Any] = {"max_new_tokens": max_new_tokens, "sampling": sampling, "stop": stop,
                                    "stop_in_blanks": stop_in_blanks}  # fmt: skip
     answers: list[Continuation] = [Continuation("", False)] * len(prompts)
-    prefix, shared = (None, 0) if isinstance(model, HuggingFaceSeq2Seq) else _prefill(model, prompts)
-    if not isinstance(model, HuggingFaceSeq2Seq) and 1 < batch_size < len(prompts) and not sampling.compile:
-        longest = max(map(len, prompts)) + max_new_tokens
-        if takes_waiting(model, longest):
+    prefix, shared = None, 0
+    longest = max(map(len, prompts), default=0) + max_new_tokens
+    # Caches that evict take no padding behind what all prompts share.
+    if not isinstance(model, HuggingFaceSeq2Seq) and prompts and takes_waiting(model, longest):
+        prefix, shared = _prefill(model, prompts)
+        if 1 < batch_size < len(prompts) and not sampling.compile:
             starts = [list(prompt[shared:]) for prompt in prompts]
             return continue_ids(model, tokenizer, starts, seed=seed, prefix=prefix, rows=batch_size,
                                 progress=progress, **written_how)  # fmt: skip

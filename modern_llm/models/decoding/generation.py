@@ -168,7 +168,7 @@ def stream_tokens(
         if sampling.repetition_penalty != 1:
             occurred = torch.zeros(B, len(head.weight), dtype=torch.bool, device=device).scatter_(1, input_ids, True)
             if attention_mask is not None:  # the padding id counts only where it is a real token
-                padded = input_ids.masked_fill(attention_mask == 0, int(input_ids[0, -1]))
+                padded = torch.where(attention_mask.bool(), input_ids, input_ids[:, -1:])
                 occurred = torch.zeros_like(occurred).scatter_(1, padded, True)
             occurred[:, list(known)] = True
         if cache is None:
