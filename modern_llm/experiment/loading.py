@@ -18,6 +18,7 @@ from modern_llm.data.text.tokenizers import Tokenizer
 from modern_llm.experiment.contract import say
 from modern_llm.models.custom import FromScratch
 from modern_llm.models.custom_decoder import decoder_of
+from modern_llm.models.int8 import hold_in_int8
 from modern_llm.models.kernels import has_content
 from modern_llm.models.verifier import VerifierModel
 from modern_llm.models.verifier_config import VerifierConfig
@@ -41,7 +42,7 @@ def load_model(
         runtime: the machine it is for.
         mirror: root of the mirror.
         labels: give it a classification head for these; empty: it writes.
-        train: put on the adapters that `choice` asks for.
+        train: put on the adapters that `choice` asks for. Else `hardware.int8_weights` counts.
 
     Raises:
         FileNotFoundError: it is nowhere.
@@ -52,6 +53,9 @@ def load_model(
     frozen = isinstance(choice.lora, LoRA) or not train
     dtype = torch.bfloat16 if runtime.precision == "bf16" and frozen else torch.float32
     loaded = _load(choice, mirror, labels, train, dtype)
+    if runtime.hardware.int8_weights and not train:
+        for block in loaded.model.blocks:  # type: ignore[union-attr]
+            hold_in_int8(block)
     loaded.model.to(runtime.device)
     return loaded
 

@@ -21,6 +21,7 @@ _FEW_ROWS = 8  # up to this many rows, a product on a CPU of AMD takes as long a
 _FEW_ROWS_WIDE = 2  # the same for each thread, where a weight has more inputs than outputs (measured)
 _MOST_FEW_ROWS = 12  # beyond, there is no other way than the ordinary one
 _LARGE_FOR_ONEDNN = 3 * 2**19  # elements for each thread
+_FEW_ROWS_INT8 = 16  # up to this many rows, 8-bit weights are multiplied as they are
 _LARGE_WEIGHT = 2**16  # elements; below, the call itself takes longer than the product
 _HALF = (torch.float16, torch.bfloat16)
 
@@ -192,6 +193,12 @@ def few_rows_kernel(rows: int, N: int, K: int, vendor: str, threads: int) -> str
     if vendor == "AuthenticAMD" and rows <= _FEW_ROWS and (K <= N or rows <= _FEW_ROWS_WIDE * threads):
         return "pieces"
     return "plain"
+
+
+def multiplies_int8(x: Tensor) -> bool:
+    """Whether x (..., K) is so few rows on a CPU that torch's product of bf16 with 8-bit weights pays: beyond, weights
+    are spread out first."""
+    return 0 < x.numel() <= _FEW_ROWS_INT8 * x.shape[-1] and device_of(x).type == "cpu"
 
 
 def sums_in_fp32(total: Tensor, dtype: torch.dtype) -> bool:
