@@ -66,7 +66,7 @@ def test_a_step_reads_once_and_an_evaluation_once_a_batch(
 ) -> None:
     with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
         config = compose("config", overrides=[
-            "name=x", "hardware.precision=fp32", f"paths.mirror={hub}", f"paths.cache={tmp_path}",
+            "name=x", "hardware.precision=fp32", f"paths.mirror={hub}", f"paths.cache={hub}/cache",
             "trainer.max_steps=2", "trainer.batch_size=4", "hardware.eval_batch_size=4", *overrides,
         ])  # fmt: skip
     task = build(config.task)
