@@ -91,6 +91,26 @@ def print_table(title: str, header: Sequence[str], rows: Sequence[Sequence[objec
     print("\n".join([line(cells[0]), line(rule), *map(line, cells[1:])]))
 
 
+FIGURES = "MODERN_LLM_FIGURES"  # the environment variable that names the file of figures
+
+
+def figure(name: str, unit: str, ours: float, theirs: float, ratio: float, at_most: bool = False) -> None:
+    """Hand one figure to `benchmarks/all.py`, where that started this script: a line of JSON in the file it names.
+
+    Args:
+        name: of the figure, words between commas.
+        unit: of both sides.
+        ours, theirs: what was measured.
+        ratio: of both sides, as the goal is stated.
+        at_most: the goal is a bound from above, as for memory; else from below.
+    """
+    path = os.environ.get(FIGURES)
+    if path:
+        row = {"name": name, "unit": unit, "ours": ours, "theirs": theirs, "ratio": ratio, "at_most": at_most}
+        with Path(path).open("a") as file:
+            file.write(json.dumps(row) + "\n")
+
+
 class Runs:
     """Runs that are done, a line of JSON each: a campaign that was stopped goes on where it stood.
 

@@ -5,6 +5,7 @@ The text is tokenised before: what is timed is every start but the first.
 
 from __future__ import annotations
 
+import argparse
 import subprocess
 import sys
 import tempfile
@@ -12,10 +13,9 @@ import time
 from pathlib import Path
 from statistics import median
 
-from harness import print_table
+from harness import figure, print_table
 
 ROOT = Path(__file__).resolve().parents[1]
-ROUNDS = 5
 
 
 def seconds_to_first_step() -> float:
@@ -42,14 +42,18 @@ def seconds_to_import_torch() -> float:
 
 def main() -> None:
     """Both in turn, after one round that is not counted."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--rounds", type=int, default=5)
+    rounds = parser.parse_args().rounds
     ours, theirs = [], []
-    for _ in range(ROUNDS + 1):
+    for _ in range(rounds + 1):
         ours.append(seconds_to_first_step())
         theirs.append(seconds_to_import_torch())
     ours, theirs = ours[1:], theirs[1:]
     ratio = median(a / b for a, b in zip(ours, theirs, strict=True))
     rows = [["launch.py, to the first step", f"{median(ours):.2f}", f"{ratio:.2f} x"]]
     rows.append(["import torch", f"{median(theirs):.2f}", "1.00 x"])
+    figure("start to first step", "s", median(ours), median(theirs), ratio, at_most=True)
     print_table("Start of the default", ["command", "seconds", "ratio"], rows)
 
 
