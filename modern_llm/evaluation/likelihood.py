@@ -224,7 +224,7 @@ def _picked(hidden: Tensor, head: OutputHead, tokens: np.ndarray, targets: np.nd
     places, inverse = np.unique(tokens, return_inverse=True)
     order = np.argsort(inverse, kind="stable")
     nats, best = np.zeros(len(tokens)), np.zeros(len(tokens), dtype=bool)
-    rows = chunk_rows(head.weight)
+    rows = chunk_rows(head.weight, len(places))
     edges = np.searchsorted(inverse[order], np.arange(0, len(places) + rows, rows))
     for number, (start, stop) in enumerate(pairwise(edges)):
         chunk = torch.from_numpy(places[number * rows : (number + 1) * rows]).to(hidden.device)

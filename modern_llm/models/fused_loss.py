@@ -13,15 +13,18 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from modern_llm.models.kernels import compiles_passes, compute_dtype, loss_chunk_elements, sums_in_fp32
+from modern_llm.models.kernels import compiles_passes, compute_dtype, loss_chunk_elements, pass_elements, sums_in_fp32
 from modern_llm.models.output_head import OutputHead
 
 IGNORE_INDEX = -100  # the target id that carries no loss, as in torch.nn.functional.cross_entropy
 
 
-def chunk_rows(weight: Tensor) -> int:
-    """Rows whose logits are held at once, of a head (V, d)."""
-    return max(loss_chunk_elements(weight) // len(weight), 16)
+def chunk_rows(weight: Tensor, rows: int, held: torch.dtype = torch.float32) -> int:
+    """How many of so many rows have their logits held at once, in a type, of a head (V, d): chunks of equal size, but
+    for rounding."""
+    most = max(loss_chunk_elements(weight, held) // len(weight), 16)
+    equal = -(-rows // max(-(-rows // most), 1))
+    return max(min(-(-equal // 16) * 16, most), 1)
 
 
 def _slope(logits: Tensor, labels: Tensor, softcap: float | None) -> tuple[Tensor, Tensor]:
@@ -51,37 +54,51 @@ def _compiled_slope() -> Any:
 
 def _slopes(x: Tensor, w: Tensor, targets: Tensor, softcap: float | None) -> Iterator[tuple[slice, Tensor, Tensor]]:
     """Chunk by chunk: its rows, the log-likelihood of its targets (n, 1), 0 where they are ignored, and the gradient
-    of its summed loss with respect to the products x W^T (n, V), whose memory the next chunk takes over.
+    of its summed loss with respect to the products x W^T (n, V), of their type, whose memory the next chunk takes over.
+    Chunks are large for the products; what passes over them goes piece by piece, each of which a CPU's cache holds.
 
     Args:
         x: (N, d). w: (V, d), of the same dtype. targets: (N,). softcap: as in `OutputHead`.
     """
     exact = torch.promote_types(x.dtype, torch.float32)
-    rows = max(min(chunk_rows(w), len(x)), 1)
-    if compiles_passes(x) and exact == torch.float32:
-        for start in range(0, len(x), rows):
-            where = slice(start, min(start + rows, len(x)))
-            yield where, *_compiled_slope()(torch.mm(x[where], w.t()), targets[where, None], softcap)
-        return
-    buffer = torch.empty(rows, w.shape[0], dtype=x.dtype, device=x.device)
+    rows = chunk_rows(w, len(x), x.dtype)
+    buffer: Tensor | None = None
+    compiled = compiles_passes(x) and exact == torch.float32
     for start in range(0, len(x), rows):
         where = slice(start, min(start + rows, len(x)))
         labels = targets[where, None]
-        ignored = labels == IGNORE_INDEX  # (n, 1)
-        labels, kept = labels.masked_fill(ignored, 0), (~ignored).to(exact)
-        logits = torch.mm(x[where], w.t(), out=buffer[: len(labels)]).to(exact)  # (n, V)
-        bend = None
-        if softcap is not None:
-            logits.div_(softcap).tanh_()
-            bend = torch.addcmul(logits.new_ones(()), logits, logits, value=-1)  # slope of the cap
-            logits.mul_(softcap)
-        chance = torch._log_softmax(logits, -1, False, out=logits)
-        likelihood = chance.gather(1, labels) * kept
-        chance.exp_()
-        chance.scatter_add_(1, labels, -torch.ones_like(kept)).mul_(kept)
-        if bend is not None:
-            chance.mul_(bend)
-        yield where, likelihood, chance
+        if compiled:
+            yield where, *_compiled_slope()(torch.mm(x[where], w.t()), labels, softcap)
+            continue
+        if buffer is None:
+            buffer = torch.empty(rows, w.shape[0], dtype=x.dtype, device=x.device)
+        products = torch.mm(x[where], w.t(), out=buffer[: len(labels)])
+        likelihood = torch.empty(labels.shape, dtype=exact, device=x.device)
+        at_once = max(pass_elements(w) // len(w), 1)
+        for row in range(0, len(labels), at_once):
+            piece = slice(row, row + at_once)
+            likelihood[piece] = _slope_in_place(products[piece], labels[piece], softcap, exact)
+        yield where, likelihood, products
+
+
+def _slope_in_place(products: Tensor, labels: Tensor, softcap: float | None, exact: torch.dtype) -> Tensor:
+    """`_slope` in the memory of the products (n, V), computed in `exact`; returns the log-likelihoods (n, 1)."""
+    ignored = labels == IGNORE_INDEX  # (n, 1)
+    labels, kept = labels.masked_fill(ignored, 0), (~ignored).to(exact)
+    logits, bend = products.to(exact), None  # (n, V)
+    if softcap is not None:
+        logits.div_(softcap).tanh_()
+        bend = torch.addcmul(logits.new_ones(()), logits, logits, value=-1)  # slope of the cap
+        logits.mul_(softcap)
+    chance = torch._log_softmax(logits, -1, False, out=logits)
+    likelihood = chance.gather(1, labels) * kept
+    chance.exp_()
+    chance.scatter_add_(1, labels, -torch.ones_like(kept)).mul_(kept)
+    if bend is not None:
+        chance.mul_(bend)
+    if chance.data_ptr() != products.data_ptr():
+        products.copy_(chance)
+    return likelihood
 
 
 class _LinearCrossEntropy(torch.autograd.Function):
@@ -95,15 +112,14 @@ class _LinearCrossEntropy(torch.autograd.Function):
         x, w = hidden.to(dtype), weight.to(dtype)
         exact = torch.promote_types(dtype, torch.float32)
         grad_hidden = torch.empty_like(x)
-        grad_weight = torch.zeros(w.shape, dtype=exact, device=w.device) if ctx.needs_input_grad[1] else None
+        grad_weight = _sum_of_products(w, len(x), exact) if ctx.needs_input_grad[1] else None
         total = torch.zeros((), dtype=exact, device=x.device)
         with torch.autocast(x.device.type, enabled=False):
-            for where, likelihood, chance in _slopes(x, w, targets, softcap):
+            for where, likelihood, slope in _slopes(x, w, targets, softcap):
                 total -= likelihood.sum()
-                slope = chance.to(dtype)  # it is already, where it was compiled
                 torch.mm(slope, w, out=grad_hidden[where])
                 if grad_weight is not None:
-                    _add_product(grad_weight, slope, x[where])
+                    _add_product(grad_weight, slope, x[where], first=where.start == 0)
         ctx.save_for_backward(grad_hidden, grad_weight)
         ctx.dtypes = hidden.dtype, weight.dtype
         return total
@@ -119,9 +135,18 @@ class _LinearCrossEntropy(torch.autograd.Function):
         return grad_hidden, grad_weight, None, None, None
 
 
-def _add_product(total: Tensor, slope: Tensor, piece: Tensor) -> None:
-    """total (V, d) += slope (n, V) transposed times piece (n, d)."""
-    if total.dtype == slope.dtype:
+def _sum_of_products(w: Tensor, rows: int, dtype: torch.dtype) -> Tensor:
+    """What `_add_product` adds to, like w (V, d): its first product writes it."""
+    return (torch.empty if rows else torch.zeros)(w.shape, dtype=dtype, device=w.device)
+
+
+def _add_product(total: Tensor, slope: Tensor, piece: Tensor, first: bool) -> None:
+    """total (V, d) += slope (n, V) transposed times piece (n, d); the first one replaces what was there."""
+    if first and total.dtype == slope.dtype:
+        torch.mm(slope.t(), piece, out=total)
+    elif first:
+        total.copy_(slope.t() @ piece)
+    elif total.dtype == slope.dtype:
         total.addmm_(slope.t(), piece)
     elif sums_in_fp32(total, slope.dtype):
         torch.addmm(total, slope.t(), piece, out_dtype=total.dtype, out=total)
@@ -142,9 +167,9 @@ class _LinearTokenNLL(torch.autograd.Function):
         grad_hidden = torch.empty_like(x)
         nll = torch.empty(len(x), dtype=torch.promote_types(dtype, torch.float32), device=x.device)
         with torch.autocast(x.device.type, enabled=False):
-            for where, likelihood, chance in _slopes(x, w, targets, softcap):
+            for where, likelihood, slope in _slopes(x, w, targets, softcap):
                 nll[where] = -likelihood[:, 0]
-                torch.mm(chance.to(dtype), w, out=grad_hidden[where])
+                torch.mm(slope, w, out=grad_hidden[where])
         again = (hidden, weight, targets) if ctx.needs_input_grad[1] else ()
         ctx.save_for_backward(grad_hidden, *again)
         ctx.dtypes, ctx.softcap = (hidden.dtype, dtype), softcap
@@ -158,10 +183,10 @@ class _LinearTokenNLL(torch.autograd.Function):
         grad_weight = None
         if again:
             x, w, targets = again[0].to(dtype), again[1].to(dtype), again[2]
-            grad_weight = torch.zeros(w.shape, dtype=grad.dtype, device=w.device)
+            grad_weight = _sum_of_products(w, len(x), grad.dtype)
             with torch.autocast(x.device.type, enabled=False):
-                for where, _, chance in _slopes(x, w, targets, ctx.softcap):
-                    _add_product(grad_weight, chance.mul_(grad[where, None]).to(dtype), x[where])
+                for where, _, slope in _slopes(x, w, targets, ctx.softcap):
+                    _add_product(grad_weight, slope.mul_(grad[where, None]), x[where], first=where.start == 0)
             grad_weight = grad_weight.to(again[1].dtype)
         return (grad_hidden.to(grad.dtype) * grad[:, None]).to(hidden_dtype), grad_weight, None, None, None
 
@@ -216,7 +241,7 @@ def token_nll(hidden: Tensor, head: OutputHead, targets: Tensor) -> Tensor:
     flat, labels = hidden.reshape(-1, hidden.shape[-1]).to(dtype), targets.reshape(-1)
     head = head._replace(weight=head.weight.to(dtype))
     pieces = []
-    rows = chunk_rows(head.weight)
+    rows = chunk_rows(head.weight, len(flat))
     for start in range(0, len(flat), rows):
         logits = head.logits(flat[start : start + rows])
         pieces.append(

@@ -234,10 +234,19 @@ def compiles_passes(x: Tensor) -> bool:
     return _compile and x.is_cuda
 
 
-def loss_chunk_elements(x: Tensor) -> int:
-    """Logits that the fused loss holds at once: 64 MiB in fp32, where the CPU's products run at full rate. A GPU needs
-    twice as many, which take no more memory where the compiler leaves out the copies in between."""
+def loss_chunk_elements(x: Tensor, held: torch.dtype) -> int:
+    """Logits that the fused loss holds at once: 64 MiB in fp32, where the CPU's products run at full rate. Where it
+    holds them in 16 bit, a CPU adds a product to an fp32 sum in a pass over the whole head for every chunk: there
+    should be few. A GPU needs twice as many, which take no more memory where the compiler leaves out the copies."""
+    if device_of(x).type == "cpu" and held in _HALF:
+        return 2**26
     return 2**25 if compiles_passes(x) else 2**24
+
+
+def pass_elements(x: Tensor) -> int:
+    """How many numbers the passes of one computation take at a time: a CPU's cache holds them in fp32 from the first to
+    the last of these passes; on a GPU, every pass is a call, and all numbers are taken."""
+    return 2**18 if device_of(x).type == "cpu" else 2**62
 
 
 def has_fused_rms_norm(x: Tensor) -> bool:

@@ -23,7 +23,8 @@ V, D = 40, 12
 @contextmanager
 def _chunks_of(rows: int, vocabulary: int = V) -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(fused_loss, "loss_chunk_elements", lambda weight: rows * vocabulary)
+        patch.setattr(fused_loss, "loss_chunk_elements", lambda weight, held: rows * vocabulary)
+        patch.setattr(fused_loss, "pass_elements", lambda weight: 5 * vocabulary)
         yield
 
 
