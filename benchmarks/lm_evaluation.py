@@ -23,7 +23,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from harness import print_table
+from harness import figure, print_table
 from smollm2 import gsm8k, loaded_model
 
 from modern_llm.data.rows import Part
@@ -105,6 +105,8 @@ def compared(name: str, requests: list[Any], choices: int, ours: HarnessLM, peer
     chosen = [side.reshape(-1, choices).argmax(1) for side in nats]
     ratios = [their_seconds / seconds for seconds, their_seconds in times]
     best = np.array(times).min(0)
+    rates = len(requests) / best
+    figure(name, "requests/s", rates[0], rates[1], float(np.median(ratios)))
     return [
         name,
         len(requests),

@@ -14,7 +14,7 @@ import time
 from statistics import geometric_mean, median
 
 import torch
-from harness import print_table
+from harness import figure, print_table
 from smollm2 import loaded_model
 
 from modern_llm.data.chat import ChatWriter, with_chat
@@ -63,7 +63,8 @@ def main() -> None:
     theirs = loaded.decoder.model
     theirs.generation_config.eos_token_id = None
     ours, writer = from_hugging_face(theirs), ChatWriter(with_chat(loaded.tokenizer))
-    new, rows, ratios = arguments.new_tokens, [], dict[str, list[float]]()
+    new, rows = arguments.new_tokens, []
+    ratios, found = dict[str, list[float]](), dict[str, list[float]]()
     for kind, prompts in (("repeating", REPEATING), ("plain", PLAIN)):
         for name, prompt in prompts.items():
             ids = torch.tensor([writer.prompt([{"role": "user", "content": prompt}])])
@@ -95,12 +96,16 @@ def main() -> None:
                     times[side].append(time.process_time() - start)
             took = {side: median(values) for side, values in times.items()}
             speed = {side: new / s for side, s in took.items()}
+            for side, rate in speed.items():
+                found.setdefault(f"{kind} {side}", []).append(rate)
             gains = [took["ours"] / took["ours, look-up"], took["theirs"] / took["ours, look-up"],
                      took["theirs, look-up"] / took["ours, look-up"]]  # fmt: skip
             for place, gain in enumerate(gains):
                 ratios.setdefault(f"{kind} {place}", []).append(gain)
             rows.append([f"{kind}: {name}", *(f"{s:.1f}" for s in speed.values()), *(f"{g:.2f}x" for g in gains)])
         means = [f"{geometric_mean(ratios[f'{kind} {place}']):.2f}x" for place in range(3)]
+        rates = [geometric_mean(found[f"{kind} {side}"]) for side in ("ours, look-up", "theirs")]
+        figure(f"look-up, {kind}", "tokens/s", *rates, geometric_mean(ratios[f"{kind} 1"]))
         rows.append([f"{kind}, geometric mean", "", "", "", "", *means])
     head = ["text", "transformers", "its look-up", "ours", "our look-up"]
     print_table(f"Tokens per processor second of one text, {new} new tokens", [*head, "gain", "over transformers",

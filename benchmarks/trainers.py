@@ -12,7 +12,7 @@ from statistics import median
 from typing import Any
 
 import torch
-from harness import in_own_process, peak_memory_mib, print_table
+from harness import figure, in_own_process, peak_memory_mib, print_table
 from torch import nn
 
 from modern_llm.data.batches import Batch
@@ -154,5 +154,9 @@ def compare(title: str, sides: dict[str, str], unit: str, rounds: int, *argument
     first, *others = sides
     for other in others:
         ratios = [a / b for a, b in zip(speed[first], speed[other], strict=True)]
+        rates = median(speed[first]), median(speed[other])
+        figure(f"speed, against {sides[other]}", unit, *rates, median(ratios))
+        share = memory[first] / memory[other]
+        figure(f"memory, against {sides[other]}", "MiB", memory[first], memory[other], share, at_most=True)
         print(f"\nagainst {sides[other]}: speed {min(ratios):.2f} to {max(ratios):.2f} x; "
-              f"memory {memory[first] / memory[other]:.2f} x")  # fmt: skip
+              f"memory {share:.2f} x")  # fmt: skip
