@@ -29,6 +29,13 @@ class _RMSNorm(torch.autograd.Function):
     def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor, Tensor | None, None]:
         (grad,) = grad_outputs
         x, weight, scale = ctx.saved_tensors
+        if x.dtype == scale.dtype and weight is not None and weight.dtype == scale.dtype:
+            # The kernel of LayerNorm, told that the mean is zero: one pass gives all but what it takes off for the mean.
+            found = torch.ops.aten.native_layer_norm_backward(
+                grad, x, x.shape[-1:], torch.zeros_like(scale), scale, weight, None, [True, True, False]
+            )
+            of_mean = (grad @ weight)[..., None].mul_(scale).div_(x.shape[-1])
+            return found[0].add_(of_mean), found[1], None
         normed, grad = x.to(scale.dtype) * scale, grad.to(scale.dtype)
         grad_weight = None if weight is None else (grad * normed).flatten(0, -2).sum(0).to(weight.dtype)
         grad_normed = grad * (1 if weight is None else weight)
