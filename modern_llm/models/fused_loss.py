@@ -12,8 +12,17 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
-from modern_llm.models.kernels import compiles_passes, compute_dtype, loss_chunk_elements, pass_elements, sums_in_fp32
+from modern_llm.models.kernels import (
+    compiles_passes,
+    compute_dtype,
+    loss_chunk_elements,
+    loss_chunk_multiple,
+    padded_vocabulary,
+    pass_elements,
+    sums_in_fp32,
+)
 from modern_llm.models.output_head import OutputHead
 
 IGNORE_INDEX = -100  # the target id that carries no loss, as in torch.nn.functional.cross_entropy
@@ -22,19 +31,31 @@ IGNORE_INDEX = -100  # the target id that carries no loss, as in torch.nn.functi
 def chunk_rows(weight: Tensor, rows: int, held: torch.dtype = torch.float32) -> int:
     """How many of so many rows have their logits held at once, in a type, of a head (V, d): chunks of equal size, but
     for rounding."""
-    most = max(loss_chunk_elements(weight, held) // len(weight), 16)
+    multiple = loss_chunk_multiple(weight)
+    most = max(loss_chunk_elements(weight, held) // len(weight) // multiple * multiple, multiple)
     equal = -(-rows // max(-(-rows // most), 1))
-    return max(min(-(-equal // 16) * 16, most), 1)
+    return max(-(-equal // multiple) * multiple, 1)
 
 
-def _slope(logits: Tensor, labels: Tensor, softcap: float | None) -> tuple[Tensor, Tensor]:
+def _factor(weight: Tensor, dtype: torch.dtype) -> Tensor:
+    """The head (V, d) in a type, with rows of zeros below it where the device wants them: the products with these are
+    0, whatever passes over logits leaves them out, and so they add nothing to any gradient."""
+    rows = padded_vocabulary(weight, dtype)
+    if rows == len(weight):
+        return weight.to(dtype)
+    padded = torch.zeros(rows, weight.shape[1], dtype=dtype, device=weight.device)
+    padded[: len(weight)] = weight
+    return padded
+
+
+def _slope(products: Tensor, labels: Tensor, softcap: float | None, size: int) -> tuple[Tensor, Tensor]:
     """Log-likelihood of the targets (n, 1) in fp32, 0 where they are ignored, and the gradient of their summed loss
-    with respect to the products (n, V), in their own dtype: plain lines, which the compiler makes two passes of.
+    with respect to the products, in their own dtype: plain lines, which the compiler makes two passes of.
 
     Args:
-        logits: (n, V). labels: (n, 1). softcap: as in `OutputHead`.
+        products: (n, V or more), of which the first `size` = V are logits. labels: (n, 1). softcap: as in `OutputHead`.
     """
-    z = logits.float()
+    z = products[:, :size].float()
     bend: Tensor | float = 1.0
     if softcap is not None:
         bent = torch.tanh(z / softcap)
@@ -44,7 +65,7 @@ def _slope(logits: Tensor, labels: Tensor, softcap: float | None) -> tuple[Tenso
     total = z.logsumexp(-1, keepdim=True)
     hit = torch.arange(z.shape[-1], device=z.device) == target
     slope = ((z - total).exp() - hit.float()) * kept * bend
-    return (z.gather(1, target) - total) * kept, slope.to(logits.dtype)
+    return (z.gather(1, target) - total) * kept, F.pad(slope.to(products.dtype), (0, products.shape[1] - size))
 
 
 @cache
@@ -52,13 +73,15 @@ def _compiled_slope() -> Any:
     return torch.compile(_slope)
 
 
-def _slopes(x: Tensor, w: Tensor, targets: Tensor, softcap: float | None) -> Iterator[tuple[slice, Tensor, Tensor]]:
+def _slopes(
+    x: Tensor, w: Tensor, targets: Tensor, softcap: float | None, size: int
+) -> Iterator[tuple[slice, Tensor, Tensor]]:
     """Chunk by chunk: its rows, the log-likelihood of its targets (n, 1), 0 where they are ignored, and the gradient
     of its summed loss with respect to the products x W^T (n, V), of their type, whose memory the next chunk takes over.
     Chunks are large for the products; what passes over them goes piece by piece, each of which a CPU's cache holds.
 
     Args:
-        x: (N, d). w: (V, d), of the same dtype. targets: (N,). softcap: as in `OutputHead`.
+        x: (N, d). w: (V or more, d), of the same dtype. targets: (N,). softcap: as in `OutputHead`. size: V.
     """
     exact = torch.promote_types(x.dtype, torch.float32)
     rows = chunk_rows(w, len(x), x.dtype)
@@ -68,16 +91,16 @@ def _slopes(x: Tensor, w: Tensor, targets: Tensor, softcap: float | None) -> Ite
         where = slice(start, min(start + rows, len(x)))
         labels = targets[where, None]
         if compiled:
-            yield where, *_compiled_slope()(torch.mm(x[where], w.t()), labels, softcap)
+            yield where, *_compiled_slope()(torch.mm(x[where], w.t()), labels, softcap, size)
             continue
         if buffer is None:
-            buffer = torch.empty(rows, w.shape[0], dtype=x.dtype, device=x.device)
+            buffer = torch.empty(min(rows, len(x)), w.shape[0], dtype=x.dtype, device=x.device)
         products = torch.mm(x[where], w.t(), out=buffer[: len(labels)])
         likelihood = torch.empty(labels.shape, dtype=exact, device=x.device)
         at_once = max(pass_elements(w) // len(w), 1)
         for row in range(0, len(labels), at_once):
             piece = slice(row, row + at_once)
-            likelihood[piece] = _slope_in_place(products[piece], labels[piece], softcap, exact)
+            likelihood[piece] = _slope_in_place(products[piece, :size], labels[piece], softcap, exact)
         yield where, likelihood, products
 
 
@@ -85,7 +108,7 @@ def _slope_in_place(products: Tensor, labels: Tensor, softcap: float | None, exa
     """`_slope` in the memory of the products (n, V), computed in `exact`; returns the log-likelihoods (n, 1)."""
     ignored = labels == IGNORE_INDEX  # (n, 1)
     labels, kept = labels.masked_fill(ignored, 0), (~ignored).to(exact)
-    logits, bend = products.to(exact), None  # (n, V)
+    logits, bend = products.to(exact).contiguous(), None  # (n, V)
     if softcap is not None:
         logits.div_(softcap).tanh_()
         bend = torch.addcmul(logits.new_ones(()), logits, logits, value=-1)  # slope of the cap
@@ -109,18 +132,18 @@ class _LinearCrossEntropy(torch.autograd.Function):
     def forward(
         ctx: Any, hidden: Tensor, weight: Tensor, targets: Tensor, dtype: torch.dtype, softcap: float | None
     ) -> Tensor:
-        x, w = hidden.to(dtype), weight.to(dtype)
+        x, w = hidden.to(dtype), _factor(weight, dtype)
         exact = torch.promote_types(dtype, torch.float32)
         grad_hidden = torch.empty_like(x)
         grad_weight = _sum_of_products(w, len(x), exact) if ctx.needs_input_grad[1] else None
         total = torch.zeros((), dtype=exact, device=x.device)
         with torch.autocast(x.device.type, enabled=False):
-            for where, likelihood, slope in _slopes(x, w, targets, softcap):
+            for where, likelihood, slope in _slopes(x, w, targets, softcap, len(weight)):
                 total -= likelihood.sum()
                 torch.mm(slope, w, out=grad_hidden[where])
                 if grad_weight is not None:
                     _add_product(grad_weight, slope, x[where], first=where.start == 0)
-        ctx.save_for_backward(grad_hidden, grad_weight)
+        ctx.save_for_backward(grad_hidden, None if grad_weight is None else grad_weight[: len(weight)])
         ctx.dtypes = hidden.dtype, weight.dtype
         return total
 
@@ -163,11 +186,11 @@ class _LinearTokenNLL(torch.autograd.Function):
     def forward(
         ctx: Any, hidden: Tensor, weight: Tensor, targets: Tensor, dtype: torch.dtype, softcap: float | None
     ) -> Tensor:
-        x, w = hidden.to(dtype), weight.to(dtype)
+        x, w = hidden.to(dtype), _factor(weight, dtype)
         grad_hidden = torch.empty_like(x)
         nll = torch.empty(len(x), dtype=torch.promote_types(dtype, torch.float32), device=x.device)
         with torch.autocast(x.device.type, enabled=False):
-            for where, likelihood, slope in _slopes(x, w, targets, softcap):
+            for where, likelihood, slope in _slopes(x, w, targets, softcap, len(weight)):
                 nll[where] = -likelihood[:, 0]
                 torch.mm(slope, w, out=grad_hidden[where])
         again = (hidden, weight, targets) if ctx.needs_input_grad[1] else ()
@@ -182,12 +205,12 @@ class _LinearTokenNLL(torch.autograd.Function):
         hidden_dtype, dtype = ctx.dtypes
         grad_weight = None
         if again:
-            x, w, targets = again[0].to(dtype), again[1].to(dtype), again[2]
+            x, w, targets = again[0].to(dtype), _factor(again[1], dtype), again[2]
             grad_weight = _sum_of_products(w, len(x), grad.dtype)
             with torch.autocast(x.device.type, enabled=False):
-                for where, _, slope in _slopes(x, w, targets, ctx.softcap):
+                for where, _, slope in _slopes(x, w, targets, ctx.softcap, len(again[1])):
                     _add_product(grad_weight, slope.mul_(grad[where, None]), x[where], first=where.start == 0)
-            grad_weight = grad_weight.to(again[1].dtype)
+            grad_weight = grad_weight[: len(again[1])].to(again[1].dtype)
         return (grad_hidden.to(grad.dtype) * grad[:, None]).to(hidden_dtype), grad_weight, None, None, None
 
 
@@ -245,8 +268,6 @@ def token_nll(hidden: Tensor, head: OutputHead, targets: Tensor) -> Tensor:
     for start in range(0, len(flat), rows):
         logits = head.logits(flat[start : start + rows])
         pieces.append(
-            torch.nn.functional.cross_entropy(
-                logits, labels[start : start + rows], reduction="none", ignore_index=IGNORE_INDEX
-            )
+            F.cross_entropy(logits, labels[start : start + rows], reduction="none", ignore_index=IGNORE_INDEX)
         )
     return torch.cat(pieces).view(targets.shape) if pieces else targets.to(torch.promote_types(dtype, torch.float32))

@@ -23,6 +23,7 @@ _MOST_FEW_ROWS = 12  # beyond, there is no other way than the ordinary one
 _LARGE_FOR_ONEDNN = 3 * 2**19  # elements for each thread
 _FEW_ROWS_INT8 = 16  # up to this many rows, 8-bit weights are multiplied as they are
 _LARGE_WEIGHT = 2**16  # elements; below, the call itself takes longer than the product
+_SHARE_OF_LOGITS = 128  # the fused loss's logits take one part in so many of a GPU's memory
 _HALF = (torch.float16, torch.bfloat16)
 
 
@@ -31,6 +32,7 @@ class Device(NamedTuple):
 
     type: str  # cpu, cuda, mps
     capability: tuple[int, int] | None = None  # of a CUDA device: (9, 0) is sm90
+    memory: int = 12 * 2**30  # bytes of a CUDA device
 
 
 _instead: Device | None = None
@@ -59,7 +61,7 @@ def device_of(x: Tensor) -> Device:
     if not x.is_cuda or not torch.cuda.is_available():
         return Device(x.device.type)
     facts = torch.cuda.get_device_properties(x.device)  # which the compiler takes for a constant
-    return Device("cuda", (facts.major, facts.minor))
+    return Device("cuda", (facts.major, facts.minor), facts.total_memory)
 
 
 @cache
@@ -235,12 +237,26 @@ def compiles_passes(x: Tensor) -> bool:
 
 
 def loss_chunk_elements(x: Tensor, held: torch.dtype) -> int:
-    """Logits that the fused loss holds at once: 64 MiB in fp32, where the CPU's products run at full rate. Where it
-    holds them in 16 bit, a CPU adds a product to an fp32 sum in a pass over the whole head for every chunk: there
-    should be few. A GPU needs twice as many, which take no more memory where the compiler leaves out the copies."""
-    if device_of(x).type == "cpu" and held in _HALF:
-        return 2**26
-    return 2**25 if compiles_passes(x) else 2**24
+    """Logits that the fused loss holds at once in a type. On a CPU 64 MiB in fp32, where its products run at full rate;
+    in 16 bit more, because a product is added to an fp32 sum in a pass over the whole head for every chunk: there
+    should be few. On a GPU what a small share of its memory holds, with the fp32 copy that a compiler leaves out."""
+    device = device_of(x)
+    if device.type != "cuda":
+        return 2**26 if held in _HALF and device.type == "cpu" else 2**24
+    copies = 0 if compiles_passes(x) or held not in _HALF else 4
+    return device.memory // _SHARE_OF_LOGITS // (held.itemsize + copies)
+
+
+def loss_chunk_multiple(x: Tensor) -> int:
+    """Rows of the fused loss's chunks come in multiples of this: of the tiles that a GPU's products are made of."""
+    return 128 if device_of(x).type == "cuda" else 16
+
+
+def padded_vocabulary(weight: Tensor, dtype: torch.dtype) -> int:
+    """Rows that a head (V, d) should have in products of a type: on a GPU in 16 bit a multiple of 64, because rows of
+    logits that are not aligned take slow kernels (a vocabulary of 50257 as one of 50304)."""
+    V = len(weight)
+    return -(-V // 64) * 64 if device_of(weight).type == "cuda" and dtype in _HALF else V
 
 
 def pass_elements(x: Tensor) -> int:

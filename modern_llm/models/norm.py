@@ -30,7 +30,7 @@ class _RMSNorm(torch.autograd.Function):
         (grad,) = grad_outputs
         x, weight, scale = ctx.saved_tensors
         if x.dtype == scale.dtype and weight is not None and weight.dtype == scale.dtype:
-            # The kernel of LayerNorm, told that the mean is zero: one pass gives all but what it takes off for the mean.
+            # LayerNorm's kernel, told that the mean is zero: one pass gives all but what it takes off for the mean.
             found = torch.ops.aten.native_layer_norm_backward(
                 grad, x, x.shape[-1:], torch.zeros_like(scale), scale, weight, None, [True, True, False]
             )

@@ -63,9 +63,31 @@ def test_what_a_gpu_compiles_is_the_loss_and_its_slope(softcap):
     capped = logits if softcap is None else softcap * torch.tanh(logits / softcap)
     expected = F.cross_entropy(capped, targets, reduction="none", ignore_index=IGNORE_INDEX)
     expected.sum().backward()
-    likelihood, slope = fused_loss._slope(logits.detach(), targets[:, None], softcap)
+    likelihood, slope = fused_loss._slope(logits.detach(), targets[:, None], softcap, V)
     torch.testing.assert_close(-likelihood[:, 0], expected)
     torch.testing.assert_close(slope, logits.grad)
+
+
+@pytest.mark.parametrize("compiled", [False, True])
+@pytest.mark.parametrize("softcap", [None, 3.0])
+@pytest.mark.parametrize("loss_of", [linear_cross_entropy, linear_token_nll])
+def test_a_padded_head_gives_the_same(monkeypatch, loss_of, softcap, compiled):
+    """As a GPU computes a vocabulary that is no multiple of 64; the compiled lines without the compiler."""
+    hidden, weight, targets = _problem(50, torch.float32)
+    targets[[0, 40]] = IGNORE_INDEX
+    factor = torch.linspace(0.5, 2, 50) if loss_of is linear_token_nll else torch.tensor(0.3)
+
+    def gradients():
+        loss = loss_of(hidden, OutputHead(weight, softcap), targets)
+        return loss, *torch.autograd.grad((factor * loss).sum(), [hidden, weight])
+
+    with _chunks_of(16):
+        expected = gradients()
+        monkeypatch.setattr(fused_loss, "padded_vocabulary", lambda weight, dtype: 64)
+        monkeypatch.setattr(fused_loss, "compiles_passes", lambda x: compiled)
+        monkeypatch.setattr(fused_loss, "_compiled_slope", lambda: fused_loss._slope)
+        padded = gradients()
+    torch.testing.assert_close(padded, expected)
 
 
 @pytest.mark.parametrize("ignored", [[0], [16], list(range(16)), list(range(10, 40)), list(range(49))])
@@ -174,7 +196,7 @@ class _LargestTensor(TorchDispatchMode):
 @pytest.mark.parametrize("moe", [None, MoEConfig(4, 2)], ids=["dense", "moe"])
 def test_the_logits_of_a_batch_never_exist(moe):
     """No tensor of a training step is larger than one chunk of logits or the (V, d) head and its gradient."""
-    batch, tokens, vocabulary, width, rows = 4, 64, 5000, 16, 20
+    batch, tokens, vocabulary, width, rows = 4, 64, 5000, 16, 32
     model = ModernDecoderLM(ModernLLMConfig(vocabulary, 64, width, 2, 2, ffn_hidden_size=24, moe=moe))
     ids = torch.randint(vocabulary, (batch, tokens))
     allowed = max(rows, width) * vocabulary

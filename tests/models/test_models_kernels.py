@@ -7,12 +7,15 @@ import torch
 from torch.nn import functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from modern_llm.models.fused_loss import chunk_rows
 from modern_llm.models.kernels import (
     AttentionRoute,
     Device,
     additive_mask,
     attention_route,
+    computing_as,
     fused_attention,
+    padded_vocabulary,
     takes_grouped_products,
 )
 from modern_llm.models.norm import RMSNorm
@@ -152,3 +155,22 @@ def test_both_ways_of_the_norm_agree(monkeypatch):
     exact = x.double() / (x.double().square().mean(-1, keepdim=True) + 1e-5).sqrt() * norm.weight.double()
     assert torch.equal(*outputs)
     assert torch.equal(outputs[0], exact.bfloat16())
+
+
+@pytest.mark.parametrize(("gib", "least"), [(12, 256), (80, 2048)])
+def test_chunks_of_the_loss_on_a_card_are_whole_tiles_from_its_memory(gib, least):
+    weight = torch.zeros(50257, 1)
+    with computing_as(Device("cuda", (9, 0), gib * 2**30)):
+        rows = chunk_rows(weight, 10**6, BF16)
+        assert rows % 128 == 0
+        assert least <= rows <= gib * 2**30 / 128 / 6 / 50257 + 128  # bf16 with its fp32 copy beside it
+        assert chunk_rows(weight, 200, BF16) == 256
+        assert padded_vocabulary(weight, BF16) == 50304
+        assert padded_vocabulary(weight, FP32) == 50257
+
+
+def test_a_cpu_takes_few_chunks_in_16_bit_and_no_padding():
+    weight = torch.zeros(50304, 1)
+    assert chunk_rows(weight, 2048, BF16) == 1024
+    assert chunk_rows(weight, 2048) < 2**24 / 50304
+    assert padded_vocabulary(torch.zeros(50257, 1), BF16) == 50257

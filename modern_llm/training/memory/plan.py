@@ -174,7 +174,10 @@ def device_planned(hardware: Hardware) -> Device:
     """What a run will compute on. Of a card that is not here an RTX 30 is assumed."""
     if hardware.device in ("cpu", "mps") or (hardware.device == "auto" and not torch.cuda.is_available()):
         return Device("cpu")
-    return Device("cuda", torch.cuda.get_device_capability() if torch.cuda.is_available() else _ASSUMED)
+    if not torch.cuda.is_available():
+        return Device("cuda", _ASSUMED)
+    facts = torch.cuda.get_device_properties()
+    return Device("cuda", (facts.major, facts.minor), facts.total_memory)
 
 
 def plan_memory(
