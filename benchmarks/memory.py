@@ -32,8 +32,19 @@ SHAPES = {
     "SmolLM2-1.7B": (2048, 8192, 24, 32, 32, 64, 49152),
     "Qwen2.5-3B": (2048, 11008, 36, 16, 2, 128, 151936),
     "Llama-3.2-3B": (3072, 8192, 28, 24, 8, 128, 128256),
+    "Qwen3-4B": (2560, 9728, 36, 32, 8, 128, 151936),
+    "Mistral-7B": (4096, 14336, 32, 32, 8, 128, 32768),
+    "Llama-3.1-8B": (4096, 14336, 32, 32, 8, 128, 128256),
+    "Phi-3-medium-14B": (5120, 17920, 40, 40, 10, 128, 32064),
 }
-WAYS = {"plain": [], "checkpointed": ["hardware.activation_checkpointing=true"]}
+UNTIED = {"Mistral-7B", "Llama-3.1-8B", "Phi-3-medium-14B"}  # whose head is no embedding
+CHECKPOINTED = ["hardware.activation_checkpointing=true"]
+WAYS = {
+    "LoRA": [],
+    "checkpointed": CHECKPOINTED,
+    "QLoRA": ["model/lora=qlora"],
+    "QLoRA, checkpointed": ["model/lora=qlora", *CHECKPOINTED],
+}
 CARD = ["hardware=rtx3060", "hardware.memory_limit_gb=null", "hardware.micro_batch_size=1", "name=memory"]
 
 
@@ -63,14 +74,19 @@ def with_adapters(options: argparse.Namespace, folder: Path) -> None:
         sizes = {"hidden_size": width, "intermediate_size": hidden, "num_hidden_layers": layers, "head_dim": head,
                  "num_attention_heads": heads, "num_key_value_heads": groups, "vocab_size": vocabulary}  # fmt: skip
         place = folder / name
-        described = AutoConfig.for_model(kind, **sizes, tie_word_embeddings=True, max_position_embeddings=8192)
+        tied = name not in UNTIED
+        described = AutoConfig.for_model(kind, **sizes, tie_word_embeddings=tied, max_position_embeddings=8192)
         described.save_pretrained(place)
         ByteTokenizer().prepare(None, Path(), None).save(place)  # type: ignore[arg-type]
         words = ["task=sft", "model=pretrained", f"model.name={place}", f"task.max_tokens={options.tokens}",
                  "hardware.compile=false", *options.overrides]  # fmt: skip
         needs = [planned([*words, *way]) for way in WAYS.values()]
         rows.append([name, *(f"{need:.1f} GB{'' if need <= options.limit else ', too much'}" for need in needs)])
-    print_table(f"LoRA on a row of {options.tokens} tokens, frozen weights in bf16", ["", *WAYS], rows)
+    print_table(
+        f"Adapters on a row of {options.tokens} tokens; frozen weights in bf16, with QLoRA linear maps in 4 bits",
+        ["", *WAYS],
+        rows,
+    )
 
 
 if __name__ == "__main__":

@@ -100,7 +100,9 @@ def _found(task: TrainingTask, folder: RunFolder) -> dict[str, Any]:
     plan = planned(size, checkpointing)
     if must_fit and plan.total > limit:
         ways = _ways(hardware, min(size or rows, rows), largest)
-        told = f"What fits: {' | '.join(ways)}." if ways else "Use a smaller model, shorter texts or model/lora=on."
+        told = (
+            f"What fits: {' | '.join(ways)}." if ways else "Use a smaller model, shorter texts, model/lora=on or qlora."
+        )
         raise ValueError(
             f"hardware.memory_limit_gb={hardware.memory_limit_gb}: the step is planned to need {plan.total / 1e9:.1f} "
             f"GB.\n{plan.table()}\n{told}"

@@ -22,6 +22,7 @@ from modern_llm.models.transformer import ModernDecoderLM
 from modern_llm.models.verifier import VerifierModel
 from modern_llm.pretrained.causal import HuggingFaceCausalLM
 from modern_llm.pretrained.classifier import Classifier
+from modern_llm.pretrained.four_bits import four_bit_maps, spread_out
 from modern_llm.pretrained.lora import add_lora, decoded_quickly
 from modern_llm.pretrained.seq2seq import HuggingFaceSeq2Seq
 from modern_llm.pretrained.settings import LoRA
@@ -116,7 +117,8 @@ class LoadedModel(ABC):
     def parameter_counts(self) -> tuple[int, int]:
         """Parameters, and how many of them are trained."""
         sizes = [(p.numel(), p.requires_grad) for p in self.model.parameters()]
-        return sum(n for n, _ in sizes), sum(n for n, trained in sizes if trained)
+        narrow = sum(module.shape.numel() for module in four_bit_maps(self.model))
+        return sum(n for n, _ in sizes) + narrow, sum(n for n, trained in sizes if trained)
 
     def flops_per_token(self, context: int | None = None) -> float:
         """Operations of a training step per token: 2 per parameter forward and 2 for the gradient of what it reads,
@@ -144,15 +146,18 @@ class LoadedModel(ABC):
     def weights_hash(self) -> str:
         """Changes when any value of any weight does, adapters aside."""
         digest = hashlib.sha256()
-        for name, parameter in self.model.named_parameters():
+        narrow = [tensor for module in four_bit_maps(self.model) for tensor in module.named_buffers()]
+        for name, tensor in [*self.model.named_parameters(), *narrow]:
             if "lora_" not in name:
-                digest.update(f"{name.replace('.base_layer', '')} {tuple(parameter.shape)} {parameter.dtype}".encode())
-                digest.update(parameter.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
+                digest.update(f"{name.replace('.base_layer', '')} {tuple(tensor.shape)} {tensor.dtype}".encode())
+                digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
         return digest.hexdigest()
 
     def _merged_adapter(self, adapter: PeftModel) -> nn.Module:
-        """The adapted model with adapters added into its weights, all of them trainable again."""
+        """The adapted model with adapters added into its weights, all of them trainable again. Weights in 4 bits become
+        plain ones of the same values, upon which the adapters were trained."""
         with torch.no_grad():
+            spread_out(self.model)
             plain: nn.Module = adapter.merge_and_unload()
         return plain.requires_grad_(True)
 

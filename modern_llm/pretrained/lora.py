@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from modern_llm.models.kernels import compute_dtype
 from modern_llm.models.linear import linear
+from modern_llm.pretrained.four_bits import keep_in_four_bits
 from modern_llm.pretrained.settings import LoRA
 
 if TYPE_CHECKING:
@@ -24,14 +25,15 @@ _NO_TARGETS = ("lm_head", "head", "score", "router", "gate", "embed_out")
 def lora_targets(model: nn.Module) -> list[str]:
     """Names of the linear maps in a model's attention and feed-forward layers: `c_attn`, `c_proj`, `c_fc` in GPT-2,
     `q`, `k`, `v`, `o`, `wi`, `wo` in T5, `q_proj` to `down_proj` in Llama, `qkv_proj` to `down_proj` in ours."""
+    return list({name: None for name, _ in _maps(model)})
+
+
+def _maps(model: nn.Module) -> list[tuple[str, nn.Module]]:
+    """The linear maps in a model's layers, each with the end of its name."""
     from transformers.pytorch_utils import Conv1D
 
-    leaves = {
-        name.rsplit(".", 1)[-1]: None
-        for name, module in model.named_modules()
-        if isinstance(module, nn.Linear | Conv1D) and name.rsplit(".", 1)[-1] not in _NO_TARGETS
-    }
-    return list(leaves)
+    ends = [(name.rsplit(".", 1)[-1], module) for name, module in model.named_modules()]
+    return [(end, m) for end, m in ends if isinstance(m, nn.Linear | Conv1D) and end not in _NO_TARGETS]
 
 
 def add_lora(model: nn.Module, lora: LoRA, task: str | None, base_name: str) -> PeftModel:
@@ -39,7 +41,7 @@ def add_lora(model: nn.Module, lora: LoRA, task: str | None, base_name: str) -> 
 
     Args:
         model: a `transformers` model, a `ModernDecoderLM`, or a `Classifier` over one.
-        lora: rank, scale and places.
+        lora: rank, scale and places, and bits of what is frozen.
         task: peft's name of the task, `CAUSAL_LM`, `SEQ_2_SEQ_LM` or `SEQ_CLS`; None for models of our own.
         base_name: what the saved adapter calls its base.
 
@@ -72,12 +74,15 @@ def add_lora(model: nn.Module, lora: LoRA, task: str | None, base_name: str) -> 
     for name, module in model.named_modules():
         if name.rsplit(".", 1)[-1] == "score":
             module.float()
+    maps = [module for _, module in _maps(model)]
     with warnings.catch_warnings():
         warnings.filterwarnings(
             "ignore", message=".*(fan_in_fan_out|tie_word_embeddings|tied|is_gradient_checkpointing).*"
         )
         adapted = get_peft_model(model, LoraConfig(**settings))
     adapted.peft_config["default"].base_model_name_or_path = base_name
+    if lora.base_bits == 4:
+        keep_in_four_bits(model, maps)
     return adapted
 
 
@@ -105,7 +110,8 @@ def _ready(module: Any) -> Callable[[Tensor], Tensor]:
     """The forward pass of one adapted linear map."""
     base, (name,) = module.base_layer, module.active_adapters
     turned = module.fan_in_fan_out  # as GPT-2 holds its weights
-    weight, dtype = base.weight.T if turned else base.weight, compute_dtype(base.weight)
+    held = base.weight
+    weight, dtype = held.T if turned else held, compute_dtype(held)
     if dtype.itemsize >= 4:
         change = module.get_delta_weight(name)
         whole = (weight + (change.T if turned else change)).to(weight.dtype)

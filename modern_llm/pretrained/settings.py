@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Literal
 
 from modern_llm.checks import require
 from modern_llm.defaults import Defaults
@@ -39,6 +40,8 @@ class LoRA:
         dropout: on what the adapters read.
         targets: names of the linear maps that get an adapter, such as [q_proj, v_proj]; null: all those of attention
             and feed-forward layers, found in the model.
+        base_bits: of the frozen maps of these layers: 4, NF4 (QLoRA, Dettmers et al. 2023, arXiv 2305.14314); null: the
+            precision that is computed in.
         suggested_lr: what `trainer.optimizer.lr` is unless set.
         suggested_preference_lr: the same where preferences are learned.
         suggested_reward_lr: the same where rewards are.
@@ -48,6 +51,7 @@ class LoRA:
     alpha: float = _LO_RA("alpha")
     dropout: float = _LO_RA("dropout")
     targets: list[str] | None = _LO_RA("targets")
+    base_bits: Literal[4] | None = _LO_RA("base_bits")
     suggested_lr: float = _LO_RA("suggested_lr")
     suggested_preference_lr: float = _LO_RA("suggested_preference_lr")
     suggested_reward_lr: float = _LO_RA("suggested_reward_lr")
@@ -58,6 +62,8 @@ class LoRA:
         require(0 <= self.dropout < 1, "model.lora.dropout", self.dropout, "must lie in [0, 1)", "Use 0 for none")
         require(self.targets is None or len(self.targets) > 0, "model.lora.targets", self.targets, "names nothing",
                 "Name linear maps of the model, or use null for all of them")  # fmt: skip
+        require(self.base_bits in (4, None), "model.lora.base_bits", self.base_bits, "must be 4 or null",
+                "Use null for the precision that is computed in")  # fmt: skip
 
 
 _PRETRAINED_MODEL = Defaults("model/pretrained")

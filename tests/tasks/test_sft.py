@@ -32,6 +32,7 @@ from modern_llm.experiment.loading import load_model
 from modern_llm.experiment.samples import Samples
 from modern_llm.models.fused_loss import IGNORE_INDEX
 from modern_llm.objectives.language_modeling import LanguageModeling
+from modern_llm.pretrained.four_bits import four_bit_maps
 from modern_llm.pretrained.loaded import LoadedModel
 from modern_llm.pretrained.settings import FullFinetuning, LoRA, ModelFromRun, PretrainedModel
 from modern_llm.tasks.sft import SFT
@@ -109,8 +110,9 @@ def _inputs(batch: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
 class TestRuns:
     @pytest.mark.parametrize(
         ("name", "lora", "packing"),
-        [("openai-community/gpt2", LORA, True), ("made/llama", FullFinetuning(), True), ("made/llama", LORA, False)],
-    )
+        [("openai-community/gpt2", LORA, True), ("made/llama", FullFinetuning(), True), ("made/llama", LORA, False),
+         ("made/llama", replace(LORA, base_bits=4), False)],
+    )  # fmt: skip
     def test_it_learns_is_resumed_exactly_and_is_trained_on(
         self, hub: Path, tmp_path: Path, name: str, lora: Any, packing: bool
     ) -> None:
@@ -133,6 +135,23 @@ class TestRuns:
         assert all(torch.equal(one[key], two[key]) for key in one)
         further = replace(made, model=ModelFromRun(str(tmp_path / "whole"), LORA))
         assert run(further, tmp_path / "further")["train_loss"] < metrics["train_loss"]
+
+    def test_a_run_in_four_bits_is_taken_up_with_the_weights_it_was_trained_upon(
+        self, hub: Path, tmp_path: Path
+    ) -> None:
+        run(task(hub, "openai-community/gpt2", 3, replace(LORA, base_bits=4)), tmp_path / "run")
+        choice, ids = ModelFromRun(str(tmp_path / "run"), FullFinetuning()), torch.arange(12)[None]
+        narrow = load_model(choice, Runtime(HARDWARE), str(hub), [], train=False)
+        whole = load_model(choice, Runtime(HARDWARE), str(hub), [], train=True)
+        plain = load_model(PretrainedModel("openai-community/gpt2"), Runtime(HARDWARE), str(hub), [], train=False)
+        assert len(four_bit_maps(narrow.model)) == 8
+        assert not four_bit_maps(whole.model)
+        mine, theirs, before = (
+            loaded.model.eval().hidden_states(ids).hidden
+            for loaded in (narrow, whole, plain)  # type: ignore[operator]
+        )
+        torch.testing.assert_close(mine, theirs, atol=1e-4, rtol=1e-4)
+        assert (mine - before).abs().max() > 0.01
 
     def test_the_template_goes_with_the_model(self, hub: Path, tmp_path: Path) -> None:
         from modern_llm.experiment.loading import load_chat_model

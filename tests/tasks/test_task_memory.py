@@ -40,6 +40,8 @@ TASKS = {
                        "task.max_tokens=64", "task.data.source.held_out=4", *ROWS],
     "sft, packed": ["task=sft", *OWN, SUMS["instructions"], "task.max_tokens=96", *ROWS],
     "sft, lora": ["task=sft", "model=gpt2", SUMS["instructions"], "task.max_tokens=96", "task.packing=false", *ROWS],
+    "sft, qlora": ["task=sft", "model=gpt2", "model/lora=qlora", SUMS["instructions"], "task.max_tokens=96", *ROWS,
+                   "hardware.precision=bf16"],
     "dpo": ["task=dpo", *OWN, SUMS["preferences"], "task.max_tokens=96", *ROWS],
     "kto": ["task=dpo", "model=gpt2", SUMS["preferences"], "task.max_tokens=96", "task/loss=kto", *ROWS],
     "reward model": ["task=reward_model", *OWN, SUMS["preferences"], "task.max_tokens=96", *ROWS],
