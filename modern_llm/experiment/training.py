@@ -104,6 +104,9 @@ class TrainingTask(ABC):
         require_positive(self, *(f.name for f in fields(self) if f.name.startswith(("max_", "suggested_", "seq_"))))
         shortest = getattr(self, "max_tokens", _SHORTEST)
         require(shortest >= _SHORTEST, "task.max_tokens", shortest, f"must be at least {_SHORTEST}", "Raise it")
+        require(self.hardware.weights == "fp32" or self.trainer.average is None, "hardware.weights",
+                self.hardware.weights, "holds no average: most of what is added to it would be rounded away",
+                "Use trainer/average=none or hardware.weights=fp32")  # fmt: skip
 
     # -- what a task fills in ---------------------------------------------------------------------------------------
 

@@ -62,7 +62,8 @@ class _Product(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor | None, ...]:
-        found = dequantise(*ctx.saved_tensors, ctx.shape, grad_outputs[0].dtype)
+        codes, scales, pairs = ctx.saved_tensors
+        found = dequantise(codes, scales, pairs, ctx.shape, grad_outputs[0].dtype)
         return grad_outputs[0] @ (found.T if ctx.turned else found), None, None, None
 
 

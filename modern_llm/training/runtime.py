@@ -19,6 +19,7 @@ from torch import nn
 from modern_llm.models.kernels import compile_passes
 from modern_llm.processes import ProcessesError, join, world
 from modern_llm.training.optimization.muon import MuonWithAdamW
+from modern_llm.training.optimization.narrow import narrow_trained_weights
 from modern_llm.training.optimization.optimizers import OptimizerSettings
 from modern_llm.training.optimization.parameters import is_linear_map
 from modern_llm.training.parallel.replicated import Replicated, ShardedOptimizer
@@ -199,11 +200,18 @@ class Runtime:
                 takes every shape, or it would be compiled anew for the second length and for the first smaller batch.
 
         Raises:
-            ValueError: activation checkpointing for a model that has none.
+            ValueError: activation checkpointing for a model that has none; weights in bf16 without products in it.
         """
         model.to(self.device)
         if self.precision in _DTYPES:
             narrow_frozen_maps(model, _DTYPES[self.precision])
+        if self.hardware.weights == "bf16":
+            if self.precision != "bf16":
+                raise ValueError(
+                    f"hardware.weights='bf16': hardware.precision=auto found {self.precision} faster here. Use "
+                    "hardware.precision=bf16 or hardware.weights=fp32."
+                )
+            narrow_trained_weights(model)
         if self.hardware.activation_checkpointing:
             if not hasattr(model, "activation_checkpointing"):
                 raise ValueError(
@@ -223,6 +231,11 @@ class Runtime:
     def parallel(self, model: nn.Module, optimizer: OptimizerSettings) -> Replicated:
         """How a model that is trained lies on the processes."""
         join(self.device.type)
+        if world().count > 1 and self.hardware.weights == "bf16":
+            raise ProcessesError(
+                "hardware.weights='bf16': every process would round at random on its own, and their models differ. "
+                "Use hardware.weights=fp32, or one process."
+            )
         kind: type[Replicated] = Replicated
         if world().count > 1 and self.hardware.sharding == "optimizer":
             kind = ShardedOptimizer

@@ -105,8 +105,10 @@ class Hardware:
 
     Args:
         device: `auto` takes CUDA, then Apple's MPS, then the CPU.
-        precision: `auto` measures 16-bit products against fp32 and takes bf16 only where it pays; weights and
-            optimiser stay in fp32.
+        precision: `auto` measures 16-bit products against fp32 and takes bf16 only where it pays; the
+            optimiser stays in fp32.
+        weights: that are trained: fp32; or bf16, where matrices, tables and their gradients take half the memory.
+            Updates are computed in fp32 and rounded at random, so that they are right on average.
         micro_batch_size: sequences that are computed at a time; null: the whole batch; auto: as many as the memory plan
             fits into `memory_limit_gb`, or into what is free.
         eval_batch_size: sequences per evaluation batch; null: as micro_batch_size.
@@ -131,6 +133,7 @@ class Hardware:
 
     device: Literal["auto", "cpu", "cuda", "mps"] = _HARDWARE("device")
     precision: Literal["auto", "fp32", "bf16", "fp16"] = _HARDWARE("precision")
+    weights: Literal["fp32", "bf16"] = _HARDWARE("weights")
     micro_batch_size: int | Literal["auto"] | None = _HARDWARE("micro_batch_size")
     eval_batch_size: int | None = _HARDWARE("eval_batch_size")
     activation_checkpointing: bool = _HARDWARE("activation_checkpointing")
@@ -154,6 +157,12 @@ class Hardware:
                 "must be at least 1",
                 "Raise it, or use null",
             )
+        require(self.weights == "fp32" or self.precision in ("auto", "bf16"), "hardware.weights", self.weights,
+                f"needs products in bf16, and hardware.precision={self.precision}",
+                "Use hardware.precision=bf16 or hardware.weights=fp32")  # fmt: skip
+        require(self.weights == "fp32" or self.sharding == "none", "hardware.weights", self.weights,
+                f"is for one process, and hardware.sharding={self.sharding} for several",
+                "Use hardware.weights=fp32 or hardware.sharding=none")  # fmt: skip
         require(self.whole_checkpoint_gb >= 0, "hardware.whole_checkpoint_gb", self.whole_checkpoint_gb,
                 "must not be below 0", "Use 0 for shares in any case")  # fmt: skip
         for key in ("memory_limit_gb", "peak_tflops"):

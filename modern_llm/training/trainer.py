@@ -30,7 +30,7 @@ from modern_llm.training.memory.exhausted import explain_out_of_memory
 from modern_llm.training.micro_batches import MicroBatches
 from modern_llm.training.parallel import agreement
 from modern_llm.training.runtime import Runtime, collecting_little
-from modern_llm.training.saving import Saving
+from modern_llm.training.saving import Restored, Saving
 from modern_llm.training.settings import TrainerSettings
 
 _EMPTY_BATCHES_IN_A_ROW = 100  # after which a stream is taken to have no targets at all
@@ -113,7 +113,7 @@ class Trainer:
         self.flops_per_token = flops_per_token
         self.saving = Saving(self.checkpoints, model, self.parallel, self.averaged, self.scaler, self.guard, self.data,
                              self.metrics_log, self.save_extras, self.runtime.hardware.whole_checkpoint_gb)  # fmt: skip
-        restored = self.saving.restore()
+        restored = self._restore()
         if restored is not None:
             self.last_checkpoint, self.progress, self.best, _ = restored
         self.step_of_start = self.progress.step
@@ -337,6 +337,9 @@ class Trainer:
     def _out_of_patience(self) -> bool:
         patience = self.settings.early_stopping_patience
         return patience is not None and self.best.evaluations_since >= patience
+
+    def _restore(self) -> Restored | None:
+        return self.saving.restore()
 
     def _save(self) -> None:
         self.last_checkpoint = self.saving.save(self.progress, self.best)

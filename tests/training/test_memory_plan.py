@@ -76,6 +76,30 @@ def test_every_way_of_training_is_planned_as_torch_allocates(optimizer: AdamW, h
     require_exact(lambda _: step_of(config, 96), replace(SMALL, optimizer=optimizer, average=average), hardware)
 
 
+@pytest.mark.parametrize("optimizer", [AdamW(), Muon()], ids=["adamw", "muon"])
+def test_a_step_finds_the_state_of_those_before_it(optimizer: AdamW) -> None:
+    """Weights, gradients of the micro-batches before, running means and average, by hand, are there in every step."""
+    config = ModernLLMConfig(**SIZES)
+    trainer = replace(SMALL, optimizer=optimizer, average=EMA())
+    plan = plan_memory(lambda _: step_of(config, 96), trainer, replace(CPU, micro_batch_size=1))
+    model = ModernDecoderLM(config)
+    every = sum(4 * p.numel() for p in model.parameters())
+    inside = sum(4 * p.numel() for p in model.blocks.parameters() if p.dim() >= 2)
+    states = 2 * every - (inside if isinstance(optimizer, Muon) else 0)
+    for found, expected in ((plan.gradients, every), (plan.average, every), (plan.optimizer, states)):
+        assert found == pytest.approx(expected, rel=0.01)
+
+
+@pytest.mark.parametrize("optimizer", [AdamW(), Muon(), AdamW(state_bits=8)], ids=["adamw", "muon", "8 bits"])
+def test_weights_in_bf16_are_planned_as_torch_allocates(optimizer: AdamW) -> None:
+    config, hardware = ModernLLMConfig(**SIZES), replace(HALF, weights="bf16")
+    make, trainer = (lambda _: step_of(config, 96)), replace(SMALL, optimizer=optimizer)
+    plan = plan_memory(make, trainer, hardware)
+    assert plan.total == pytest.approx(allocated(make, trainer, hardware), rel=0.03), plan.table()
+    plain = plan_memory(make, trainer, HALF)
+    assert plan.gradients + plan.weights < plain.gradients + plain.weights
+
+
 def test_a_plan_leaves_no_trace() -> None:
     state = torch.get_rng_state()
     plan_memory(lambda _: step_of(ModernLLMConfig(**SIZES, dropout=0.1), 32), SMALL, CPU)

@@ -100,7 +100,7 @@ class _Rehearsal(Trainer):
         super().__init__(settings, runtime, folder)
         self.ledger, self.is_whole = ledger, is_whole
 
-    def _restore(self) -> bool:
+    def _restore(self) -> None:
         """Stand where a run stands once the optimiser and the average have their state and, if the batch is cut, the
         first micro-batches their gradients."""
         trained = [parameter for parameter in self.model.parameters() if parameter.requires_grad]
@@ -116,7 +116,6 @@ class _Rehearsal(Trainer):
         if self.is_whole:
             self.model.zero_grad(set_to_none=True)
         self.ledger.forget_peak()
-        return False
 
     def _note_gradient(self, parameter: torch.Tensor) -> None:
         if parameter.grad is not None:

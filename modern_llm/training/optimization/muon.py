@@ -11,6 +11,7 @@ from torch.optim.adamw import adamw
 
 from modern_llm.models.kernels import device_of
 from modern_llm.processes import world
+from modern_llm.training.optimization.narrow import in_fp32, put_back
 from modern_llm.training.optimization.running_means import EightBitMeans, RunningMeans
 from modern_llm.training.parallel.shards import cut, joined
 
@@ -71,6 +72,8 @@ class MuonWithAdamW(Optimizer):
             `optimizers.Muon`.
         means: how running means are kept; None: in fp32.
 
+    Parameters may lie in bf16: their updates are computed in fp32 and rounded at random.
+
     Attributes:
         divides: several processes make the same step, and each orthogonalises its share of the matrices.
         lies_as: where parameters are pieces, which tensor each is a piece of.
@@ -113,8 +116,8 @@ class MuonWithAdamW(Optimizer):
     def _muon(self, group: dict[str, Any]) -> None:
         trained = [(p, rows) for p, rows in zip(group["params"], group["rows"], strict=True) if p.grad is not None]
         parts: dict[Any, list[tuple[Tensor, tuple[int, ...]]]] = {}
-        for p, rows in trained:  # what is kept in fewer bits is spread out for one shape at a time
-            parts.setdefault(p.shape if isinstance(self.means, EightBitMeans) else None, []).append((p, rows))
+        for p, rows in trained:  # one shape at a time, whose updates alone are held
+            parts.setdefault((p.shape, p.dtype), []).append((p, rows))
         for part in parts.values():
             self._muon_of(part, group)
 
@@ -126,25 +129,27 @@ class MuonWithAdamW(Optimizer):
             if not state:
                 self.means.begin(state, "momentum", p)
                 if self.variance_decay is not None:
-                    state["variance"] = p.new_zeros(*layout.shape[:-1], 1)
-        gradients = [p.grad for p in parameters if p.grad is not None]
+                    wide = torch.promote_types(p.dtype, torch.float32)
+                    state["variance"] = p.new_zeros(*layout.shape[:-1], 1, dtype=wide)
+        gradients = in_fp32([p.grad for p in parameters if p.grad is not None])
         momenta = [self.means.read(self.state[p], "momentum") for p in parameters]
         torch._foreach_lerp_(momenta, gradients, 1 - group["momentum"])
         updates = torch._foreach_lerp(gradients, momenta, group["momentum"])  # Nesterov
         for p, momentum in zip(parameters, momenta, strict=True):
             self.means.write(self.state[p], "momentum", momentum)
-        del momenta
+        del momenta, gradients
         whole = [joined(update, layout) for update, layout in zip(updates, layouts, strict=True)]
         steps = self._steps(whole, [rows for _, rows in trained], [self.state[p].get("variance") for p in parameters])
         steps = [cut(step, layout) for step, layout in zip(steps, layouts, strict=True)]
         torch._foreach_mul_(steps, group["lr"])
-        decay = group["lr"] * group["weight_decay"]
+        decay, weights = group["lr"] * group["weight_decay"], in_fp32(parameters)
         if decay and self.cautious_decay:
-            for p, step in zip(parameters, steps, strict=True):
-                step += p * (p * step > 0) * decay
+            for weight, step in zip(weights, steps, strict=True):
+                step += weight * (weight * step > 0) * decay
         elif decay:
-            torch._foreach_mul_(parameters, 1 - decay)
-        torch._foreach_sub_(parameters, steps)
+            torch._foreach_mul_(weights, 1 - decay)
+        torch._foreach_sub_(weights, steps)
+        put_back(parameters, weights)
 
     def _steps(
         self, updates: list[Tensor], rows: list[tuple[int, ...]], variances: list[Tensor | None]
@@ -213,16 +218,19 @@ class MuonWithAdamW(Optimizer):
                 for name in ("exp_avg", "exp_avg_sq"):
                     self.means.begin(self.state[p], name, p)
         # What is kept in fewer bits is spread out for one parameter at a time.
-        parts = [[p] for p in parameters] if isinstance(self.means, EightBitMeans) else [parameters]
-        for part in parts:
+        single = isinstance(self.means, EightBitMeans)
+        whole = [p for p in parameters if not single and p.dtype != torch.bfloat16]
+        alone = [[p] for p in parameters if single or p.dtype == torch.bfloat16]
+        for part in [whole, *alone] if whole else alone:
             self._adamw_of(part, group)
 
     def _adamw_of(self, parameters: list[Tensor], group: dict[str, Any]) -> None:
         states = [self.state[p] for p in parameters]
+        weights = in_fp32(parameters)
         means, squares = ([self.means.read(state, name) for state in states] for name in ("exp_avg", "exp_avg_sq"))
         adamw(
-            parameters,
-            [p.grad for p in parameters if p.grad is not None],
+            weights,
+            in_fp32([p.grad for p in parameters if p.grad is not None]),
             means,
             squares,
             [],
@@ -239,8 +247,11 @@ class MuonWithAdamW(Optimizer):
         for state, mean, square in zip(states, means, squares, strict=True):
             self.means.write(state, "exp_avg", mean)
             self.means.write(state, "exp_avg_sq", square)
+        put_back(parameters, weights)
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        super().load_state_dict(state_dict)
-        for state in self.state.values():
-            self.means.restore(state)
+        """As torch does it, but for the types of what is kept, which torch would make those of the parameters."""
+        super().load_state_dict({**state_dict, "state": {}})
+        every = [p for group in self.param_groups for p in group["params"]]
+        for i, kept in state_dict["state"].items():
+            self.state[every[i]] = {name: value.to(every[i].device) for name, value in kept.items()}

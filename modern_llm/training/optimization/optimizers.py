@@ -56,7 +56,7 @@ class OptimizerSettings(ABC):
         """The optimiser over a model's trained parameters, whose groups `groups` gives.
 
         Raises:
-            ValueError: one of them is 16-bit.
+            ValueError: one of them is 16-bit, and the optimiser cannot round it at random.
         """
 
     def adjust(self, optimizer: Optimizer, factor: float, progress: float) -> None:
@@ -72,11 +72,12 @@ class OptimizerSettings(ABC):
             group["lr"] = group["peak_lr"] * factor
             group["weight_decay"] = group["peak_decay"] * decay[self.weight_decay_schedule]
 
-    def groups(self, model: nn.Module, order: tuple[str, ...] = KINDS) -> list[dict[str, Any]]:
-        """One group a kind, and one a width where the rate depends on it. States are saved in this order."""
+    def groups(self, model: nn.Module, order: tuple[str, ...] = KINDS, rounds: bool = False) -> list[dict[str, Any]]:
+        """One group a kind, and one a width where the rate depends on it. States are saved in this order. `rounds`:
+        the optimiser takes weights in bf16, as `MuonWithAdamW` does."""
         from modern_llm.training.optimization.parameters import trained_parameters
 
-        found = trained_parameters(model)
+        found = trained_parameters(model, rounds)
         groups = []
         for kind in order:
             for factor, part in _by_factor(kind, found[kind], self.rates.head_width):
@@ -132,11 +133,11 @@ class AdamW(OptimizerSettings):
     def build(self, model: nn.Module) -> Optimizer:
         import torch
 
-        if self.state_bits == 8:
+        if self.state_bits == 8 or any(p.dtype == torch.bfloat16 for p in model.parameters() if p.requires_grad):
             from modern_llm.training.optimization.muon import MuonWithAdamW
 
-            return MuonWithAdamW(self.groups(model), lr=self.lr, momentum=0.0, betas=self.betas, eps=self.eps,
-                                 means=self.means)  # fmt: skip
+            return MuonWithAdamW(self.groups(model, rounds=True), lr=self.lr, momentum=0.0, betas=self.betas,
+                                 eps=self.eps, means=self.means)  # fmt: skip
         return torch.optim.AdamW(self.groups(model), lr=self.lr, betas=self.betas, eps=self.eps, fused=True)
 
 
@@ -207,7 +208,7 @@ class Muon(AdamW):
     def build(self, model: nn.Module) -> Optimizer:
         from modern_llm.training.optimization.muon import MuonWithAdamW
 
-        groups = self.groups(model, (EMBEDDINGS, HEADS, GATES, VECTORS, SCALARS, MATRICES))
+        groups = self.groups(model, (EMBEDDINGS, HEADS, GATES, VECTORS, SCALARS, MATRICES), rounds=True)
         return MuonWithAdamW(
             [{**group, "use_muon": group["kind"] == MATRICES} for group in groups],
             lr=self.lr,

@@ -26,7 +26,7 @@ class Kind:
     rows: list[tuple[int, ...]] = field(default_factory=list)
 
 
-def trained_parameters(model: nn.Module) -> dict[str, Kind]:
+def trained_parameters(model: nn.Module, rounds: bool = False) -> dict[str, Kind]:
     """Sort a model's trained parameters by the modules that they belong to; names mean nothing.
 
     A module says what its own parameters are in a method `parameter_kind(name)`, and which of them stack several linear
@@ -35,18 +35,24 @@ def trained_parameters(model: nn.Module) -> dict[str, Kind]:
     any other table of two dimensions is an embedding, and the rest are vectors. A head that is an embedding as well is
     a head.
 
+    Args:
+        model: with its parameters.
+        rounds: the optimiser rounds updates of weights in bf16 at random (see `narrow.py`).
+
     Returns:
         Kinds by name, all of `parameter_kinds.KINDS`.
 
     Raises:
-        ValueError: a 16-bit parameter. Its updates would be lost to rounding, and so would its running means.
+        ValueError: a 16-bit parameter which is not rounded at random. Its updates would be lost to rounding.
     """
     named = {name: p for name, p in model.named_parameters() if p.requires_grad}
-    narrow = [name for name, p in named.items() if torch.finfo(p.dtype).bits < 32]
+    narrow = [name for name, p in named.items()
+              if torch.finfo(p.dtype).bits < 32 and not (rounds and p.dtype == torch.bfloat16)]  # fmt: skip
     if narrow:
         raise ValueError(
             f"{narrow[0]} is trained in {named[narrow[0]].dtype}, as are {len(narrow) - 1} more: most updates would be "
-            "rounded away. Keep trained parameters in fp32; hardware.precision sets what is computed in."
+            "rounded away. Keep trained parameters in fp32, which hardware.weights=fp32 does; AdamW and Muon can round "
+            "those in bf16 at random (hardware.weights=bf16). hardware.precision sets what is computed in."
         )
     inside = {id(module) for block in getattr(model, "blocks", [model]) for module in block.modules()}
     told: dict[int, str] = {}

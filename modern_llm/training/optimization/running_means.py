@@ -30,7 +30,7 @@ class RunningMeans:
 
     def begin(self, state: dict[str, Any], name: str, like: Tensor) -> None:
         """Start one, at 0, in the shape of a parameter."""
-        state[name] = torch.zeros_like(like)
+        state[name] = torch.zeros_like(like, dtype=torch.promote_types(like.dtype, torch.float32))
 
     def read(self, state: dict[str, Any], name: str) -> Tensor:
         """It in fp32, to be changed in place and written back."""
@@ -38,9 +38,6 @@ class RunningMeans:
 
     def write(self, state: dict[str, Any], name: str, value: Tensor) -> None:
         """Keep what `read` gave, changed."""
-
-    def restore(self, state: dict[str, Any]) -> None:
-        """Undo what torch does to a state that it loads."""
 
 
 class EightBitMeans(RunningMeans):
@@ -67,7 +64,7 @@ class EightBitMeans(RunningMeans):
         if like.numel() < SMALLEST:
             super().begin(state, name, like)
             return
-        zero = int((self._map(name, like.device)[0] == 0).nonzero())
+        zero = 0 if name in self.squares else 127  # the code of 0, behind those of negative numbers
         state[name] = torch.full(like.shape, zero, dtype=torch.uint8, device=like.device)
         state[_SCALE.format(name)] = torch.zeros(-(-like.numel() // BLOCK), device=like.device)
 
@@ -95,11 +92,6 @@ class EightBitMeans(RunningMeans):
         if name in self.squares:
             found = torch.where(blocks > 0, found.clamp(min=1), 0)
         codes.copy_(found.flatten()[: codes.numel()].view(codes.shape))
-
-    def restore(self, state: dict[str, Any]) -> None:
-        # torch gives every loaded tensor the type of its parameter.
-        for name in [key for key in state if _SCALE.format(key) in state]:
-            state[name] = state[name].to(torch.uint8)
 
 
 def _blocks(flat: Tensor) -> Tensor:
