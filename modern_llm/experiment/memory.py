@@ -88,11 +88,11 @@ def _found(task: TrainingTask, folder: RunFolder) -> dict[str, Any]:
     limit, must_fit = memory_limit(hardware), hardware.memory_limit_gb is not None and not hardware.plan_only
 
     @cache
-    def planned(size: int | None, checkpointing: bool) -> MemoryPlan:
+    def planned(size: int | None, checkpointing: int) -> MemoryPlan:
         changed = replace(hardware, micro_batch_size=size, activation_checkpointing=checkpointing)
         return plan_of(task, folder, changed)
 
-    def largest(most: int, checkpointing: bool) -> int | None:
+    def largest(most: int, checkpointing: int) -> int | None:
         return largest_that_fits(sizes_up_to(most), lambda size: planned(size, checkpointing).total, limit)
 
     given, checkpointing = hardware.micro_batch_size, hardware.activation_checkpointing
@@ -112,7 +112,7 @@ def _found(task: TrainingTask, folder: RunFolder) -> dict[str, Any]:
     return found
 
 
-def _ways(hardware: Hardware, most: int, largest: Callable[[int, bool], int | None]) -> list[str]:
+def _ways(hardware: Hardware, most: int, largest: Callable[[int, int], int | None]) -> list[str]:
     """What would make a step fit: overrides."""
     ways = []
     for checkpointing in sorted({hardware.activation_checkpointing, True}):

@@ -128,7 +128,8 @@ class ModernDecoderLM(nn.Module):
         for layer, block in enumerate(self.blocks):
             plan = plans[self.view_of_layer[layer]]
             load = expert_load[len(routings)] if expert_load is not None and self.config.is_plain(layer) else None
-            if self.activation_checkpointing and self.training and cache is None:
+            every = int(self.activation_checkpointing)
+            if every and layer % every == 0 and self.training and cache is None:
                 x, routing, carried = checkpoint(block, x, plan, carried, None, load, use_reentrant=False)
             else:
                 # Compiled blocks would compile again for every length of a cache: decoding calls them uncompiled.

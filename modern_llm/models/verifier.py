@@ -49,8 +49,9 @@ class VerifierModel(nn.Module):
         plan = plan_encoding(self.rotary, input_ids.shape[1], attention_mask, compute_dtype(self.score.weight))
         x = F.dropout(self.embedding(input_ids), self.config.dropout, self.training)  # (B, T, d_model)
         carried: Carried = {"input_ids": input_ids, "embedded": x, "before": None}
-        for block in self.blocks:
-            if self.activation_checkpointing and self.training:
+        for layer, block in enumerate(self.blocks):
+            every = int(self.activation_checkpointing)
+            if every and layer % every == 0 and self.training:
                 x, _, carried = checkpoint(block, x, plan, carried, use_reentrant=False)
             else:
                 x, _, carried = block(x, plan, carried)

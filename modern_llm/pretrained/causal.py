@@ -58,7 +58,7 @@ class HuggingFaceBody(nn.Module):
 
     def __init__(self, model: PreTrainedModel) -> None:
         super().__init__()
-        self.model, self._checkpointing = model, False
+        self.model, self._checkpointing = model, 0
 
     @property
     def output_head(self) -> OutputHead:
@@ -74,17 +74,22 @@ class HuggingFaceBody(nn.Module):
         return torch.compiler.set_stance("force_eager") if decoding and may_be_compiled() else nullcontext()
 
     @property
-    def activation_checkpointing(self) -> bool:
-        """Whether each layer is computed again in the backward pass."""
+    def activation_checkpointing(self) -> int:
+        """Of how many layers one is computed again in the backward pass; 0: none is."""
         return self._checkpointing
 
     @activation_checkpointing.setter
-    def activation_checkpointing(self, on: bool) -> None:
+    def activation_checkpointing(self, on: int) -> None:
+        from transformers.modeling_layers import GradientCheckpointingLayer
+
         self._checkpointing = on
         # transformers 5 renamed these, too.
         name = "activation" if hasattr(self.model, "activation_checkpointing_enable") else "gradient"
         if on:
             getattr(self.model, f"{name}_checkpointing_enable")({"use_reentrant": False})
+            layers = [module for module in self.model.modules() if isinstance(module, GradientCheckpointingLayer)]
+            for number, layer in enumerate(layers):
+                layer.gradient_checkpointing = number % on == 0
         else:
             getattr(self.model, f"{name}_checkpointing_disable")()
 

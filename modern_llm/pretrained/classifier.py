@@ -34,12 +34,12 @@ class Classifier(nn.Module):
         return self.body.blocks
 
     @property
-    def activation_checkpointing(self) -> bool:
-        """Whether each layer is computed again in the backward pass."""
+    def activation_checkpointing(self) -> int:
+        """Of how many layers one is computed again in the backward pass; 0: none is."""
         return self.body.activation_checkpointing
 
     @activation_checkpointing.setter
-    def activation_checkpointing(self, on: bool) -> None:
+    def activation_checkpointing(self, on: int) -> None:
         self.body.activation_checkpointing = on
 
     def forward(self, input_ids: Tensor, attention_mask: Tensor | None = None) -> Tensor:

@@ -212,12 +212,14 @@ class Runtime:
                     "hardware.precision=bf16 or hardware.weights=fp32."
                 )
             narrow_trained_weights(model)
-        if self.hardware.activation_checkpointing:
+        every = int(self.hardware.activation_checkpointing)
+        if every:
             if not hasattr(model, "activation_checkpointing"):
                 raise ValueError(
-                    f"hardware.activation_checkpointing=True: {type(model).__name__} has none. Set it to false."
+                    f"hardware.activation_checkpointing={self.hardware.activation_checkpointing}: "
+                    f"{type(model).__name__} has none. Set it to false."
                 )
-            setattr(model, "activation_checkpointing", True)  # noqa: B010 - a Module types its attributes narrowly
+            setattr(model, "activation_checkpointing", every)  # noqa: B010 - a Module types its attributes narrowly
         compile_passes(self.hardware.compile)
         if self.hardware.compile:
             # Block by block: equal blocks compile once. Models call them uncompiled where they read a cache.

@@ -113,7 +113,7 @@ class Hardware:
             fits into `memory_limit_gb`, or into what is free.
         eval_batch_size: sequences per evaluation batch; null: as micro_batch_size.
         activation_checkpointing: recompute each block in the backward pass (Chen et al. 2016, arXiv 1604.06174):
-            about a third more time for much less memory.
+            about a third more time for much less memory; a number k: the first of every k blocks.
         compile: torch.compile each block.
         sharding: what several processes divide among them besides the batch: none; optimizer, the state of the
             optimiser and its work (Rajbhandari et al. 2020, arXiv 1910.02054, stage 1); or full, weights and gradients
@@ -136,7 +136,7 @@ class Hardware:
     weights: Literal["fp32", "bf16"] = _HARDWARE("weights")
     micro_batch_size: int | Literal["auto"] | None = _HARDWARE("micro_batch_size")
     eval_batch_size: int | None = _HARDWARE("eval_batch_size")
-    activation_checkpointing: bool = _HARDWARE("activation_checkpointing")
+    activation_checkpointing: bool | int = _HARDWARE("activation_checkpointing")
     compile: bool = _HARDWARE("compile")
     sharding: Literal["none", "optimizer", "full"] = _HARDWARE("sharding")
     whole_checkpoint_gb: float = _HARDWARE("whole_checkpoint_gb")
@@ -165,6 +165,8 @@ class Hardware:
                 "Use hardware.weights=fp32 or hardware.sharding=none")  # fmt: skip
         require(self.whole_checkpoint_gb >= 0, "hardware.whole_checkpoint_gb", self.whole_checkpoint_gb,
                 "must not be below 0", "Use 0 for shares in any case")  # fmt: skip
+        require(self.activation_checkpointing >= 0, "hardware.activation_checkpointing", self.activation_checkpointing,
+                "must be true, false or a number of blocks", "Use 2 for every second block")  # fmt: skip
         for key in ("memory_limit_gb", "peak_tflops"):
             value = getattr(self, key)
             require(value is None or value > 0, f"hardware.{key}", value, "must be above 0", "Raise it, or use null")

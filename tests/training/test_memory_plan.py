@@ -100,6 +100,18 @@ def test_weights_in_bf16_are_planned_as_torch_allocates(optimizer: AdamW) -> Non
     assert plan.gradients + plan.weights < plain.gradients + plain.weights
 
 
+def test_every_second_block_recomputed_takes_less_memory() -> None:
+    config = ModernLLMConfig(**SIZES)
+    none, second = (
+        plan_memory(lambda _: step_of(config, 96), SMALL, replace(HALF, activation_checkpointing=on))
+        for on in (False, 2)
+    )
+    assert second.activations < 0.9 * none.activations
+    assert second.total == pytest.approx(
+        allocated(lambda _: step_of(config, 96), SMALL, replace(HALF, activation_checkpointing=2)), rel=0.01
+    )
+
+
 def test_a_plan_leaves_no_trace() -> None:
     state = torch.get_rng_state()
     plan_memory(lambda _: step_of(ModernLLMConfig(**SIZES, dropout=0.1), 32), SMALL, CPU)

@@ -39,7 +39,7 @@ def explain_out_of_memory(
     if micro_batch_size > 1:
         half = micro_batch_size // 2
         ways.append(f"hardware.micro_batch_size={half} (now {micro_batch_size}; the result does not change)")
-    if not hardware.activation_checkpointing:
+    if int(hardware.activation_checkpointing) != 1:
         ways.append("hardware.activation_checkpointing=true")
     ways += smaller_steps
     raise OutOfMemoryError(f"{step} did not fit into memory. Try, in this order: {'; '.join(ways)}.") from cause
