@@ -7,6 +7,7 @@ import gc
 import re
 import sys
 import time
+import warnings
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
@@ -63,6 +64,17 @@ def narrow_frozen_maps(model: nn.Module, dtype: torch.dtype) -> None:
             for p in (module.weight, module.bias):
                 if isinstance(p, nn.Parameter) and not p.requires_grad and p.dtype == torch.float32:
                     p.data = p.data.to(dtype)
+
+
+def has_cpp_compiler() -> bool:
+    """Whether torch.compile finds what it makes code for a CPU with."""
+    from torch._inductor.cpp_builder import get_cpp_compiler
+
+    try:
+        get_cpp_compiler()
+    except RuntimeError:
+        return False
+    return True
 
 
 @contextmanager
@@ -220,8 +232,9 @@ class Runtime:
                     f"{type(model).__name__} has none. Set it to false."
                 )
             setattr(model, "activation_checkpointing", every)  # noqa: B010 - a Module types its attributes narrowly
-        compile_passes(self.hardware.compile)
-        if self.hardware.compile:
+        compiles = self.hardware.compile and self._can_compile()
+        compile_passes(compiles)
+        if compiles:
             # Block by block: equal blocks compile once. Models call them uncompiled where they read a cache.
             parts = getattr(model, "blocks", [model])
             # Some parts make every block unlike the others: torch would leave what comes behind eight uncompiled.
@@ -229,6 +242,17 @@ class Runtime:
             for part in parts:
                 part.compile(dynamic=None if same_shape else True)
         return model
+
+    def _can_compile(self) -> bool:
+        """Whether there is a compiler; where there is none, the run goes on uncompiled and says so."""
+        if self.device.type != "cpu" or has_cpp_compiler():
+            return True
+        warnings.warn(
+            "hardware.compile=True: torch found no C++ compiler (g++, or what CXX names), so nothing is compiled. "
+            "Install one, or set hardware.compile=false.",
+            stacklevel=3,
+        )
+        return False
 
     def parallel(self, model: nn.Module, optimizer: OptimizerSettings) -> Replicated:
         """How a model that is trained lies on the processes."""

@@ -23,6 +23,7 @@ from modern_llm.models.decoding.generation import generate
 from modern_llm.objectives.language_modeling import LanguageModeling
 from modern_llm.objectives.seq2seq import Seq2Seq
 from modern_llm.pretrained.causal import HuggingFaceCausalLM
+from modern_llm.training import runtime
 from modern_llm.training.callbacks import Callback
 from modern_llm.training.dropout import switch_off_dropout
 from modern_llm.training.runtime import Runtime
@@ -49,6 +50,7 @@ def graphs(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
         return graph.forward
 
     torch.compiler.reset()
+    monkeypatch.setattr(runtime, "has_cpp_compiler", lambda: True)
     monkeypatch.setattr(nn.Module, "compile", partialmethod(nn.Module.compile, backend=backend))
     return found
 
@@ -67,6 +69,19 @@ def test_a_deep_model_compiles_a_few_blocks_and_leaves_none_uncompiled(graphs: l
         "state spaces, every second block ours",
     )
     assert len(graphs) == (14 if name in ("unet", "backout") else 3 if name in two_kinds else 2)
+
+
+def test_without_a_compiler_a_run_goes_on_uncompiled(monkeypatch: pytest.MonkeyPatch) -> None:
+    from torch._inductor import config
+
+    monkeypatch.setattr(config.cpp, "cxx", ("no-such-compiler",))
+    net = model().train()
+    with pytest.warns(UserWarning, match="no C\\+\\+ compiler"):
+        Runtime(HARDWARE).prepare(net)
+    counters.clear()
+    ids = torch.arange(32).view(2, 16)
+    LanguageModeling()(net, {"input_ids": ids, "labels": ids}).loss_sum.backward()
+    assert not counters["frames"]
 
 
 class Lengths(PackedStream):
