@@ -106,7 +106,12 @@ def main() -> None:
         if absent:
             table.append([name, f"not measured: {', '.join(absent)} is not installed", "", "", "", "", ""])
             continue
-        key = {"row": name, "quick": flags.quick, "machine": machine()}
+        key = {"row": name, "quick": flags.quick, "machine": machine(), "nanogpt": flags.nanogpt is not None}
+        if name == "training":
+            without = ["nanoGPT (give --nanogpt FOLDER)"] if flags.nanogpt is None else []
+            without += [] if find_spec("litgpt") else ["litgpt (not installed)"]
+            if without:
+                table.append([name, f"peers that are not here: {', '.join(without)}", "", "", "", "", ""])
         if runs.find(key) is None:
             try:
                 arguments = row.quick.split() if flags.quick else []
