@@ -120,7 +120,8 @@ def test_a_step_that_does_not_fit_says_what_would(base: Path, hub: Path, tmp_pat
 
 
 def test_max_rtx3060_is_the_deepest_that_fits(base: Path, hub: Path, tmp_path: Path) -> None:
-    words = ["task=wikitext2", "model=max_rtx3060", "hardware=rtx3060", "hardware.micro_batch_size=1"]
+    words = ["task=wikitext2", "model=max_rtx3060", "hardware=rtx3060", "hardware.precision=bf16",
+             "hardware.micro_batch_size=1"]  # fmt: skip
     task = built(base, hub, *words)
     for layers, fits in ((task.model.n_layers, True), (task.model.n_layers + 1, False)):
         deep = replace(task, model=replace(task.model, n_layers=layers))
