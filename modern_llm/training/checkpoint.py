@@ -261,9 +261,7 @@ class Checkpoints:
         plain, tensors = split_tensors(state)
         text = json.dumps(plain)
         if self.behind.overlaps:
-            weights, tensors = (
-                {name: t.to("cpu", copy=True) for name, t in each.items()} for each in (weights, tensors)
-            )
+            weights, tensors = _copied(weights), _copied(tensors)
 
         def write() -> None:
             with self._written(step) as aside:

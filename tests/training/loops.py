@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 
 from modern_llm.data.text.packing import PackedStream
@@ -14,6 +15,8 @@ from modern_llm.data.text.tokens import TokenCorpus
 from modern_llm.evaluation.metrics.registry import Direction
 from modern_llm.models import ModernDecoderLM, ModernLLMConfig
 from modern_llm.models.values.value_embedding import ValueTable
+from modern_llm.objectives.language_modeling import LanguageModeling
+from modern_llm.training.callbacks import Callback
 from modern_llm.training.runtime import Runtime
 from modern_llm.training.settings import Hardware, TrainerSettings
 from modern_llm.training.trainer import Trainer
@@ -64,3 +67,29 @@ class Evaluations:
     def __call__(self, model: Any) -> dict[str, float]:
         value = next(self.values)
         return dict.fromkeys(self.metrics, value)
+
+
+class Cut(Callback):
+    """Ends a run at once, a step behind a checkpoint."""
+
+    def on_step(self, step: int, loss: float) -> None:
+        if step == 6:
+            raise KeyboardInterrupt
+
+
+def whole_and_resumed(
+    folder: Path, make: Callable[[], ModernDecoderLM], corpus: TokenCorpus, hardware: dict[str, Any], optimizer: Any
+) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
+    """Weights after eight steps, undisturbed and cut off behind the sixth."""
+
+    def trained(place: Path, *watching: Callback) -> list[torch.Tensor]:
+        net = make()
+        loop = trainer(place, hardware, max_steps=8, optimizer=optimizer, save_every=5)
+        loop.callbacks = watching
+        loop.fit(net, LanguageModeling(), stream(corpus))
+        return [p.detach() for p in net.parameters()]
+
+    whole = trained(folder / "whole")
+    with pytest.raises(KeyboardInterrupt):
+        trained(folder / "cut", Cut())
+    return whole, trained(folder / "cut")

@@ -7,11 +7,10 @@ from typing import Any
 
 import pytest
 import torch
-from loops import model, rows, stream, trainer
+from loops import model, rows, stream, trainer, whole_and_resumed
 
 from modern_llm.data.text.tokens import TokenCorpus
 from modern_llm.objectives.language_modeling import LanguageModeling
-from modern_llm.training.callbacks import Callback
 from modern_llm.training.optimization.optimizers import AdamW, Muon
 from modern_llm.training.optimization.running_means import BLOCK, EightBitMeans, dynamic_map
 
@@ -85,20 +84,6 @@ def test_it_learns_as_fast_as_in_32_bits(kind: Any, tmp_path: Path, corpus: Toke
 
 @pytest.mark.parametrize("kind", [AdamW, Muon])
 def test_a_resumed_run_is_the_run_that_was_never_stopped(kind: Any, tmp_path: Path, corpus: TokenCorpus) -> None:
-    class Cut(Callback):
-        def on_step(self, step: int, loss: float) -> None:
-            if step == 6:
-                raise KeyboardInterrupt
-
-    def trained(folder: Path, *watching: Callback) -> list[torch.Tensor]:
-        net = model(**WIDE)
-        loop = trainer(folder, max_steps=8, optimizer=kind(lr=3e-3, state_bits=8), save_every=5)
-        loop.callbacks = watching
-        loop.fit(net, LanguageModeling(), stream(corpus))
-        return [p.detach() for p in net.parameters()]
-
-    whole = trained(tmp_path / "whole")
-    with pytest.raises(KeyboardInterrupt):
-        trained(tmp_path / "cut", Cut())
-    resumed = trained(tmp_path / "cut")
+    make = lambda: model(**WIDE)  # noqa: E731
+    whole, resumed = whole_and_resumed(tmp_path, make, corpus, {}, kind(lr=3e-3, state_bits=8))
     assert all(torch.equal(mine, theirs) for mine, theirs in zip(resumed, whole, strict=True))
