@@ -249,6 +249,7 @@ class TrainingTask(ABC):
         )
         per_token = self.flops_per_token(at)
         result = trainer.fit(loaded.model, parts.objective, parts.stream, parts.evaluator, per_token)
+        of_data = trainer.data.facts()  # the stream itself may have been read ahead
         at.checkpoint = result.best_checkpoint or result.last_checkpoint
         in_pieces = trainer.parallel.in_pieces
         if in_pieces:  # what measures and writes takes whole weights, and needs nothing else of the training
@@ -268,7 +269,7 @@ class TrainingTask(ABC):
             "seconds": result.seconds,
             "tokens_per_second": result.tokens / result.seconds if result.seconds else 0.0,
             "skipped_steps": result.skipped_steps,
-            **parts.stream.facts(),
+            **of_data,
         }
 
 

@@ -47,6 +47,7 @@ def test_a_stopped_and_resumed_run_is_the_run_that_was_never_stopped(
     assert final_weights(folder) == final_weights(undisturbed)
     assert read_rows(folder) == read_rows(undisturbed)
     ours, theirs = result(folder)["metrics"], result(undisturbed)["metrics"]
+    assert ours["epochs"] == theirs["epochs"]  # of what was learned from, not of what was read ahead
     assert {k: ours[k] for k in ours if "loss" in k or "perplexity" in k} == {
         k: theirs[k] for k in theirs if "loss" in k or "perplexity" in k
     }
