@@ -1,6 +1,6 @@
 """How fast is greedy decoding next to `transformers.generate` on the same weights, and what does padding cost?
 
-    python benchmarks/decode.py [--rounds 5] [--new-tokens 128] [--threads 1]
+    python benchmarks/decode.py [--rounds 5] [--new-tokens 128] [--threads 1] [--compile]
 
 Both sides must give the same tokens, or the script stops. fp32 on the CPU, bfloat16 on a GPU.
 """
@@ -15,6 +15,7 @@ from harness import figure, interleave, print_table
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from modern_llm.models import from_hugging_face, generate
+from modern_llm.models.decoding.sampling import Sampling
 
 PROMPT = 32
 SHAPES: dict[str, dict[str, Any]] = {
@@ -45,9 +46,11 @@ SHAPES: dict[str, dict[str, Any]] = {
 }
 
 
-def compare(settings: dict[str, Any], batch: int, new_tokens: int, rounds: int, padded: bool) -> dict[str, float]:
+def compare(
+    settings: dict[str, Any], batch: int, new_tokens: int, rounds: int, padded: bool, compiled: bool
+) -> dict[str, float]:
     """Median seconds of `generate` on both sides, after checking that the tokens agree; with seven tokens of padding in
-    the first row, or without."""
+    the first row, or without; our steps as one compiled graph, or not."""
     device, dtype = ("cuda", torch.bfloat16) if torch.cuda.is_available() else ("cpu", torch.float32)
     torch.manual_seed(0)
     nobody = {"bos_token_id": None, "eos_token_id": None, "pad_token_id": None}
@@ -65,8 +68,9 @@ def compare(settings: dict[str, Any], batch: int, new_tokens: int, rounds: int, 
             )[:, PROMPT:].tolist()
 
     def run_ours() -> list[list[int]]:
-        return generate(ours, ids, mask.bool() if padded else None, max_new_tokens=new_tokens)
+        return generate(ours, ids, mask.bool() if padded else None, max_new_tokens=new_tokens, sampling=greedy)
 
+    greedy = Sampling(temperature=0.0, compile=compiled)
     if dtype == torch.float32 and run_theirs() != run_ours():  # bfloat16 ties are broken by the order of sums
         raise SystemExit("the two sides decode different tokens")
     return interleave({"theirs": run_theirs, "ours": run_ours}, rounds)
@@ -95,6 +99,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--new-tokens", type=int, default=128)
     parser.add_argument("--threads", type=int, help="of the CPU; torch's choice unless given")
+    parser.add_argument("--compile", action="store_true", help="our steps as one graph, sampling.compile=true")
     parser.add_argument("--shapes", nargs="*", choices=list(SHAPES), default=list(SHAPES))
     parser.add_argument("--batches", nargs="*", type=int, default=[1, 8])
     arguments = parser.parse_args()
@@ -105,7 +110,7 @@ def main() -> None:
         settings = SHAPES[name]
         for batch in arguments.batches:
             for pads in (False, True) if batch > 1 else (False,):
-                took = compare(settings, batch, arguments.new_tokens, arguments.rounds, pads)
+                took = compare(settings, batch, arguments.new_tokens, arguments.rounds, pads, arguments.compile)
                 speed = {side: batch * arguments.new_tokens / s for side, s in took.items()}
                 ratio, how = took["theirs"] / took["ours"], f"{batch}, padded" if pads else str(batch)
                 rows.append([name, how, f"{speed['theirs']:.0f}", f"{speed['ours']:.0f}", f"{ratio:.2f}x"])

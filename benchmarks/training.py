@@ -2,6 +2,7 @@
 litgpt's Llama where it is installed, and with a snapshot of karpathy/nanoGPT its model.
 
 python benchmarks/training.py [--nanogpt FOLDER] [--precision fp32 bf16] [--vocabulary 50304 8192] [--compile]
+    [--peers nanoGPT]
 
 6 layers, width 384, batch 8 x 256; on a GPU 124M parameters, 16 x 1024 tokens, bf16, torch.compile, with utilisation.
 All sides take turns, on a CPU in processor seconds, which do not count what else runs on the machine; `--compile`
@@ -227,6 +228,7 @@ def main() -> None:
     parser.add_argument("--precision", nargs="*", choices=["fp32", "bf16"], default=[precision])
     parser.add_argument("--vocabulary", nargs="*", type=int, default=[50304] if GPU else [50304, 8192])
     parser.add_argument("--compile", action="store_true", help="every side compiled, too")
+    parser.add_argument("--peers", nargs="*", choices=list(PEERS), default=list(PEERS), help="whom to compare with")
     parser.add_argument("--rounds", type=int, default=ROUNDS)
     parser.add_argument("--peak", nargs=3, metavar=("SIDE", "VOCABULARY", "PRECISION"), help="print one peak and stop")
     options = parser.parse_args()
@@ -237,8 +239,9 @@ def main() -> None:
         made(side, int(vocabulary), chosen)()
         print(peak_memory_mib())
         return
-    peers = ["transformers", *(["nanoGPT"] if given else []), *(["litgpt"] if find_spec("litgpt") else [])]
-    for absent in sorted(PEERS.keys() - set(peers)):
+    here = {"transformers": True, "nanoGPT": bool(given), "litgpt": find_spec("litgpt") is not None}
+    peers = [peer for peer in PEERS if here[peer] and peer in options.peers]
+    for absent in (peer for peer in options.peers if not here[peer]):
         print(f"{absent} is not here" + (": give --nanogpt FOLDER" if absent == "nanoGPT" else ": pip install it"))
     sides = [OURS, BARE, *peers]
     if options.compile and not GPU:
@@ -283,7 +286,7 @@ def compare(sides: list[str], vocab_size: int, chosen: str, rounds: int, given: 
 
 
 def our_config(vocab_size: int) -> ModernLLMConfig:
-    return ModernLLMConfig(vocab_size=vocab_size, **SHAPE)
+    return ModernLLMConfig(vocab_size=vocab_size, qk_norm=False, **SHAPE)  # which Llama and GPT-2 have not
 
 
 if __name__ == "__main__":

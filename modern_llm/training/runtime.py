@@ -188,6 +188,11 @@ class Runtime:
             torch.mps.synchronize()
 
     @property
+    def runs_ahead(self) -> bool:
+        """Whether the host can launch work while the device is busy with what was launched before."""
+        return self.device.type == "cuda"
+
+    @property
     def overlaps(self) -> bool:
         """Whether batches are read and checkpoints written beside the training."""
         return self.device.type == "cuda" if self.hardware.overlap == "auto" else self.hardware.overlap == "on"

@@ -28,7 +28,9 @@ from modern_llm.training.logs.metrics import MetricsLog
 from modern_llm.training.logs.progress import Best, Progress
 from modern_llm.training.memory.exhausted import explain_out_of_memory
 from modern_llm.training.micro_batches import MicroBatches
+from modern_llm.training.optimization.judged import judges_itself, step_if_finite
 from modern_llm.training.parallel import agreement
+from modern_llm.training.reading import Reading
 from modern_llm.training.runtime import Runtime, collecting_little
 from modern_llm.training.saving import Restored, Saving
 from modern_llm.training.settings import TrainerSettings
@@ -104,6 +106,14 @@ class Trainer:
         self.averaged = AveragedWeights(self.settings.average, model)
         self.scaler = self.runtime.grad_scaler()
         self.guard = Guard(self.settings.max_bad_steps, self.settings.spike_factor)
+        # Whether the device judges a step, so that the host need not wait for the verdict to launch it.
+        self.judged_there = (
+            self.runtime.runs_ahead
+            and world().count == 1
+            and self.settings.spike_factor is None
+            and not self.scaler.is_enabled()
+            and judges_itself(self.optimizer)
+        )
         self.progress = Progress(dropout_seed=int(torch.randint(2**31, (), device="cpu")))
         self.best = Best()
         self.last_checkpoint: Path | None = None
@@ -231,9 +241,13 @@ class Trainer:
         norm = self.parallel.clip(self.settings.grad_clip)
         self._set_rates(tokens, agreement.seconds_since(start, self.settings.max_minutes is not None))
         loss, asked, metrics = agreement.summed_step(loss, self.stop.asked, metrics)
-        mean, self.grad_norm, self.stop_is_asked = torch.stack([loss, norm.to(loss.dtype), asked]).tolist()
+        read = Reading(torch.stack([loss, norm.to(loss.dtype), asked]))
+        if self.judged_there:
+            step_if_finite(self.optimizer, loss, norm)
+        mean, self.grad_norm, self.stop_is_asked = read.numbers()
         if self.guard.accepts(mean, self.grad_norm, overflow_is_normal=self._scale_can_fall):
-            self.scaler.step(self.optimizer)
+            if not self.judged_there:
+                self.scaler.step(self.optimizer)
             self.parallel.after_step()
             self.averaged.take(self.progress.step + 1, self.done_share)
         self.scaler.update()

@@ -88,7 +88,7 @@ def test_the_plan_is_what_is_measured(tmp_path: Path, corpus: TokenCorpus, overr
      ["trainer/optimizer=adamw", "hardware.micro_batch_size=4"]],
     ids=" ".join,
 )  # fmt: skip
-def test_a_step_waits_for_the_gpu_once(tmp_path: Path, corpus: TokenCorpus, overrides: list[str]) -> None:
+def test_a_step_waits_for_the_gpu_by_an_event_alone(tmp_path: Path, corpus: TokenCorpus, overrides: list[str]) -> None:
     found: Counter[str] = Counter()
 
     def show(message: Any, *where: Any, **more: Any) -> None:
@@ -107,4 +107,4 @@ def test_a_step_waits_for_the_gpu_once(tmp_path: Path, corpus: TokenCorpus, over
             _trained(tmp_path, corpus, "trainer.log_every=1000", *overrides, watch=(Watch(),))
         finally:
             torch.cuda.set_sync_debug_mode("default")
-    assert sum(found.values()) == 2, found  # steps 3 and 4, once each
+    assert not found  # what is read comes by a copy that nothing else waits for

@@ -84,10 +84,11 @@ class Attention(nn.Module):
         """Queries (B, T, H, D) and everything that they attend to, (B, S + n, Hkv, D): learned sinks, what is cached,
         and the new tokens. Their width is that of a head or, where the sinks need more columns, larger."""
         carried = {} if carried is None else carried
-        qk, v = self._project(x, carried)
+        heads, v = self._project(x, carried)
         for part, weights in self._values:
             v = part.mix(weights, v, x, carried, self.layer)
-        q, k = rotate(qk, plan.rotation).split([self.n_heads, self.n_kv_heads], dim=2)
+        turned = [rotate(part, plan.rotation) for part in heads]
+        q, k = turned if len(turned) == 2 else turned[0].split([self.n_heads, self.n_kv_heads], dim=2)
         if cache is not None:
             k, v = cache.extend(self.layer, k, v, plan.sink_turn)
         if self.sinks is not None:
@@ -95,13 +96,14 @@ class Attention(nn.Module):
         if plan.sink_view is not None:
             # The sinks see the query at another angle than the text does: both angles side by side, zeros across.
             at_sinks = plan.sink_view.columns[:, :, None, None]
-            q = torch.cat([q, rotate(qk[:, :, : self.n_heads], plan.sink_view.rotation)], dim=-1)
+            q = torch.cat([q, rotate(heads[0][:, :, : self.n_heads], plan.sink_view.rotation)], dim=-1)
             k = torch.cat([k.masked_fill(at_sinks, 0), k.masked_fill(~at_sinks, 0)], dim=-1)
             v = F.pad(v, (0, v.shape[-1]))
         return q, k, v
 
-    def _project(self, x: Tensor, carried: Carried) -> tuple[Tensor, Tensor]:
-        """Queries and keys in front of the rotation, side by side (B, T, H + Hkv, D), and values (B, T, Hkv, D)."""
+    def _project(self, x: Tensor, carried: Carried) -> tuple[list[Tensor], Tensor]:
+        """Queries and keys in front of the rotation, where they are normed one by one, (B, T, H, D) and (B, T, Hkv, D),
+        else side by side, (B, T, H + Hkv, D); and values (B, T, Hkv, D)."""
         B, T, _ = x.shape
         qkv = self.qkv_proj(x)  # (B, T, (H + 2 Hkv) D)
         for part, weights in self._projections:
@@ -114,10 +116,10 @@ class Attention(nn.Module):
                 q, k = self.q_norm(q), self.k_norm(k)
             else:  # over all heads at once
                 q, k = self.q_norm(q.flatten(2)).view(q.shape), self.k_norm(k.flatten(2)).view(k.shape)
-            qk = torch.cat([q, k], dim=2)
-        elif torch.is_grad_enabled():
+            return [q, k], v
+        if torch.is_grad_enabled():
             v = v.contiguous()  # frees the projection's output, of which the backward pass needs nothing else
-        return qk, v
+        return [qk], v
 
     @torch.no_grad()
     def weights(self, x: Tensor, plan: AttentionPlan, carried: Carried | None = None) -> Tensor:

@@ -105,6 +105,13 @@ class MuonWithAdamW(Optimizer):
         defaults["fused"] = True  # by which torch loads the count of steps onto the device
         super().__init__(groups, defaults)
 
+    @property
+    def _step_supports_amp_scaling(self) -> bool:
+        """Torch's name for heeding `found_inf`: not where states or weights lie in fewer bits, which are written anew
+        in every step."""
+        every = [p for group in self.param_groups for p in group["params"]]
+        return not isinstance(self.means, EightBitMeans) and all(p.dtype != torch.bfloat16 for p in every)
+
     @torch.no_grad()
     def step(self, closure: None = None) -> None:  # type: ignore[override]
         for group in self.param_groups:
@@ -132,7 +139,11 @@ class MuonWithAdamW(Optimizer):
                     wide = torch.promote_types(p.dtype, torch.float32)
                     state["variance"] = p.new_zeros(*layout.shape[:-1], 1, dtype=wide)
         gradients = in_fp32([p.grad for p in parameters if p.grad is not None])
+        bad: Tensor | None = getattr(self, "found_inf", None)
         momenta = [self.means.read(self.state[p], "momentum") for p in parameters]
+        if bad is not None:  # towards itself, a mean does not move
+            for momentum, gradient in zip(momenta, gradients, strict=True):
+                torch.where(bad > 0, momentum, gradient, out=gradient)
         torch._foreach_lerp_(momenta, gradients, 1 - group["momentum"])
         updates = torch._foreach_lerp(gradients, momenta, group["momentum"])  # Nesterov
         for p, momentum in zip(parameters, momenta, strict=True):
@@ -141,13 +152,14 @@ class MuonWithAdamW(Optimizer):
         whole = [joined(update, layout) for update, layout in zip(updates, layouts, strict=True)]
         steps = self._steps(whole, [rows for _, rows in trained], [self.state[p].get("variance") for p in parameters])
         steps = [cut(step, layout) for step, layout in zip(steps, layouts, strict=True)]
-        torch._foreach_mul_(steps, group["lr"])
+        taken: float | Tensor = 1.0 if bad is None else 1 - bad
+        torch._foreach_mul_(steps, group["lr"] * taken)
         decay, weights = group["lr"] * group["weight_decay"], in_fp32(parameters)
         if decay and self.cautious_decay:
             for weight, step in zip(weights, steps, strict=True):
                 step += weight * (weight * step > 0) * decay
         elif decay:
-            torch._foreach_mul_(weights, 1 - decay)
+            torch._foreach_mul_(weights, 1 - decay * taken)
         torch._foreach_sub_(weights, steps)
         put_back(parameters, weights)
 
@@ -203,7 +215,10 @@ class MuonWithAdamW(Optimizer):
         """Steps (k, ..., m, n) whose rows are divided by the root of their running mean square, each matrix as large
         as before (Li et al. 2025, arXiv 2510.05491, algorithm 1)."""
         assert self.variance_decay is not None
-        torch._foreach_lerp_(variances, list(steps.square().mean(-1, keepdim=True).unbind()), 1 - self.variance_decay)
+        squares, bad = steps.square().mean(-1, keepdim=True), getattr(self, "found_inf", None)
+        if bad is not None:
+            squares = torch.where(bad > 0, torch.stack(variances), squares)
+        torch._foreach_lerp_(variances, list(squares.unbind()), 1 - self.variance_decay)
         size = steps.norm(dim=(-2, -1), keepdim=True)
         steps = steps / torch.stack(variances).sqrt().clamp(min=1e-10)
         return steps * (size / steps.norm(dim=(-2, -1), keepdim=True).clamp(min=1e-10))
@@ -243,6 +258,7 @@ class MuonWithAdamW(Optimizer):
             weight_decay=group["weight_decay"],
             eps=group["eps"],
             maximize=False,
+            found_inf=getattr(self, "found_inf", None),
         )
         for state, mean, square in zip(states, means, squares, strict=True):
             self.means.write(state, "exp_avg", mean)
