@@ -27,6 +27,7 @@ from modern_llm.reinforcement.groups import (
 )
 from modern_llm.reinforcement.rewards import part_names
 from modern_llm.reinforcement.settings import Drawing
+from modern_llm.training.runtime import give_back_freed_memory
 
 LogProbs = Callable[[Batch], torch.Tensor]
 _SECONDS = ("draw_seconds", "mark_seconds")
@@ -87,7 +88,9 @@ class RolloutStream:
 
     def __next__(self) -> Batch:
         if not self.held:
+            give_back_freed_memory()  # of the update before
             self.held, self.uses = self._drawn(), 0
+            give_back_freed_memory()  # of the drawing
         batch, self.uses = self.held, self.uses + 1
         if self.uses >= self.drawing.updates:
             self.held = {}

@@ -41,6 +41,14 @@ def _keep_freed_memory() -> None:
             mallopt(m_trim_threshold, 2**31 - 1)  # likewise
 
 
+def give_back_freed_memory() -> None:
+    """Undo what `_keep_freed_memory` has gathered: between phases that need blocks of other sizes."""
+    if sys.platform.startswith("linux"):
+        trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
+        if trim is not None:
+            trim(0)
+
+
 def peak_resident_bytes() -> float:
     """Most memory that this process ever held."""
     if sys.platform == "win32":
