@@ -9,6 +9,7 @@ from torch import Tensor
 from transformers.cache_utils import Cache, DynamicCache, DynamicLayer, EncoderDecoderCache
 
 from modern_llm.models.attention.joining import at_the_end, joined_marks, joined_states
+from modern_llm.models.kernels import compute_dtype
 
 
 class _Layer(DynamicLayer):
@@ -35,7 +36,9 @@ class _Layer(DynamicLayer):
         return self.keys[:, :, :stop], self.values[:, :, :stop]
 
     def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
-        return self._write(key_states, value_states, len(key_states))
+        # What autocast would make of all that is held in every step, made once.
+        dtype = compute_dtype(key_states)
+        return self._write(key_states.to(dtype), value_states.to(dtype), len(key_states))
 
     def get_seq_length(self) -> int:
         return self.length

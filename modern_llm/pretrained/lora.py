@@ -51,6 +51,8 @@ def add_lora(model: nn.Module, lora: LoRA, task: str | None, base_name: str) -> 
     from peft import LoraConfig, get_peft_model
     from transformers.pytorch_utils import Conv1D
 
+    from modern_llm.pretrained.adapted import compute_adapted
+
     known = lora_targets(model)
     if not known:
         raise ValueError("model/lora=on: the model's blocks have no linear map (model.block). Use model/lora=off.")
@@ -83,19 +85,20 @@ def add_lora(model: nn.Module, lora: LoRA, task: str | None, base_name: str) -> 
     adapted.peft_config["default"].base_model_name_or_path = base_name
     if lora.base_bits == 4:
         keep_in_four_bits(model, maps)
+    compute_adapted(model)
     return adapted
 
 
 @contextmanager
 def decoded_quickly(model: nn.Module) -> Iterator[None]:
     """Within it adapted linear maps are computed with little besides their products, from weights that are made ready
-    once: one product where products are in fp32, as W + s B A; else the three products that peft computes, equal to
-    them bit by bit, because a sum that is rounded to 16 bits would be another policy. For passes without gradients, in
-    evaluation mode, in which no weight changes; holds a copy of the adapted weights in the precision of the products.
+    once: one product where products are in fp32, as W + s B A; else the three products of training, because a sum that
+    is rounded to 16 bits would be another policy. For passes without gradients, in evaluation mode, in which no weight
+    changes; holds a copy of the adapted weights in the precision of the products.
     """
-    from peft.tuners.lora import Linear
+    from modern_llm.pretrained.adapted import AdaptedLinear
 
-    adapted = [module for module in model.modules() if type(module) is Linear and not module.disable_adapters]
+    adapted = [module for module in model.modules() if type(module) is AdaptedLinear and not module.disable_adapters]
     try:
         with torch.no_grad():
             for module in adapted:
@@ -108,13 +111,13 @@ def decoded_quickly(model: nn.Module) -> Iterator[None]:
 
 def _ready(module: Any) -> Callable[[Tensor], Tensor]:
     """The forward pass of one adapted linear map."""
+    from modern_llm.pretrained.adapted import adapted_product
+
     base, (name,) = module.base_layer, module.active_adapters
-    turned = module.fan_in_fan_out  # as GPT-2 holds its weights
-    held = base.weight
-    weight, dtype = held.T if turned else held, compute_dtype(held)
+    weight, dtype = module.weight_of_map, compute_dtype(base.weight)
     if dtype.itemsize >= 4:
         change = module.get_delta_weight(name)
-        whole = (weight + (change.T if turned else change)).to(weight.dtype)
+        whole = (weight + (change.T if module.fan_in_fan_out else change)).to(weight.dtype)
         return lambda x: linear(x, whole, base.bias)
     scale = module.scaling[name]
     into, out = (part[name].weight.to(dtype) for part in (module.lora_A, module.lora_B))
@@ -122,6 +125,6 @@ def _ready(module: Any) -> Callable[[Tensor], Tensor]:
 
     def forward(x: Tensor) -> Tensor:
         x = x.to(dtype)
-        return linear(x, weight, bias) + linear(linear(x, into), out) * scale
+        return adapted_product(x, x, weight, bias, into, out, scale)[0]
 
     return forward
