@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -148,6 +149,17 @@ class ModernDecoderLM(nn.Module):
             output.aux_losses["z_loss"] = self.config.moe.z_loss_weight * z_loss
             output.expert_load = torch.stack([r.load for r in routings])
         return output
+
+    def compile_states(self, **options: Any) -> None:
+        """Have `hidden_states` compiled as one graph, in place, where it reads no cache; `options` of
+        `torch.compile`."""
+        plain, compiled = type(self).hidden_states, torch.compile(type(self).hidden_states, **options)
+
+        def states(input_ids: Tensor, *rest: Any, **named: Any) -> ModelOutput:
+            reads_cache = named.get("cache") is not None or (len(rest) > 2 and rest[2] is not None)
+            return (plain if reads_cache else compiled)(self, input_ids, *rest, **named)
+
+        self.hidden_states = states  # type: ignore[method-assign]
 
     def forward(
         self,

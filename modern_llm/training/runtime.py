@@ -18,6 +18,7 @@ import torch
 from torch import nn
 
 from modern_llm.models.kernels import compile_passes
+from modern_llm.models.transformer import ModernDecoderLM
 from modern_llm.processes import ProcessesError, join, world
 from modern_llm.training.optimization.muon import MuonWithAdamW
 from modern_llm.training.optimization.narrow import narrow_trained_weights
@@ -247,13 +248,16 @@ class Runtime:
             setattr(model, "activation_checkpointing", every)  # noqa: B010 - a Module types its attributes narrowly
         compiles = self.hardware.compile and self._can_compile()
         compile_passes(compiles)
-        if compiles:
+        dynamic = None if same_shape else True
+        if compiles and self.hardware.compile == "whole" and isinstance(model, ModernDecoderLM):
+            model.compile_states(dynamic=dynamic)
+        elif compiles:
             # Block by block: equal blocks compile once. Models call them uncompiled where they read a cache.
             parts = getattr(model, "blocks", [model])
             # Some parts make every block unlike the others: torch would leave what comes behind eight uncompiled.
             torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, 4 * len(parts))
             for part in parts:
-                part.compile(dynamic=None if same_shape else True)
+                part.compile(dynamic=dynamic)
         return model
 
     def _can_compile(self) -> bool:

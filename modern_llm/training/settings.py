@@ -114,7 +114,8 @@ class Hardware:
         eval_batch_size: sequences per evaluation batch; null: as micro_batch_size.
         activation_checkpointing: recompute each block in the backward pass (Chen et al. 2016, arXiv 1604.06174):
             about a third more time for much less memory; a number k: the first of every k blocks.
-        compile: torch.compile each block.
+        compile: torch.compile each block; whole: all blocks of a decoder of ours as one graph, with less to launch and
+            more fused for a compilation that takes longer with every block.
         sharding: what several processes divide among them besides the batch: none; optimizer, the state of the
             optimiser and its work (Rajbhandari et al. 2020, arXiv 1910.02054, stage 1); or full, weights and gradients
             as well (stage 3).
@@ -137,7 +138,7 @@ class Hardware:
     micro_batch_size: int | Literal["auto"] | None = _HARDWARE("micro_batch_size")
     eval_batch_size: int | None = _HARDWARE("eval_batch_size")
     activation_checkpointing: bool | int = _HARDWARE("activation_checkpointing")
-    compile: bool = _HARDWARE("compile")
+    compile: bool | Literal["whole"] = _HARDWARE("compile")
     sharding: Literal["none", "optimizer", "full"] = _HARDWARE("sharding")
     whole_checkpoint_gb: float = _HARDWARE("whole_checkpoint_gb")
     overlap: Literal["auto", "on", "off"] = _HARDWARE("overlap")

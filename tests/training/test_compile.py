@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partialmethod
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,7 @@ from modern_llm.data.text.packing import PackedStream
 from modern_llm.data.text.tokens import TokenCorpus
 from modern_llm.evaluation.answering import write_answers
 from modern_llm.evaluation.metrics.registry import directions
+from modern_llm.models import ModernDecoderLM
 from modern_llm.models.decoding.generation import generate
 from modern_llm.objectives.language_modeling import LanguageModeling
 from modern_llm.objectives.seq2seq import Seq2Seq
@@ -52,6 +54,9 @@ def graphs(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
     torch.compiler.reset()
     monkeypatch.setattr(runtime, "has_cpp_compiler", lambda: True)
     monkeypatch.setattr(nn.Module, "compile", partialmethod(nn.Module.compile, backend=backend))
+    monkeypatch.setattr(
+        ModernDecoderLM, "compile_states", partialmethod(ModernDecoderLM.compile_states, backend=backend)
+    )
     return found
 
 
@@ -95,12 +100,13 @@ class Lengths(PackedStream):
         return {name: (t[:size, :length] if t.dim() == 2 else t[:size]).clone() for name, t in batch.items()}
 
 
+@pytest.mark.parametrize("what", [True, "whole"])
 @pytest.mark.parametrize("data", [Lengths, PackedStream])
 def test_a_run_compiles_each_kind_of_block_twice_at_most(
-    data: Any, graphs: list[Any], tmp_path: Path, corpus: TokenCorpus
+    data: Any, what: bool | str, graphs: list[Any], tmp_path: Path, corpus: TokenCorpus
 ) -> None:
     """40 steps, evaluations in between, and a text at the end: with gradients, and without; nothing is compiled later
-    than by the first evaluation, and nothing breaks."""
+    than by the first evaluation, and nothing breaks. As a whole, there is one kind of block."""
     compiled: list[int] = []
 
     class Watch(Callback):
@@ -119,16 +125,32 @@ def test_a_run_compiles_each_kind_of_block_twice_at_most(
             return {"validation_loss": sum(found)}
 
     counters.clear()
-    loop = trainer(tmp_path, {"compile": True}, max_steps=40, eval_every=10, log_every=40)
+    loop = trainer(tmp_path, {"compile": what}, max_steps=40, eval_every=10, log_every=40)
     loop.callbacks = [Watch()]
     net = model(n_layers=4)
     loop.fit(net, LanguageModeling(), data(corpus, 16, 4, seed=0), Loss())
     generate(net, torch.tensor([[5, 6, 7]]), max_new_tokens=9)
-    kinds = 2  # what the first block reads is the embedding, which all are handed besides
+    kinds = 1 if what == "whole" else 2  # what the first block reads is the embedding, which all are handed besides
     assert compiled[:10] == [kinds] * 10
     assert compiled[10:] == [len(graphs)] * 30
     assert len(graphs) <= (2 if data is Lengths else 3) * kinds
     assert not counters["graph_break"]
+
+
+@pytest.mark.parametrize("name", PARTS)
+def test_a_whole_model_is_one_graph_and_computes_the_same(graphs: list[Any], name: str) -> None:
+    net = model(n_layers=3, **PARTS[name]).train()
+    ids = torch.randint(1, 50, (2, 16), generator=torch.Generator().manual_seed(0))
+
+    def gradients() -> list[torch.Tensor]:
+        net.zero_grad()
+        LanguageModeling()(net, {"input_ids": ids, "labels": ids.roll(-1, 1)}).loss_sum.backward()
+        return [p.grad for p in net.parameters() if p.grad is not None]
+
+    expected = gradients()
+    Runtime(replace(HARDWARE, compile="whole")).prepare(net)
+    torch.testing.assert_close(gradients(), expected, rtol=1e-4, atol=1e-4)
+    assert len(graphs) == 1
 
 
 @pytest.mark.parametrize("kind", ["opt", "gpt2", "llama", "t5", "own"])

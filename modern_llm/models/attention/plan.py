@@ -104,7 +104,9 @@ def plan_attention(
     if cache is not None and packed:
         raise ValueError("document_ids cannot be combined with a cache. Prefill the documents one by one.")
     if not padded and not packed and past == 0 and tokens <= view.reach(tokens):
-        return AttentionPlan(turning.span(0, tokens), causal=tokens > 1)
+        if tokens > 1:  # a branch: a compiler that takes all lengths would hand the comparison on as a symbol
+            return AttentionPlan(turning.span(0, tokens), causal=True)
+        return AttentionPlan(turning.span(0, tokens), causal=False)
     if cache is not None and padded:
         _check_padding(cache, attention_mask)
     if cache is not None and past and tokens == 1:
