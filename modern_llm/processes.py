@@ -24,7 +24,7 @@ from typing import Any, TypeVar
 T = TypeVar("T")
 
 _LONGEST_WAIT = timedelta(days=30)  # the first one may download, tokenise and measure meanwhile
-_SECONDS_TO_MEET = 40
+_SECONDS_TO_MEET = "MODERN_LLM_SECONDS_TO_MEET"  # the environment variable
 _SECONDS_BETWEEN_LOOKS = 0.02
 _FAILED = "failed"
 _store: Any = None
@@ -130,29 +130,43 @@ def store() -> Any:
     return _store
 
 
+def _seconds_to_meet() -> float:
+    """How long processes wait for each other at the start."""
+    told = os.environ.get(_SECONDS_TO_MEET, "40")
+    try:
+        seconds = float(told)
+    except ValueError:
+        seconds = 0.0
+    if not 0 < seconds < 1e6:
+        raise ProcessesError(f"{_SECONDS_TO_MEET}={told!r}: must be a number of seconds above 0. Leave it out for 40.")
+    return seconds
+
+
 def _rendezvous() -> Any:
     """The store that all processes share, in a thread: torch waits forever for a stranger who took the port."""
     import torch.distributed as dist
 
     found: list[Any] = []
+    seconds = _seconds_to_meet()
 
     def meet() -> None:
         try:
-            found.append(next(dist.rendezvous("env://", timeout=timedelta(seconds=_SECONDS_TO_MEET)))[0])
+            found.append(next(dist.rendezvous("env://", timeout=timedelta(seconds=seconds)))[0])
         except (RuntimeError, ValueError) as fault:  # torch has no class of its own for a port that is taken
             found.append(fault)
 
     thread = Thread(target=meet, daemon=True)
     thread.start()
-    thread.join(_SECONDS_TO_MEET + 5)
-    why = str(found[0]).splitlines()[0] if found else f"no answer in {_SECONDS_TO_MEET} s"
+    thread.join(seconds + 5)
+    why = str(found[0]).splitlines()[0] if found else f"no answer in {seconds:g} s"
     if not found or isinstance(found[0], Exception):
         global _is_alone
         _is_alone = True
         where = f"MASTER_ADDR={os.environ.get('MASTER_ADDR')} MASTER_PORT={os.environ.get('MASTER_PORT')}"
         raise ProcessesError(
             f"{where}: the {world().count} processes do not find each other there ({why}). Start them with torchrun, "
-            "and give another --rdzv-endpoint where the port is taken."
+            "and give another --rdzv-endpoint where the port is taken. Where machines start at different times, "
+            f"set {_SECONDS_TO_MEET} to more than {seconds:g}."
         )
     found[0].set_timeout(_LONGEST_WAIT)
     return found[0]

@@ -70,14 +70,16 @@ class AdaptedLinear(PeftLinear):
             return super().forward(x, *args, **kwargs)
         (name,), dtype, bias = self.active_adapters, compute_dtype(x), self.base_layer.bias
         x, weight, bias = x.to(dtype), self.weight_of_map.to(dtype), None if bias is None else bias.to(dtype)
-        drop, into, out = self.lora_dropout[name], self.lora_A[name].weight, self.lora_B[name].weight
+        drop: Any = self.lora_dropout[name]
+        into, out = self.lora_A[name].weight, self.lora_B[name].weight
         dropped = drop(x) if self.training and isinstance(drop, nn.Dropout) and drop.p > 0 else None
         return _AdaptedProduct.apply(x, dropped, weight, bias, into, out, self.scaling[name])
 
     @property
     def weight_of_map(self) -> Tensor:
         """(N, K) weight of the map below the adapter; GPT-2 holds it the other way round."""
-        return self.base_layer.weight.t() if self.fan_in_fan_out else self.base_layer.weight
+        held: Any = self.base_layer.weight
+        return held.t() if self.fan_in_fan_out else held
 
     @property
     def _is_plain(self) -> bool:
