@@ -250,3 +250,21 @@ def test_nothing_is_surveyed_where_nothing_is_cut_or_balanced(tmp_path: Path, co
         objective = Watched()
         trained(tmp_path / str(number), model(moe=moe), Ragged(corpus, 16, 7, seed=0), objective, micro, 2)
         assert objective.passes == expected
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64])
+@pytest.mark.parametrize("p", [0.01, 0.1, 0.5, 0.9])
+def test_dropout_drops_its_share_and_keeps_the_mean(p: float, dtype: torch.dtype) -> None:
+    x = (1 + torch.rand(3, 211, 401, generator=torch.Generator().manual_seed(0))).to(dtype).transpose(1, 2)
+    x.requires_grad_()
+    with dropout_by_row(7, 0, 3):
+        out = torch.nn.functional.dropout(x, p)
+    out.sum().backward()
+    kept = out != 0
+    share = kept.double().mean(dim=(1, 2))
+    assert (share - (1 - p)).abs().max() < 5 * (p * (1 - p) / x[0].numel()) ** 0.5 + 2**-15
+    torch.testing.assert_close(out, torch.where(kept, x / (1 - p), torch.zeros((), dtype=dtype)))
+    torch.testing.assert_close(x.grad, kept.to(dtype) / (1 - p))
+    assert not torch.equal(kept[0], kept[1])
+    neighbours = (kept[..., 1:] & kept[..., :-1]).double().mean()  # four are drawn at a time, each by itself
+    assert abs(neighbours - (1 - p) ** 2) < 0.01
