@@ -16,6 +16,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from modern_llm.models.kernels import may_be_compiled
+
 _DRAWS = 4  # numbers of 16 bits in one that is drawn
 _WHOLE = {2: torch.int16, 4: torch.int32, 8: torch.int64}  # by bytes
 _PASS = 2**17  # numbers that a CPU's cache holds from the first to the last pass
@@ -50,12 +52,11 @@ def dropout_by_row(seed: int, first_row: int, rows: int) -> Iterator[None]:
     before = torch.get_rng_state()
     plain_dropout, plain_attention = F.dropout, F.scaled_dot_product_attention
     masks = _RowMasks(first_row, rows)
-    drop = _outside_graphs()
 
     def dropout(input: Tensor, p: float = 0.5, training: bool = True, inplace: bool = False) -> Tensor:
         if not training or p == 0 or p == 1:
             return plain_dropout(input, p, training, inplace)
-        return drop(masks, input, p, inplace)
+        return (_outside_graphs() if may_be_compiled() else _RowMasks.drop)(masks, input, p, inplace)
 
     def attention(query: Tensor, key: Tensor, value: Tensor, attn_mask: Tensor | None = None,
                   dropout_p: float = 0.0, is_causal: bool = False, **more: Any) -> Tensor:  # fmt: skip

@@ -141,7 +141,7 @@ def test_the_smoke_solves_its_sums_and_shows_what_its_stages_measured(tmp_path: 
 
 def shortened() -> list[str]:
     """The smoke with few steps."""
-    steps = {"base": 40, "sft": 80, "reward_model": 20, "dpo": 20, "rl": 6, "verifier": 60}
+    steps = {"base": 20, "sft": 30, "reward_model": 10, "dpo": 10, "rl": 4, "verifier": 20}
     given = read_record(CONF / "experiment" / "pipeline_smoke.yaml")["task"]
     lengths = {s: [f"trainer.max_steps={n}", f"trainer.eval_every={n // 2}"] for s, n in steps.items()}
     return [*SMOKE, *(f"task.{stage}={listed([*given[stage], *more])}" for stage, more in lengths.items())]
@@ -155,8 +155,8 @@ def test_killed_in_every_kind_of_stage_it_gives_the_table_of_an_undisturbed_run(
     folder = whole.only()
     broken = Place(tmp_path / "broken", cache=tmp_path / "whole" / "cache")
     points = [
-        at_step("sft", 40),
-        at_step("rl", 3),
+        at_step("sft", 15),
+        at_step("rl", 2),
         has_lines("best_of_n/samples.jsonl", 4),
         lambda folder: (folder / "measures" / "sft.json").is_file(),
     ]

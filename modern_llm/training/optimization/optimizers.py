@@ -131,14 +131,10 @@ class AdamW(OptimizerSettings):
         return EightBitMeans() if self.state_bits == 8 else RunningMeans()
 
     def build(self, model: nn.Module) -> Optimizer:
-        import torch
+        from modern_llm.training.optimization.muon import MuonWithAdamW
 
-        if self.state_bits == 8 or any(p.dtype == torch.bfloat16 for p in model.parameters() if p.requires_grad):
-            from modern_llm.training.optimization.muon import MuonWithAdamW
-
-            return MuonWithAdamW(self.groups(model, rounds=True), lr=self.lr, momentum=0.0, betas=self.betas,
-                                 eps=self.eps, means=self.means)  # fmt: skip
-        return torch.optim.AdamW(self.groups(model), lr=self.lr, betas=self.betas, eps=self.eps, fused=True)
+        return MuonWithAdamW(self.groups(model, rounds=True), lr=self.lr, momentum=0.0, betas=self.betas, eps=self.eps,
+                             means=self.means)  # fmt: skip
 
 
 def _by_factor(kind: str, found: Kind, head_width: int | None) -> list[tuple[float, Kind]]:

@@ -12,6 +12,7 @@ from torch.optim import Optimizer
 from modern_llm.processes import world
 from modern_llm.training.optimization.muon import MuonWithAdamW
 from modern_llm.training.optimization.optimizers import OptimizerSettings
+from modern_llm.training.optimization.start import import_compiler_late
 from modern_llm.training.parallel.gradients import GradientSums
 
 
@@ -31,6 +32,7 @@ class Replicated:
 
     def __init__(self, model: nn.Module, settings: OptimizerSettings) -> None:
         self.model = model
+        import_compiler_late()
         self.optimizer = self.build(settings)
         trained = [p for p in model.parameters() if p.requires_grad]
         self.sums = GradientSums(trained) if world().count > 1 else None
