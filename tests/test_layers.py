@@ -46,6 +46,7 @@ LOADED_WHEN_USED: dict[str, set[str]] = {
     "modern_llm.evaluation.metrics.verification": {"evaluate", "datasets"},
     "modern_llm.evaluation.verifier": set(),
     "modern_llm.evaluation.harness": {"lm_eval"},
+    "modern_llm.pretrained.adapted": {"peft", "transformers"},
     "modern_llm.pretrained.kv_cache": {"transformers"},
     "modern_llm.auto.configuration": {"transformers"},
     "modern_llm.auto.modeling": {"transformers"},

@@ -15,6 +15,7 @@ from typing import Any
 import loops
 import pytest
 import torch
+from filelock import FileLock
 from torch import nn
 
 from modern_llm.processes import ProcessesError, World, _world_of_environment, world
@@ -48,12 +49,18 @@ def start_together(script: str, count: int, argument: Path) -> None:
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., tuple[list[dict[str, Any]], dict[str, Any]]]:
-    """Rows and weights of a case, trained by so many processes; all cases of a number of them are trained at once."""
-    top = tmp_path_factory.mktemp("together")
+    """Rows and weights of a case, trained by so many processes; all cases of a number of them are trained at once, and
+    once for all workers of pytest."""
+    own = tmp_path_factory.getbasetemp()
+    top = (own.parent if "PYTEST_XDIST_WORKER" in os.environ else own) / "together"
+    top.mkdir(exist_ok=True)
 
     @cache
     def all_of(count: int) -> Path:
-        start_together("together.py", count, top / str(count))
+        with FileLock(top / f"{count}.lock"):
+            if not (top / f"{count} done").exists():
+                start_together("together.py", count, top / str(count))
+                (top / f"{count} done").touch()
         return top / str(count)
 
     def of(count: int, case: str, sharding: str, dtype: str) -> tuple[list[dict[str, Any]], dict[str, Any]]:
