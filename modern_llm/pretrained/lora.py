@@ -114,7 +114,8 @@ def _ready(module: Any) -> Callable[[Tensor], Tensor]:
     from modern_llm.pretrained.adapted import adapted_product
 
     base, (name,) = module.base_layer, module.active_adapters
-    weight, dtype = module.weight_of_map, compute_dtype(base.weight)
+    weight = module.weight_of_map  # read once: one in 4 bits is made for it
+    dtype = compute_dtype(weight)
     if dtype.itemsize >= 4:
         change = module.get_delta_weight(name)
         whole = (weight + (change.T if module.fan_in_fan_out else change)).to(weight.dtype)

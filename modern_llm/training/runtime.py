@@ -204,7 +204,7 @@ class Runtime:
     @property
     def overlaps(self) -> bool:
         """Whether batches are read and checkpoints written beside the training."""
-        return self.device.type == "cuda" if self.hardware.overlap == "auto" else self.hardware.overlap == "on"
+        return self.runs_ahead if self.hardware.overlap == "auto" else self.hardware.overlap == "on"
 
     def autocast(self) -> AbstractContextManager[Any]:
         """Computing in the chosen precision."""

@@ -112,6 +112,11 @@ class MuonWithAdamW(Optimizer):
         every = [p for group in self.param_groups for p in group["params"]]
         return not isinstance(self.means, EightBitMeans) and all(p.dtype != torch.bfloat16 for p in every)
 
+    @property
+    def _bad(self) -> Tensor | None:
+        """Scalar, 1 where the step is to change nothing; None: it is known to be good."""
+        return getattr(self, "found_inf", None)
+
     @torch.no_grad()
     def step(self, closure: None = None) -> None:  # type: ignore[override]
         for group in self.param_groups:
@@ -139,7 +144,7 @@ class MuonWithAdamW(Optimizer):
                     wide = torch.promote_types(p.dtype, torch.float32)
                     state["variance"] = p.new_zeros(*layout.shape[:-1], 1, dtype=wide)
         gradients = in_fp32([p.grad for p in parameters if p.grad is not None])
-        bad: Tensor | None = getattr(self, "found_inf", None)
+        bad = self._bad
         momenta = [self.means.read(self.state[p], "momentum") for p in parameters]
         if bad is not None:  # towards itself, a mean does not move
             for momentum, gradient in zip(momenta, gradients, strict=True):
@@ -215,9 +220,9 @@ class MuonWithAdamW(Optimizer):
         """Steps (k, ..., m, n) whose rows are divided by the root of their running mean square, each matrix as large
         as before (Li et al. 2025, arXiv 2510.05491, algorithm 1)."""
         assert self.variance_decay is not None
-        squares, bad = steps.square().mean(-1, keepdim=True), getattr(self, "found_inf", None)
-        if bad is not None:
-            squares = torch.where(bad > 0, torch.stack(variances), squares)
+        squares = steps.square().mean(-1, keepdim=True)
+        if self._bad is not None:
+            squares = torch.where(self._bad > 0, torch.stack(variances), squares)
         torch._foreach_lerp_(variances, list(squares.unbind()), 1 - self.variance_decay)
         size = steps.norm(dim=(-2, -1), keepdim=True)
         steps = steps / torch.stack(variances).sqrt().clamp(min=1e-10)
@@ -258,7 +263,7 @@ class MuonWithAdamW(Optimizer):
             weight_decay=group["weight_decay"],
             eps=group["eps"],
             maximize=False,
-            found_inf=getattr(self, "found_inf", None),
+            found_inf=self._bad,
         )
         for state, mean, square in zip(states, means, squares, strict=True):
             self.means.write(state, "exp_avg", mean)
