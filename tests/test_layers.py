@@ -120,6 +120,7 @@ STANDARD = {
     "platform",
     "sys",
     "typing",
+    "weakref",
 }
 
 

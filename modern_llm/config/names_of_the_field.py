@@ -154,6 +154,7 @@ NAMES: dict[str, str] = {
     "torch_compile": "hardware.compile",
     "compile": "hardware.compile",
     "gradient_checkpointing": "hardware.activation_checkpointing",
+    "offload_activations": "hardware.activation_offloading",
     "device": "hardware.device, as hardware=cpu",
     "accelerator": "hardware.device, as hardware=cpu",
     "gpus": "hardware.device, as hardware=auto",

@@ -8,7 +8,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torch.utils.checkpoint import checkpoint
 
 from modern_llm.models.attention.decoder_cache import DecoderCache
 from modern_llm.models.attention.plan import plan_attention
@@ -24,6 +23,7 @@ from modern_llm.models.linear import Linear
 from modern_llm.models.output_head import OutputHead
 from modern_llm.models.parts.module import Parts
 from modern_llm.models.parts.part import Carried
+from modern_llm.models.recomputing import HostMemory, recomputed
 
 
 @dataclass
@@ -78,6 +78,7 @@ class ModernDecoderLM(nn.Module):
             self.head.weight = self.embedding.weight
         self.embedding_dropout = config.dropout if config.embedding_dropout is None else config.embedding_dropout
         self.output_dropout, self.activation_checkpointing = config.output_dropout, False
+        self.host_memory: HostMemory | None = None
         draw_weights(self, config.init, config.n_layers)
 
     @property
@@ -131,7 +132,7 @@ class ModernDecoderLM(nn.Module):
             load = expert_load[len(routings)] if expert_load is not None and self.config.is_plain(layer) else None
             every = int(self.activation_checkpointing)
             if every and layer % every == 0 and self.training and cache is None:
-                x, routing, carried = checkpoint(block, x, plan, carried, None, load, use_reentrant=False)
+                x, routing, carried = recomputed(block, x, plan, carried, None, load, memory=self.host_memory)
             else:
                 # Compiled blocks would compile again for every length of a cache: decoding calls them uncompiled.
                 x, routing, carried = (block if cache is None else block._call_impl)(x, plan, carried, cache, load)

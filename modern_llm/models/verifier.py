@@ -5,7 +5,6 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torch.utils.checkpoint import checkpoint
 
 from modern_llm.models.attention.plan import plan_encoding
 from modern_llm.models.attention.rotary import Rotary
@@ -15,6 +14,7 @@ from modern_llm.models.kernels import compute_dtype
 from modern_llm.models.linear import Linear
 from modern_llm.models.norm import RMSNorm
 from modern_llm.models.parts.part import Carried
+from modern_llm.models.recomputing import HostMemory, recomputed
 from modern_llm.models.verifier_config import VerifierConfig
 
 
@@ -41,6 +41,7 @@ class VerifierModel(nn.Module):
         self.final_norm = RMSNorm(config.d_model, config.norm_eps)
         self.score = Linear(config.d_model, len(labels), bias=False)
         self.activation_checkpointing = False
+        self.host_memory: HostMemory | None = None
         draw_weights(self, config.init, config.n_layers)
 
     def hidden_states(self, input_ids: Tensor, attention_mask: Tensor | None = None) -> Tensor:
@@ -52,7 +53,7 @@ class VerifierModel(nn.Module):
         for layer, block in enumerate(self.blocks):
             every = int(self.activation_checkpointing)
             if every and layer % every == 0 and self.training:
-                x, _, carried = checkpoint(block, x, plan, carried, use_reentrant=False)
+                x, _, carried = recomputed(block, x, plan, carried, memory=self.host_memory)
             else:
                 x, _, carried = block(x, plan, carried)
         return self.final_norm(x)

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from functools import cache as remembered
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -17,6 +18,7 @@ from modern_llm.models.attention.branching import Branches
 from modern_llm.models.attention.plan import branch_positions, sees_branch
 from modern_llm.models.kernels import compute_dtype, may_be_compiled
 from modern_llm.models.output_head import OutputHead
+from modern_llm.models.recomputing import HostMemory, recomputed
 from modern_llm.pretrained.masks import attention_by, masks_as_given
 
 if TYPE_CHECKING:
@@ -59,6 +61,7 @@ class HuggingFaceBody(nn.Module):
     def __init__(self, model: PreTrainedModel) -> None:
         super().__init__()
         self.model, self._checkpointing = model, 0
+        self._host_memory: HostMemory | None = None
 
     @property
     def output_head(self) -> OutputHead:
@@ -92,6 +95,21 @@ class HuggingFaceBody(nn.Module):
                 layer.gradient_checkpointing = number % on == 0
         else:
             getattr(self.model, f"{name}_checkpointing_disable")()
+
+    @property
+    def host_memory(self) -> HostMemory | None:
+        """Where inputs of layers that are computed again lie until then; None: they stay."""
+        return self._host_memory
+
+    @host_memory.setter
+    def host_memory(self, memory: HostMemory | None) -> None:
+        from transformers.modeling_layers import GradientCheckpointingLayer
+
+        self._host_memory = memory
+        for module in self.model.modules():
+            if isinstance(module, GradientCheckpointingLayer) and module.gradient_checkpointing:
+                given: Any = module
+                given._gradient_checkpointing_func = partial(recomputed, memory=memory)
 
 
 class HuggingFaceCausalLM(HuggingFaceBody):

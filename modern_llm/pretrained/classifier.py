@@ -7,6 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from modern_llm.models.recomputing import HostMemory
+
 
 class Classifier(nn.Module):
     """Logits of whole texts, from the last real token: the only one that has seen them whole.
@@ -41,6 +43,15 @@ class Classifier(nn.Module):
     @activation_checkpointing.setter
     def activation_checkpointing(self, on: int) -> None:
         self.body.activation_checkpointing = on
+
+    @property
+    def host_memory(self) -> HostMemory | None:
+        """Where inputs of layers that are computed again lie until then; None: they stay."""
+        return self.body.host_memory
+
+    @host_memory.setter
+    def host_memory(self, memory: HostMemory | None) -> None:
+        self.body.host_memory = memory
 
     def forward(self, input_ids: Tensor, attention_mask: Tensor | None = None) -> Tensor:
         """(B, C) logits of texts (B, T) padded on either side; attention_mask (B, T) is 0 at padding."""

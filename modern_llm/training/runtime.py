@@ -17,7 +17,8 @@ import psutil
 import torch
 from torch import nn
 
-from modern_llm.models.kernels import compile_passes
+from modern_llm.models.kernels import compile_passes, has_content
+from modern_llm.models.recomputing import HostMemory
 from modern_llm.models.transformer import ModernDecoderLM
 from modern_llm.processes import ProcessesError, join, world
 from modern_llm.training.optimization.muon import MuonWithAdamW
@@ -246,6 +247,8 @@ class Runtime:
                     f"{type(model).__name__} has none. Set it to false."
                 )
             setattr(model, "activation_checkpointing", every)  # noqa: B010 - a Module types its attributes narrowly
+        if self.hardware.activation_offloading:
+            self._offload(model)
         compiles = self.hardware.compile and self._can_compile()
         compile_passes(compiles)
         dynamic = None if same_shape else True
@@ -259,6 +262,15 @@ class Runtime:
             for part in parts:
                 part.compile(dynamic=dynamic)
         return model
+
+    def _offload(self, model: nn.Module) -> None:
+        """Have the inputs of recomputed blocks held by the host."""
+        if self.device.type != "cuda" and has_content():
+            raise ValueError(
+                "hardware.activation_offloading=true: it moves from a GPU to the host, and this is "
+                f"{self.device.type}. Set it to false."
+            )
+        setattr(model, "host_memory", HostMemory(self.device))  # noqa: B010 - a Module types its attributes narrowly
 
     def _can_compile(self) -> bool:
         """Whether there is a compiler; where there is none, the run goes on uncompiled and says so."""

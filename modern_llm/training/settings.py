@@ -114,6 +114,7 @@ class Hardware:
         eval_batch_size: sequences per evaluation batch; null: as micro_batch_size.
         activation_checkpointing: recompute each block in the backward pass (Chen et al. 2016, arXiv 1604.06174):
             about a third more time for much less memory; a number k: the first of every k blocks.
+        activation_offloading: what recomputed blocks keep lies in the host's memory until the backward pass.
         compile: torch.compile each block; whole: all blocks of a decoder of ours as one graph, with less to launch and
             more fused for a compilation that takes longer with every block.
         sharding: what several processes divide among them besides the batch: none; optimizer, the state of the
@@ -138,6 +139,7 @@ class Hardware:
     micro_batch_size: int | Literal["auto"] | None = _HARDWARE("micro_batch_size")
     eval_batch_size: int | None = _HARDWARE("eval_batch_size")
     activation_checkpointing: bool | int = _HARDWARE("activation_checkpointing")
+    activation_offloading: bool = _HARDWARE("activation_offloading")
     compile: bool | Literal["whole"] = _HARDWARE("compile")
     sharding: Literal["none", "optimizer", "full"] = _HARDWARE("sharding")
     whole_checkpoint_gb: float = _HARDWARE("whole_checkpoint_gb")
@@ -168,6 +170,12 @@ class Hardware:
                 "must not be below 0", "Use 0 for shares in any case")  # fmt: skip
         require(self.activation_checkpointing >= 0, "hardware.activation_checkpointing", self.activation_checkpointing,
                 "must be true, false or a number of blocks", "Use 2 for every second block")  # fmt: skip
+        require(not self.activation_offloading or bool(self.activation_checkpointing), "hardware.activation_offloading",
+                self.activation_offloading, "moves what recomputed blocks keep, and none is recomputed",
+                "Add hardware.activation_checkpointing=true")  # fmt: skip
+        require(not self.activation_offloading or self.compile != "whole", "hardware.activation_offloading",
+                self.activation_offloading, "works between blocks, and hardware.compile=whole has nothing between them",
+                "Use hardware.compile=true")  # fmt: skip
         for key in ("memory_limit_gb", "peak_tflops"):
             value = getattr(self, key)
             require(value is None or value > 0, f"hardware.{key}", value, "must be above 0", "Raise it, or use null")

@@ -24,6 +24,7 @@ from modern_llm.models.initialisation.mup import MuPInit
 from modern_llm.models.initialisation.zero import ZeroInit
 from modern_llm.models.interop.exporting import to_hugging_face
 from modern_llm.models.projections.short_convolution import ProjectionConvolution
+from modern_llm.models.recomputing import HostMemory
 from modern_llm.models.residual.backout import Backout
 from modern_llm.models.residual.scaled import ScaledResidual
 from modern_llm.models.residual.unet import UNetSkips
@@ -239,14 +240,15 @@ def test_two_branches_equal_two_texts(tiny, token_ids, settings):
 def test_recomputed_blocks_give_the_same_gradients(tiny, token_ids, settings):
     model, ids, labels = tiny(n_layers=4, **settings).train(), token_ids(2, 12), token_ids(2, 12, seed=2)
     gradients = []
-    for again in (False, True):
+    for again, memory in ((False, None), (True, None), (True, HostMemory(torch.device("cpu")))):
         model.zero_grad()
-        model.activation_checkpointing = again
+        model.activation_checkpointing, model.host_memory = again, memory
         model(ids, labels=labels).loss.backward()
         gradients.append({name: p.grad.clone() for name, p in model.named_parameters()})
         assert all(g.abs().max() > 0 for g in gradients[-1].values())
     for name, gradient in gradients[0].items():
-        torch.testing.assert_close(gradients[1][name], gradient, msg=name)
+        for others in gradients[1:]:
+            torch.testing.assert_close(others[name], gradient, msg=name)
 
 
 @every_part

@@ -13,6 +13,7 @@ from torch.nn import functional as F
 
 from modern_llm.models.attention.rope import NoRope
 from modern_llm.models.config import GQAConfig
+from modern_llm.models.recomputing import HostMemory
 from modern_llm.models.verifier import VerifierModel
 from modern_llm.models.verifier_config import VerifierConfig
 
@@ -105,12 +106,12 @@ def test_pooling_takes_real_tokens_alone(encoder: Callable[..., VerifierModel]) 
 
 def test_checkpointing_changes_no_gradient(encoder: Callable[..., VerifierModel], token_ids: Any) -> None:
     gradients = []
-    for on in (False, True):
+    for on, memory in ((False, None), (True, None), (True, HostMemory(torch.device("cpu")))):
         model = encoder(dropout=0.0).train()
-        model.activation_checkpointing = on
+        model.activation_checkpointing, model.host_memory = on, memory
         model.logits(token_ids(3, 8), torch.tensor([7, 3, 5])).square().sum().backward()
         gradients.append({n: p.grad for n, p in model.named_parameters()})
-    assert all(torch.equal(gradients[0][name], gradients[1][name]) for name in gradients[0])
+    assert all(torch.equal(gradients[0][name], others[name]) for others in gradients[1:] for name in gradients[0])
 
 
 @pytest.mark.parametrize(

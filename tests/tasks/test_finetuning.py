@@ -21,6 +21,7 @@ from modern_llm.data.labelled import Example, LabelledData
 from modern_llm.data.rows import FileRows
 from modern_llm.evaluation.answering import write_answers
 from modern_llm.experiment.contract import Paths, RunFolder
+from modern_llm.models.recomputing import HostMemory
 from modern_llm.objectives.language_modeling import LanguageModeling
 from modern_llm.objectives.seq2seq import Seq2Seq
 from modern_llm.pretrained.classifier import Classifier
@@ -177,9 +178,9 @@ class TestObjectives:
 @pytest.mark.parametrize("kind", ["gpt2", "llama", "t5"])
 def test_activation_checkpointing_changes_nothing(load: Load, kind: str) -> None:
     gradients = []
-    for on in (False, True, 2):
+    for on, memory in ((False, None), (True, None), (2, None), (2, HostMemory(torch.device("cpu")))):
         loaded = load(kind, lora=LoRA(rank=2, alpha=4, dropout=0.0))
-        loaded.model.activation_checkpointing = on  # type: ignore[assignment]
+        loaded.model.activation_checkpointing, loaded.model.host_memory = on, memory  # type: ignore[assignment]
         loaded.model.train()
         for module in loaded.model.modules():
             if isinstance(module, torch.nn.Dropout):

@@ -52,6 +52,7 @@ def _trained(folder: Path, corpus: TokenCorpus, *overrides: str, watch: tuple[Ca
         ["trainer/optimizer=adamw"],
         ["trainer/optimizer=adamw", "model=decoder"],
         ["model=decoder", "model/gqa=gqa", "hardware.activation_checkpointing=true"],
+        ["hardware.activation_checkpointing=true", "hardware.activation_offloading=true"],
         ["model/moe=top2of8"],
         ["model.use_attention_sinks=true"],
         ["model.use_attention_sinks=true", "model/sinks=streaming", "model.sinks.window=128"],
@@ -78,7 +79,7 @@ def test_the_plan_is_what_is_measured(tmp_path: Path, corpus: TokenCorpus, overr
         return Step(ModernDecoderLM(task.model), LanguageModeling(), batch)
 
     plan = plan_memory(make, task.trainer, task.hardware)
-    # What a compiler keeps is a factor that was measured, and the allocator leaves gaps.
+    # A compiler on a CPU was asked what it keeps, and the allocator leaves gaps.
     assert plan.tensors == pytest.approx(measured, rel=0.1 if task.hardware.compile else 0.05), plan.table()
 
 

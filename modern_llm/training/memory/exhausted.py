@@ -41,5 +41,7 @@ def explain_out_of_memory(
         ways.append(f"hardware.micro_batch_size={half} (now {micro_batch_size}; the result does not change)")
     if int(hardware.activation_checkpointing) != 1:
         ways.append("hardware.activation_checkpointing=true")
+    elif not hardware.activation_offloading and hardware.compile != "whole":
+        ways.append("hardware.activation_offloading=true")
     ways += smaller_steps
     raise OutOfMemoryError(f"{step} did not fit into memory. Try, in this order: {'; '.join(ways)}.") from cause
