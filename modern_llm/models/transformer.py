@@ -79,6 +79,7 @@ class ModernDecoderLM(nn.Module):
         self.embedding_dropout = config.dropout if config.embedding_dropout is None else config.embedding_dropout
         self.output_dropout, self.activation_checkpointing = config.output_dropout, False
         self.host_memory: HostMemory | None = None
+        self.flexible_attention = False  # whether FlexAttention computes what has a mask, where there is no cache
         draw_weights(self, config.init, config.n_layers)
 
     @property
@@ -111,13 +112,14 @@ class ModernDecoderLM(nn.Module):
         other numbers for continuations of it, none of which sees another; `expert_load` (layers with experts,
         experts): shares in the whole batch, of which this is a part; `branch_lengths` as in `plan_attention`."""
         tokens, dtype = input_ids.shape[1], compute_dtype(self.head.weight)
-        if self.config.attention_softcap is not None or self.config.attention or self.config.block:
+        if self.config.attention or self.config.block:
             branch_lengths = None  # what else computes attention goes by masks
+        how = (branch_lengths, self.config.attention_softcap is not None, self.flexible_attention)
         plans = []
         for view in self.distinct_views:
             held = None if cache is None else cache.of(view)
             marks = (attention_mask, document_ids, held, branch_ids)
-            plans.append(plan_attention(view, self.rotary, tokens, *marks, dtype, branch_lengths))
+            plans.append(plan_attention(view, self.rotary, tokens, *marks, dtype, *how))
         x = self.embedding(input_ids)  # (B, T, d_model)
         if self.config.embedding_scale != 1:
             x = x * self.config.embedding_scale

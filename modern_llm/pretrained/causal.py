@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from modern_llm.models.attention.branching import Branches
-from modern_llm.models.attention.plan import branch_positions, sees_branch
+from modern_llm.models.attention.plan import branch_positions, branches_seen
 from modern_llm.models.kernels import compute_dtype, may_be_compiled
 from modern_llm.models.output_head import OutputHead
 from modern_llm.models.recomputing import HostMemory, recomputed
@@ -206,7 +206,7 @@ class HuggingFaceCausalLM(HuggingFaceBody):
         branches = torch.zeros_like(document_ids) if branch_ids is None else branch_ids
         real = torch.ones_like(document_ids, dtype=torch.bool) if attention_mask is None else attention_mask.bool()
         positions = branch_positions(document_ids, branches, real)
-        visible = (document_ids[:, :, None] == document_ids[:, None]) & sees_branch(branches)
+        visible = (document_ids[:, :, None] == document_ids[:, None]) & branches_seen(branches)
         visible &= torch.ones(T, T, dtype=torch.bool, device=device).tril()
         window = getattr(self.model.config, "sliding_window", None)
         if window is not None and getattr(self.model.config, "use_sliding_window", True):

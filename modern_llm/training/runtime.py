@@ -17,6 +17,7 @@ import psutil
 import torch
 from torch import nn
 
+from modern_llm.models.attention.flexible import SMALLEST_HEAD
 from modern_llm.models.kernels import compile_passes, has_content
 from modern_llm.models.recomputing import HostMemory
 from modern_llm.models.transformer import ModernDecoderLM
@@ -99,6 +100,30 @@ def collecting_little() -> Iterator[None]:
         gc.unfreeze()
 
 
+def attend_flexibly(model: nn.Module) -> None:
+    """Have FlexAttention compute what has a mask, in place.
+
+    Raises:
+        ValueError: it cannot take all that the model has.
+    """
+    way_out = "or use hardware.attention=sdpa."
+    if not isinstance(model, ModernDecoderLM):
+        raise ValueError(f"hardware.attention='flex': is for decoders of our own, not {type(model).__name__}. "
+                         "Use hardware.attention=sdpa.")  # fmt: skip
+    if model.config.attention or model.config.block:
+        key = "model.attention" if model.config.attention else "model.block"
+        raise ValueError(f"hardware.attention='flex': what {key} puts in places of attention reads masks. Leave it, "
+                         f"{way_out}")  # fmt: skip
+    if model.config.head_size < SMALLEST_HEAD:
+        raise ValueError(f"hardware.attention='flex': heads have {model.config.head_size} columns, and its kernels need "
+                         f"{SMALLEST_HEAD}. Lower model.n_heads or raise model.head_dim, {way_out}")  # fmt: skip
+    rate = max(getattr(module, "attention_dropout", 0.0) for module in model.modules())
+    if rate:
+        raise ValueError(f"hardware.attention='flex': has no dropout, and model.attention_dropout={rate}. Set it to 0, "
+                         f"{way_out}")  # fmt: skip
+    model.flexible_attention = True
+
+
 class Runtime:
     """The machine, set up once.
 
@@ -110,7 +135,7 @@ class Runtime:
         precision: fp32, bf16 or fp16.
 
     Raises:
-        ValueError: a device or precision that this machine does not have.
+        ValueError: a device, a precision or a kind of attention that this machine does not have.
     """
 
     def __init__(self, hardware: Hardware) -> None:
@@ -123,6 +148,11 @@ class Runtime:
             torch.set_float32_matmul_precision("high")  # TF32 for what stays in fp32
         elif self.device.type == "cpu":
             _keep_freed_memory()
+        if hardware.attention == "flex" and self.device.type != "cuda":
+            raise ValueError(
+                f"hardware.attention='flex': has a backward pass on CUDA alone, and hardware.device={hardware.device} "
+                f"came to {self.device.type}. Use hardware.attention=sdpa."
+            )
         self.precision = self._choose_precision()
 
     def _choose_device(self) -> str:
@@ -227,7 +257,8 @@ class Runtime:
                 takes every shape, or it would be compiled anew for the second length and for the first smaller batch.
 
         Raises:
-            ValueError: activation checkpointing for a model that has none; weights in bf16 without products in it.
+            ValueError: activation checkpointing or FlexAttention for a model that has none; weights in bf16 without
+                products in it.
         """
         model.to(self.device)
         if self.precision in _DTYPES:
@@ -251,6 +282,9 @@ class Runtime:
             self._offload(model)
         compiles = self.hardware.compile and self._can_compile()
         compile_passes(compiles)
+        if self.hardware.attention == "flex":
+            attend_flexibly(model)
+            torch._dynamo.config.specialize_float = True  # its kernels take the factor of the scores as a constant
         dynamic = None if same_shape else True
         if compiles and self.hardware.compile == "whole" and isinstance(model, ModernDecoderLM):
             model.compile_states(dynamic=dynamic)

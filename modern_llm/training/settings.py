@@ -117,6 +117,11 @@ class Hardware:
         activation_offloading: what recomputed blocks keep lies in the host's memory until the backward pass.
         compile: torch.compile each block; whole: all blocks of a decoder of ours as one graph, with less to launch and
             more fused for a compilation that takes longer with every block.
+        attention: sdpa, torch's fused kernels, which take a mask as a number for every pair of tokens; or flex, where a
+            decoder of ours leaves what has windows, documents, padding, branches or a cap on its scores to
+            FlexAttention (Dong et al. 2024, arXiv 2412.05496): no such mask is held, and blocks of 128 x 128 tokens in
+            which nothing is visible cost nothing. It needs `compile` and CUDA, is for training and evaluation without a
+            cache, and has not been timed on a card here.
         sharding: what several processes divide among them besides the batch: none; optimizer, the state of the
             optimiser and its work (Rajbhandari et al. 2020, arXiv 1910.02054, stage 1); or full, weights and gradients
             as well (stage 3).
@@ -141,6 +146,7 @@ class Hardware:
     activation_checkpointing: bool | int = _HARDWARE("activation_checkpointing")
     activation_offloading: bool = _HARDWARE("activation_offloading")
     compile: bool | Literal["whole"] = _HARDWARE("compile")
+    attention: Literal["sdpa", "flex"] = _HARDWARE("attention")
     sharding: Literal["none", "optimizer", "full"] = _HARDWARE("sharding")
     whole_checkpoint_gb: float = _HARDWARE("whole_checkpoint_gb")
     overlap: Literal["auto", "on", "off"] = _HARDWARE("overlap")
@@ -160,6 +166,12 @@ class Hardware:
                 "must be at least 1",
                 "Raise it, or use null",
             )
+        require(self.attention == "sdpa" or self.compile, "hardware.attention", self.attention,
+                "is code of the compiler, uncompiled it would hold the scores of all pairs, and hardware.compile="
+                f"{self.compile}", "Use hardware.compile=true or hardware.attention=sdpa")  # fmt: skip
+        require(self.attention == "sdpa" or self.device in ("auto", "cuda"), "hardware.attention", self.attention,
+                f"has a backward pass on CUDA alone, and hardware.device={self.device}",
+                "Use hardware.attention=sdpa")  # fmt: skip
         require(self.weights == "fp32" or self.precision in ("auto", "bf16"), "hardware.weights", self.weights,
                 f"needs products in bf16, and hardware.precision={self.precision}",
                 "Use hardware.precision=bf16 or hardware.weights=fp32")  # fmt: skip

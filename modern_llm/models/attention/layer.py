@@ -65,6 +65,8 @@ class Attention(nn.Module):
         dropout = self.attention_dropout if self.training else 0.0
         if plan.branches is not None:
             out = plan.branches.attend(q, k, v, self.scale, dropout)
+        elif plan.blocks is not None:
+            out = plan.blocks.attend(q, k, v, self.scale, self.softcap)
         elif self.softcap is None:
             out = fused_attention(q, k, v, plan.mask, causal, self.scale, dropout)  # (B, T, H, D)
         else:
@@ -129,7 +131,7 @@ class Attention(nn.Module):
         """
         T = x.shape[1]
         q, k, _ = self._heads(x, plan, None if carried is None else dict(carried))
-        visible = plan.visible
+        visible = plan.visible if plan.blocks is None else plan.blocks.pairs()
         if visible is None:
             visible = torch.ones(1, T, T, dtype=torch.bool, device=x.device)
             visible = visible.tril() if plan.causal else visible

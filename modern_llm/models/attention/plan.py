@@ -1,9 +1,8 @@
 """Who sees whom, and where everybody stands: decided once per forward pass and shared by all layers that see alike.
 
-The rule of the decoder: a token at position i sees the token at j of its own document where j <= i and (i - j < window
-or j < kept_tokens); padding is seen by padding alone. Positions count real tokens from the document's start. The sinks
-lie at a rotary distance of at most window + kept_tokens - 1, counted inside the window (Xiao et al. 2023, arXiv
-2309.17453, section 3.2).
+The rule of the decoder is that of `visibility.py`. Positions count real tokens from the document's start. The sinks lie
+at a rotary distance of at most window + kept_tokens - 1, counted inside the window (Xiao et al. 2023, arXiv 2309.17453,
+section 3.2).
 """
 
 from __future__ import annotations
@@ -17,9 +16,11 @@ from torch.nn import functional as F
 
 from modern_llm.models.attention.branching import Branches
 from modern_llm.models.attention.fixed_cache import FixedPart
+from modern_llm.models.attention.flexible import VisibleBlocks
 from modern_llm.models.attention.kv_cache import KVCache
 from modern_llm.models.attention.layers import AttentionView
 from modern_llm.models.attention.rotary import NoRotation, Rotary, Rotation
+from modern_llm.models.attention.visibility import Tokens, as_keys, as_queries, sees_branch, visible_pairs
 from modern_llm.models.kernels import additive_mask
 
 
@@ -43,6 +44,7 @@ class AttentionPlan:
         sink_view: in a longer pass, the same by way of the queries.
         real, positions: (B, T) of the new tokens where a text is padded, for the cache.
         branches: computes attention instead of a mask, where branches stand behind their trunks.
+        blocks: likewise, by FlexAttention; there is no `visible` then.
     """
 
     rotation: Rotation | None
@@ -54,14 +56,7 @@ class AttentionPlan:
     real: Tensor | None = None
     positions: Tensor | None = None
     branches: Branches | None = None
-
-
-class Tokens(NamedTuple):
-    """Tokens as the rule sees them, (1 or B, tokens) each."""
-
-    arrival: Tensor  # (tokens,) order of arrival, padding included
-    positions: Tensor
-    documents: Tensor | None = None  # -1 at padding; None: one document, all real
+    blocks: VisibleBlocks | None = None
 
 
 def plan_attention(
@@ -74,6 +69,8 @@ def plan_attention(
     branch_ids: Tensor | None = None,
     dtype: torch.dtype = torch.float32,
     branch_lengths: Tensor | None = None,
+    capped: bool = False,
+    flexible: bool = False,
 ) -> AttentionPlan:
     """The plan of the layers of a decoder that see alike.
 
@@ -89,6 +86,8 @@ def plan_attention(
         dtype: that attention is computed in.
         branch_lengths: (B, 1 + A) tokens of a row's trunk and of each branch, which stand one behind the other, on the
             host; None: not known, or not like that.
+        capped: scores have a soft cap, which no kernel but FlexAttention's has.
+        flexible: FlexAttention computes what has a mask or a cap. Not with a cache.
 
     Raises:
         ValueError: documents or branches with a cache; padding in a cache that evicts, where it stands behind a
@@ -103,7 +102,7 @@ def plan_attention(
     packed = document_ids is not None or branch_ids is not None
     if cache is not None and packed:
         raise ValueError("document_ids cannot be combined with a cache. Prefill the documents one by one.")
-    if not padded and not packed and past == 0 and tokens <= view.reach(tokens):
+    if not padded and not packed and past == 0 and tokens <= view.reach(tokens) and not (capped and flexible):
         if tokens > 1:  # a branch: a compiler that takes all lengths would hand the comparison on as a symbol
             return AttentionPlan(turning.span(0, tokens), causal=True)
         return AttentionPlan(turning.span(0, tokens), causal=False)
@@ -112,21 +111,23 @@ def plan_attention(
     if cache is not None and past and tokens == 1:
         return _plan_decoding(view, turning, cache, attention_mask, dtype)
 
-    if branch_lengths is not None and tokens <= view.reach(tokens) and not view.learned_rows:
+    if branch_lengths is not None and tokens <= view.reach(tokens) and not view.learned_rows and not capped:
         branches = Branches.of(branch_lengths, tokens, rotary.cos.device, dtype)
         if branches is not None:
             places = branch_places(branch_lengths, tokens).to(rotary.cos.device, non_blocking=True)
             return AttentionPlan(turning.at(places, tokens), causal=False, branches=branches)
 
-    new = keys = new_tokens(rotary.cos.device, tokens, past, cache, attention_mask, document_ids, branch_ids)
+    marks = (attention_mask, document_ids, branch_ids, branch_lengths)
+    new = keys = new_tokens(rotary.cos.device, tokens, past, cache, *marks)
     if cache is not None and past:
         keys = _with_held(cache, new)
-    visible = _visible(view, new, keys)
-    if branch_ids is not None:
-        visible = visible & sees_branch(branch_ids)
     longest = past + tokens
-    plan = AttentionPlan(turning.at(new.positions, longest), causal=False, visible=visible)
-    plan.mask = _mask(view, visible, dtype)
+    plan = AttentionPlan(turning.at(new.positions, longest), causal=False)
+    if flexible and cache is None:
+        plan.blocks = VisibleBlocks.of(as_queries(view, new), as_keys(view, keys), view.learned_rows)
+    else:
+        plan.visible = visible_pairs(as_queries(view, new), as_keys(view, keys))
+        plan.mask = _mask(view, plan.visible, dtype)
     if padded and new.documents is not None:
         plan.real, plan.positions = new.documents >= 0, new.positions
     if view.sinks_move(longest):
@@ -193,8 +194,9 @@ def new_tokens(
     attention_mask: Tensor | None,
     document_ids: Tensor | None,
     branch_ids: Tensor | None,
+    branch_lengths: Tensor | None = None,
 ) -> Tokens:
-    """The T new tokens: packed documents, padded texts, or plain ones."""
+    """The T new tokens: packed documents, padded texts, or plain ones. Arguments as in `plan_attention`."""
     index = torch.arange(past, past + tokens, device=device)
     if branch_ids is not None and document_ids is None:
         document_ids = torch.zeros_like(branch_ids)
@@ -202,9 +204,11 @@ def new_tokens(
         real = torch.ones_like(document_ids, dtype=torch.bool) if attention_mask is None else attention_mask.bool()
         if branch_ids is None:
             positions = _document_positions(document_ids, real)
+        elif branch_lengths is not None:
+            positions = branch_places(branch_lengths, tokens).to(device, non_blocking=True)
         else:
             positions = branch_positions(document_ids, branch_ids, real)
-        return Tokens(index, positions, document_ids.where(real, torch.full_like(document_ids, -1)))
+        return Tokens(index, positions, document_ids.where(real, torch.full_like(document_ids, -1)), branch_ids)
     if attention_mask is not None or (cache is not None and cache.real is not None):
         real, positions = _padded_positions(cache, attention_mask, tokens)
         return Tokens(index, positions, torch.where(real, 0, -1))
@@ -223,18 +227,6 @@ def _with_held(cache: KVCache, new: Tokens) -> Tokens:
         slots = cache.held_slots()
         positions, documents = cache.positions[:, slots], torch.where(cache.real[:, slots], 0, -1)
     return Tokens(index, torch.cat([positions, new.positions], 1), torch.cat([documents, new.documents], 1))
-
-
-def _visible(view: AttentionView, new: Tokens, keys: Tokens) -> Tensor:
-    """(1 or B, T, n) the rule, but for branches."""
-    distance = new.positions[:, :, None] - keys.positions[:, None]
-    # Padding shares one position, so the order of arrival decides as well.
-    visible = (distance >= 0) & (keys.arrival <= new.arrival[:, None])
-    if view.window is not None:
-        visible &= (distance < view.window) | (keys.positions[:, None] < view.kept_tokens)
-    if new.documents is not None and keys.documents is not None:
-        visible = visible & (new.documents[:, :, None] == keys.documents[:, None])
-    return visible
 
 
 def _mask(view: AttentionView, visible: Tensor, dtype: torch.dtype) -> Tensor:
@@ -289,9 +281,10 @@ def _document_positions(document_ids: Tensor, real: Tensor) -> Tensor:
     return (counted - 1 - before).clamp(min=0)
 
 
-def sees_branch(branch_ids: Tensor) -> Tensor:
-    """(B, T, T) whether a token's branch sees another's: the trunk, and itself."""
-    return (branch_ids[:, None] == 0) | (branch_ids[:, :, None] == branch_ids[:, None])
+def branches_seen(branch_ids: Tensor) -> Tensor:
+    """(B, T, T) whether a token's branch sees another's."""
+    found: Tensor = sees_branch(branch_ids[:, :, None], branch_ids[:, None])
+    return found
 
 
 def branch_places(branch_lengths: Tensor, tokens: int) -> Tensor:
@@ -309,6 +302,6 @@ def branch_positions(document_ids: Tensor, branch_ids: Tensor, real: Tensor) -> 
     """(B, T) position of every token when the branches of a document (B, T) all continue its trunk: how many real
     tokens it sees besides itself."""
     index = torch.arange(document_ids.shape[1], device=document_ids.device)
-    seen = (document_ids[:, None] == document_ids[:, :, None]) & sees_branch(branch_ids)
+    seen = (document_ids[:, None] == document_ids[:, :, None]) & branches_seen(branch_ids)
     seen = seen & (index <= index[:, None]) & real[:, None]
     return (seen.sum(-1) - real.long()).clamp(min=0)

@@ -18,7 +18,7 @@ from modern_llm.processes import alone
 from modern_llm.training.memory.compiled import kept_by_the_compiler
 from modern_llm.training.memory.ledger import Ledger
 from modern_llm.training.memory.simulation import simulated
-from modern_llm.training.runtime import Runtime
+from modern_llm.training.runtime import Runtime, attend_flexibly
 from modern_llm.training.settings import Hardware, TrainerSettings
 from modern_llm.training.trainer import Trainer
 
@@ -192,13 +192,15 @@ def plan_memory(
     """
     device = device_planned(hardware)
     precision = "fp32" if hardware.precision == "auto" else hardware.precision
-    here = replace(hardware, device="cpu", precision=precision, compile=False, sharding="none")
+    here = replace(hardware, device="cpu", precision=precision, compile=False, attention="sdpa", sharding="none")
     share = replace(trainer, batch_size=-(-trainer.batch_size // processes))
     on_gpu = device.type == "cuda"
     factor = _by_the_compiler(make, here, hardware, device) if on_gpu and hardware.compile else 1.0
     ledger = Ledger(512 if on_gpu else 64, factor)
     with alone(), torch.random.fork_rng(devices=[]), simulated(ledger, device):
         step = make(Runtime(here))
+        if hardware.attention == "flex":
+            attend_flexibly(step.model)
         rehearse(ledger, step, share, Runtime(here))
         plan = MemoryPlan(**ledger.peak, device=_CONTEXT_BYTES if on_gpu else 0.0)
         return _divided(plan, step.model, share.batch_size, hardware, processes)

@@ -23,6 +23,7 @@ from torch.overrides import TorchFunctionMode, _get_current_function_mode_stack
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map_only
 
+from modern_llm.models.attention.flexible import flexible_attention
 from modern_llm.models.kernels import Device, attention_route, compute_dtype, computing_as
 from modern_llm.training.memory.ledger import Ledger, note_result
 
@@ -140,6 +141,8 @@ class _Functions(TorchFunctionMode):
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
+        if func is flexible_attention:
+            return _Attention.apply(*args[:3], None, None)
         if args and isinstance(args[0], FakeTensor):
             if func is Tensor.tolist:
                 return np.zeros(args[0].shape).tolist()
@@ -199,7 +202,7 @@ class _Functions(TorchFunctionMode):
 
 
 class _Attention(torch.autograd.Function):
-    """What FlashAttention and the memory-efficient kernel keep: queries, keys, values, the mask, what they gave and one
+    """What FlashAttention, FlexAttention and the memory-efficient kernel keep: queries, keys, values, the mask, what they gave and one
     number per query and head."""
 
     @staticmethod
