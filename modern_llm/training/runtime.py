@@ -106,22 +106,22 @@ def attend_flexibly(model: nn.Module) -> None:
     Raises:
         ValueError: it cannot take all that the model has.
     """
-    way_out = "or use hardware.attention=sdpa."
+    found = ""
     if not isinstance(model, ModernDecoderLM):
-        raise ValueError(f"hardware.attention='flex': is for decoders of our own, not {type(model).__name__}. "
-                         "Use hardware.attention=sdpa.")  # fmt: skip
-    if model.config.attention or model.config.block:
+        found = f"is for decoders of this project, not for {type(model).__name__}. Use"
+    elif model.config.attention or model.config.block:
         key = "model.attention" if model.config.attention else "model.block"
-        raise ValueError(f"hardware.attention='flex': what {key} puts in places of attention reads masks. Leave it, "
-                         f"{way_out}")  # fmt: skip
-    if model.config.head_size < SMALLEST_HEAD:
-        raise ValueError(f"hardware.attention='flex': heads have {model.config.head_size} columns, and its kernels need "
-                         f"{SMALLEST_HEAD}. Lower model.n_heads or raise model.head_dim, {way_out}")  # fmt: skip
-    rate = max(getattr(module, "attention_dropout", 0.0) for module in model.modules())
-    if rate:
-        raise ValueError(f"hardware.attention='flex': has no dropout, and model.attention_dropout={rate}. Set it to 0, "
-                         f"{way_out}")  # fmt: skip
-    model.flexible_attention = True
+        found = f"what {key} puts in the place of attention reads masks. Leave it, or use"
+    elif model.config.head_size < SMALLEST_HEAD:
+        found = (
+            f"heads have {model.config.head_size} columns, and its kernels need {SMALLEST_HEAD}. Set "
+            f"model.head_dim={SMALLEST_HEAD} or more, or use"
+        )
+    elif rate := max(getattr(module, "attention_dropout", 0.0) for module in model.modules()):
+        found = f"has no dropout, and model.attention_dropout={rate}. Set it to 0, or use"
+    if found:
+        raise ValueError(f"hardware.attention='flex': {found} hardware.attention=sdpa.")
+    setattr(model, "flexible_attention", True)  # noqa: B010 - a Module types its attributes narrowly
 
 
 class Runtime:

@@ -166,7 +166,7 @@ class Hardware:
                 "must be at least 1",
                 "Raise it, or use null",
             )
-        require(self.attention == "sdpa" or self.compile, "hardware.attention", self.attention,
+        require(self.attention == "sdpa" or self.compile is not False, "hardware.attention", self.attention,
                 "is code of the compiler, uncompiled it would hold the scores of all pairs, and hardware.compile="
                 f"{self.compile}", "Use hardware.compile=true or hardware.attention=sdpa")  # fmt: skip
         require(self.attention == "sdpa" or self.device in ("auto", "cuda"), "hardware.attention", self.attention,

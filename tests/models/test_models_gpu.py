@@ -14,6 +14,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from modern_llm.models import ModernDecoderLM, MoEConfig, fused_loss
 from modern_llm.models.attention.layers import LayerPattern
+from modern_llm.models.attention.plan import plan_attention
 from modern_llm.models.attention.sinks import LearnableSinks, SinkLogits, StreamingSinks
 from modern_llm.models.decoding.generation import generate
 from modern_llm.models.fused_loss import linear_cross_entropy, linear_token_nll
@@ -125,6 +126,50 @@ def test_a_compiled_block_is_one_graph_and_computes_the_same(tiny, token_ids):
     for name, gradient in expected.items():
         scale = float(gradient.abs().max())
         torch.testing.assert_close(found[name], gradient, atol=1e-3 * scale + 1e-6, rtol=1e-2, msg=name)
+
+
+FLEXIBLE: dict[str, dict[str, Any]] = {
+    **WINDOWED,
+    "documents": {},
+    "cap": {"attention_softcap": 5.0},
+    "cap and window": {"attention_softcap": 5.0, "sliding_window": 40},
+}
+
+
+@pytest.mark.parametrize("tokens", [300, 384])
+@pytest.mark.parametrize("dynamic", [None, True])
+@pytest.mark.parametrize("settings", FLEXIBLE.values(), ids=FLEXIBLE)
+def test_compiled_flexible_attention_is_the_dense_mask(monkeypatch, tiny, token_ids, settings, dynamic, tokens):
+    """In bf16: both are as near to fp32 as its eight bits allow."""
+    monkeypatch.setattr(torch._dynamo.config, "specialize_float", True)
+    model = tiny(**settings, group_size=2, d_model=128, max_seq_len=400).cuda().train()
+    ids = token_ids(2, tokens).cuda()
+    more = {"document_ids": (torch.arange(tokens) // 90).expand(2, -1).cuda()}
+    exact = _gradients(model, ids, **more)
+    with torch.autocast("cuda", torch.bfloat16):
+        dense = _gradients(model, ids, **more)
+    model.flexible_attention = True
+    torch.compiler.reset()
+    for block in model.blocks:
+        block.compile(fullgraph=True, dynamic=dynamic)
+    with torch.autocast("cuda", torch.bfloat16):
+        found = _gradients(model, ids, **more)
+    for name, gradient in exact.items():
+        assert found[name].isfinite().all(), name
+        error, of_dense = ((t[name] - gradient).norm() / gradient.norm() for t in (found, dense))
+        assert error < 1.5 * of_dense + 0.01, name
+
+
+@torch.no_grad()
+def test_blocks_are_planned_without_waiting_for_the_device(tiny, token_ids):
+    model = tiny(sliding_window=40, d_model=128, max_seq_len=400).cuda()
+    documents = (torch.arange(300) // 90).expand(2, -1).cuda()
+    plan_attention(model.config.views[0], model.rotary, 300, None, documents, flexible=True)
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        plan_attention(model.config.views[0], model.rotary, 300, None, documents, flexible=True)
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
 
 
 @pytest.mark.parametrize("compiled", [False, True])

@@ -15,6 +15,7 @@ from made_models import byte_tokenizer
 from parts import PARTS
 from torch import nn
 from torch._dynamo.utils import counters
+from torch.nn.attention import flex_attention as of_torch
 
 from modern_llm.data.text.packing import PackedStream
 from modern_llm.data.text.tokens import TokenCorpus
@@ -28,7 +29,7 @@ from modern_llm.pretrained.causal import HuggingFaceCausalLM
 from modern_llm.training import runtime
 from modern_llm.training.callbacks import Callback
 from modern_llm.training.dropout import switch_off_dropout
-from modern_llm.training.runtime import Runtime
+from modern_llm.training.runtime import Runtime, attend_flexibly
 from modern_llm.training.settings import Hardware
 
 HARDWARE = Hardware(device="cpu", precision="fp32", num_threads=1, compile=True)
@@ -134,6 +135,32 @@ def test_a_run_compiles_each_kind_of_block_twice_at_most(
     assert compiled[:10] == [kinds] * 10
     assert compiled[10:] == [len(graphs)] * 30
     assert len(graphs) <= (2 if data is Lengths else 3) * kinds
+    assert not counters["graph_break"]
+
+
+@pytest.mark.filterwarnings("ignore:flex_attention called without torch.compile")
+@pytest.mark.parametrize("what", [True, "whole"])
+def test_flexible_attention_of_every_length_is_the_graphs_of_one(
+    monkeypatch: pytest.MonkeyPatch, what: bool | str, graphs: list[Any]
+) -> None:
+    """Rows that fill their blocks have graphs of their own, with nothing padded; other lengths share theirs, and their
+    blocks differ in number, documents in place, and batches in size."""
+    monkeypatch.setattr(of_torch, "_validate_device", lambda *tensors: None)  # it has no kernel for a CPU's gradients
+    monkeypatch.setattr(torch._dynamo.config, "specialize_float", True)
+    plain, net = (model(n_layers=3, d_model=64, sliding_window=50, max_seq_len=400).train() for _ in range(2))
+    attend_flexibly(net)
+    Runtime(replace(HARDWARE, compile=what)).prepare(net)
+    counters.clear()
+    kinds, found = 1 if what == "whole" else 2, []
+    for length, rows in ((300, 2), (20, 3), (390, 2), (130, 3), (128, 2), (384, 2)):
+        ids = torch.randint(1, 50, (rows, length), generator=torch.Generator().manual_seed(length))
+        batch = {"input_ids": ids, "labels": ids.roll(-1, 1), "document_ids": (ids == 7).long().cumsum(1)}
+        loss = LanguageModeling()(net, batch).loss_sum
+        loss.backward()
+        torch.testing.assert_close(loss, LanguageModeling()(plain, batch).loss_sum)
+        found.append(len(graphs))
+    assert found[:4] == [kinds] * 4
+    assert found[5] <= 3 * kinds
     assert not counters["graph_break"]
 
 

@@ -14,6 +14,10 @@ from torch.profiler import ProfilerActivity, profile
 
 from modern_llm.models import ModernDecoderLM, ModernLLMConfig, MoEConfig
 from modern_llm.models.branches.short_convolution import ShortConvolution
+from modern_llm.models.attention.layers import AttentionView
+from modern_llm.models.attention.plan import plan_attention
+from modern_llm.models.attention.rope import PlainRope
+from modern_llm.models.attention.rotary import Rotary
 from modern_llm.models.config import GQAConfig
 from modern_llm.models.embedding.normed import NormedEmbedding
 from modern_llm.models.feed_forward.kinds import ReLU2
@@ -237,6 +241,37 @@ def test_attention_keeps_what_cudas_kernels_keep() -> None:
     assert kept_by(card, lambda: attended(masked=False)) == rows + 2 * B * T * K * 2 * D
     # A mask asks for the memory-efficient kernel, which takes no grouped heads: they are repeated. It keeps the mask.
     assert kept_by(card, lambda: attended(masked=True)) == rows + 2 * B * T * H * 2 * D + 2 * T * T
+
+
+def test_flexible_attention_keeps_no_mask() -> None:
+    length = 256
+
+    def flexible() -> torch.Tensor:
+        q, k, v = (torch.randn(B, length, heads, D, requires_grad=True) for heads in (H, K, K))
+        documents = (torch.arange(length) // 100).expand(B, -1)
+        plan = plan_attention(AttentionView(50), Rotary(PlainRope(), D, length), length, None, documents, flexible=True)
+        assert plan.blocks is not None
+        return plan.blocks.attend(q, k, v, 1.0)
+
+    rows = B * length * H * (2 * 2 * D + 4)  # queries and what they get in 16 bits, and an fp32 number each
+    assert kept_by(Device("cuda", (8, 6)), flexible) == rows + 2 * B * length * K * 2 * D
+
+
+def test_a_step_with_flexible_attention_is_planned_without_masks() -> None:
+    config = ModernLLMConfig(**SIZES | {"max_seq_len": 1024, "sliding_window": 100, "gqa": GQAConfig(2)})
+
+    def make(_: Runtime) -> Step:
+        step = step_of(config, 1024)
+        documents = torch.arange(1024) // 300
+        return replace(step, batch=lambda rows: step.batch(rows) | {"document_ids": documents.expand(rows, -1)})
+
+    card = Hardware(device="cuda", precision="bf16", compile=True)
+    trainer = replace(SMALL, batch_size=4)
+    dense, flexible = (plan_memory(make, trainer, replace(card, attention=a)) for a in ("sdpa", "flex"))
+    mask = 4 * 1024**2 * 2  # in 16 bits, kept once for both layers
+    repeated = 2 * 2 * 4 * 1024 * 2 * 32 * 2  # keys and values of two heads more in two layers, which a mask asks for
+    assert dense.activations - flexible.activations == pytest.approx(1.7 * (mask + repeated), rel=1e-3)
+    assert dense.total - flexible.total == dense.activations - flexible.activations
 
 
 def test_a_norm_keeps_what_cudas_kernel_keeps() -> None:

@@ -30,7 +30,7 @@ class Tokens(NamedTuple):
 
     def map(self, fn: Callable[[Tensor], Any]) -> Tokens:
         """The same with every fact that there is changed."""
-        return Tokens(*(None if fact is None else fn(fact) for fact in self))
+        return Tokens(*[fact if fact is None else fn(fact) for fact in self])  # type: ignore[arg-type]
 
 
 def as_queries(view: AttentionView, tokens: Tokens) -> Tokens:
