@@ -207,6 +207,14 @@ def test_every_setting_is_read_somewhere() -> None:
         (["trainer.grad_clip=x"], r"trainer\.grad_clip='x': must be a number or null"),
         (["model.use_attention_sinks=3"], r"model\.use_attention_sinks=3: must be true or false"),
         (["task.samples.prompts=text"], r"task\.samples\.prompts='text': must be a list of a text"),
+        (
+            ["hardware.attention=flex"],
+            r"hardware\.attention='flex': .* hardware\.compile=False\. Use hardware\.compile=true",
+        ),
+        (
+            ["hardware=cpu", "hardware.compile=true", "hardware.attention=flex"],
+            r"hardware\.attention='flex': .* hardware\.device=cpu\. Use hardware\.attention=sdpa",
+        ),
         (["hardware.device=tpu"], r"hardware\.device='tpu': must be one of auto, cpu, cuda, mps"),
         (["model.rope.theta=0.5"], r"model\.rope\.theta=0\.5: must be above 1"),
         (

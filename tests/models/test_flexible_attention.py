@@ -1,5 +1,5 @@
-"""FlexAttention against the dense mask, and which blocks it visits. Uncompiled, on the CPU, it computes the rule for every
-pair; its kernels are compared in test_models_gpu.py."""
+"""FlexAttention against the dense mask, and which blocks it visits. Uncompiled, on the CPU, it computes the rule for
+every pair; its kernels are compared in test_models_gpu.py."""
 
 from __future__ import annotations
 

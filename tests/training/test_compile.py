@@ -143,24 +143,20 @@ def test_a_run_compiles_each_kind_of_block_twice_at_most(
 def test_flexible_attention_of_every_length_is_the_graphs_of_one(
     monkeypatch: pytest.MonkeyPatch, what: bool | str, graphs: list[Any]
 ) -> None:
-    """Rows that fill their blocks have graphs of their own, with nothing padded; other lengths share theirs, and their
-    blocks differ in number, documents in place, and batches in size."""
+    """Blocks differ in number, documents in place, batches in size."""
     monkeypatch.setattr(of_torch, "_validate_device", lambda *tensors: None)  # it has no kernel for a CPU's gradients
-    monkeypatch.setattr(torch._dynamo.config, "specialize_float", True)
     plain, net = (model(n_layers=3, d_model=64, sliding_window=50, max_seq_len=400).train() for _ in range(2))
     attend_flexibly(net)
     Runtime(replace(HARDWARE, compile=what)).prepare(net)
     counters.clear()
-    kinds, found = 1 if what == "whole" else 2, []
-    for length, rows in ((300, 2), (20, 3), (390, 2), (130, 3), (128, 2), (384, 2)):
+    for length, rows in ((300, 2), (20, 3), (390, 2)):
         ids = torch.randint(1, 50, (rows, length), generator=torch.Generator().manual_seed(length))
         batch = {"input_ids": ids, "labels": ids.roll(-1, 1), "document_ids": (ids == 7).long().cumsum(1)}
-        loss = LanguageModeling()(net, batch).loss_sum
-        loss.backward()
+        with torch._dynamo.config.patch(specialize_float=True):
+            loss = LanguageModeling()(net, batch).loss_sum
+            loss.backward()
         torch.testing.assert_close(loss, LanguageModeling()(plain, batch).loss_sum)
-        found.append(len(graphs))
-    assert found[:4] == [kinds] * 4
-    assert found[5] <= 3 * kinds
+        assert len(graphs) == (1 if what == "whole" else 2)  # the first block, and all others
     assert not counters["graph_break"]
 
 

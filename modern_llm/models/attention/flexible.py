@@ -24,9 +24,9 @@ _NEVER = 2**31 - 1  # order of arrival of padding behind the last key
 class VisibleBlocks:
     """Who sees whom in one forward pass, without a number for each pair of tokens.
 
-    Queries and keys are padded to whole blocks: with rows that do not fill the last one, gradients by `score_mod` and a
-    block mask were seen to become NaN (pytorch#153799). A query behind the last is one more of the last; a key behind the
-    last is seen by none.
+    Queries and keys are padded to whole blocks: with rows that do not fill the last one, gradients through `score_mod`
+    and a block mask were seen to become NaN (pytorch#153799). A query behind the last is one more of the last; a key
+    behind the last is seen by none.
 
     Attributes:
         query, key: the tokens as the rule sees them.

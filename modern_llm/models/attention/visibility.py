@@ -109,8 +109,8 @@ class Span:
 
 
 def visible_blocks(query: Tokens, key: Tokens, size: int) -> Verdict:
-    """(1 or B, T / size, n / size) the rule for all pairs of blocks of `size` queries and keys, from T + n numbers: some
-    pair of a block may be visible, and every pair certainly is."""
+    """(1 or B, T / size, n / size) the rule for all pairs of blocks of `size` queries and keys, from T + n numbers:
+    whether some pair of a block may be visible, and whether every pair certainly is."""
 
     def bounded(fact: Tensor, place: tuple[Any, ...]) -> Span | Verdict:
         blocks = fact.unflatten(-1, (-1, size))

@@ -202,8 +202,8 @@ class _Functions(TorchFunctionMode):
 
 
 class _Attention(torch.autograd.Function):
-    """What FlashAttention, FlexAttention and the memory-efficient kernel keep: queries, keys, values, the mask, what they
-    gave and one number per query and head."""
+    """What FlashAttention, FlexAttention and the memory-efficient kernel keep: queries, keys, values, the mask, what
+    they gave and one number per query and head."""
 
     @staticmethod
     def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, ledger: Ledger | None) -> Tensor:
