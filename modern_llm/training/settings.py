@@ -120,7 +120,7 @@ class Hardware:
         attention: sdpa, torch's fused kernels, which take a mask as a number for every pair of tokens; or flex, where a
             decoder of ours leaves what has windows, documents, padding, branches or a cap on its scores to
             FlexAttention (Dong et al. 2024, arXiv 2412.05496): no such mask is held, and blocks of 128 x 128 tokens in
-            which nothing is visible cost nothing. It needs `compile` and CUDA, is for training and evaluation without a
+            which nothing is visible cost nothing. It needs `compile=true` and CUDA, is for training and evaluation without a
             cache, and has not been timed on a card here.
         sharding: what several processes divide among them besides the batch: none; optimizer, the state of the
             optimiser and its work (Rajbhandari et al. 2020, arXiv 1910.02054, stage 1); or full, weights and gradients
@@ -166,9 +166,10 @@ class Hardware:
                 "must be at least 1",
                 "Raise it, or use null",
             )
-        require(self.attention == "sdpa" or self.compile is not False, "hardware.attention", self.attention,
-                "is code of the compiler, uncompiled it would hold the scores of all pairs, and hardware.compile="
-                f"{self.compile}", "Use hardware.compile=true or hardware.attention=sdpa")  # fmt: skip
+        # As one graph with the blocks, torch 2.13 cannot compile how blocks of many lengths are found (CantSplit).
+        require(self.attention == "sdpa" or self.compile is True, "hardware.attention", self.attention,
+                f"needs blocks that are compiled one by one, and hardware.compile={self.compile}",
+                "Use hardware.compile=true or hardware.attention=sdpa")  # fmt: skip
         require(self.attention == "sdpa" or self.device in ("auto", "cuda"), "hardware.attention", self.attention,
                 f"has a backward pass on CUDA alone, and hardware.device={self.device}",
                 "Use hardware.attention=sdpa")  # fmt: skip
