@@ -208,6 +208,10 @@ def test_every_setting_is_read_somewhere() -> None:
         (["model.use_attention_sinks=3"], r"model\.use_attention_sinks=3: must be true or false"),
         (["task.samples.prompts=text"], r"task\.samples\.prompts='text': must be a list of a text"),
         (
+            ["hardware.compile=whole", "hardware.attention=flex"],
+            r"hardware\.attention='flex': .* hardware\.compile=whole\. Use hardware\.compile=true",
+        ),
+        (
             ["hardware.attention=flex"],
             r"hardware\.attention='flex': .* hardware\.compile=False\. Use hardware\.compile=true",
         ),
