@@ -120,8 +120,8 @@ class Hardware:
         attention: sdpa, torch's fused kernels, which take a mask as a number for every pair of tokens; or flex, where a
             decoder of ours leaves what has windows, documents, padding, branches or a cap on its scores to
             FlexAttention (Dong et al. 2024, arXiv 2412.05496): no such mask is held, and blocks of 128 x 128 tokens in
-            which nothing is visible cost nothing. It needs `compile=true` and CUDA, is for training and evaluation without
-            a cache, and has not been timed on a card here.
+            which nothing is visible cost nothing. It needs `compile=true` and CUDA, is for training and evaluation
+            without a cache, and has not been timed on a card here.
         sharding: what several processes divide among them besides the batch: none; optimizer, the state of the
             optimiser and its work (Rajbhandari et al. 2020, arXiv 1910.02054, stage 1); or full, weights and gradients
             as well (stage 3).
