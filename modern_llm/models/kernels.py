@@ -137,7 +137,7 @@ def fused_attention(
     Args:
         q: (B, T, H, D).
         k, v: (B, n, Hkv, D), Hkv a divisor of H.
-        mask: additive, broadcast against (B, H, T, n); None: none.
+        mask: additive, broadcast against (B, H, T, n), the same for all heads; None: none.
         causal: query i sees keys 0 to i alone; not with a mask.
         dropout: on the softmax.
 
@@ -145,6 +145,9 @@ def fused_attention(
         (B, T, H, D).
     """
     H, grouped = q.shape[2], q.shape[2] != k.shape[2]
+    if grouped and not causal and q.shape[1] == 1:
+        out = fused_attention(_heads_as_tokens(q, k.shape[2]), k, v, mask, False, scale, dropout)
+        return _tokens_as_heads(out, 1)
     if grouped and attention_route(mask is not None, True, compute_dtype(q), device_of(q)).repeat_heads:
         k, v = (t.repeat_interleave(H // t.shape[2], dim=2) for t in (k, v))
         grouped = False
@@ -152,6 +155,17 @@ def fused_attention(
     mask = None if mask is None else mask.to(q.dtype)
     out = F.scaled_dot_product_attention(q, k, v, mask, dropout, causal, scale=scale, enable_gqa=grouped)
     return out.transpose(1, 2)
+
+
+def _heads_as_tokens(q: Tensor, groups: int) -> Tensor:
+    """(B, T, H, D) queries as (B, T G, Hkv, D): the G heads that share keys are so many queries to them, where all T
+    tokens see the same keys. A kernel then reads each key once, and multiplies it with G T queries at a time."""
+    return q.unflatten(2, (groups, -1)).transpose(2, 3).flatten(1, 2)
+
+
+def _tokens_as_heads(x: Tensor, tokens: int) -> Tensor:
+    """(B, T G, Hkv, ...) as (B, T, H, ...): what `_heads_as_tokens` does, undone."""
+    return x.unflatten(1, (tokens, -1)).transpose(2, 3).flatten(2, 3)
 
 
 # -- products and norms ----------------------------------------------------------------------------------------------

@@ -92,6 +92,25 @@ def test_attention_equals_a_plain_softmax(monkeypatch, repeat, masked):
     torch.testing.assert_close(got, torch.einsum("bhtn,bnhd->bthd", chance, v[:, :, head_of]))
 
 
+@pytest.mark.parametrize("masked", [False, True])
+def test_one_token_reads_its_keys_once_for_all_heads_that_share_them(masked):
+    """The kernel is given no more key heads than there are, and their query heads as tokens; same numbers."""
+    random = torch.Generator().manual_seed(0)
+    q = torch.randn(2, 1, 6, 8, generator=random, dtype=torch.float64)
+    k, v = (torch.randn(2, 5, 2, 8, generator=random, dtype=torch.float64) for _ in range(2))
+    visible = torch.tensor([[False, True, True, True, True], [True] * 5]) if masked else torch.ones(2, 5).bool()
+    mask = additive_mask(visible[:, None, None], torch.float64) if masked else None
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], record_shapes=True) as watched:
+        got = fused_attention(q, k, v, mask, False, 0.3)
+    shapes = [event.input_shapes[0] for event in watched.events() or [] if "scaled_dot_product" in event.name]
+    assert shapes
+    assert all(shape == [2, 2, 3, 8] for shape in shapes)  # (B, Hkv, G, D)
+    head_of = torch.arange(6) // 3
+    scores = torch.einsum("bthd,bnhd->bhtn", q, k[:, :, head_of]) * 0.3
+    chance = scores.masked_fill(~visible[:, None, None], -torch.inf).softmax(-1)
+    torch.testing.assert_close(got, torch.einsum("bhtn,bnhd->bthd", chance, v[:, :, head_of]))
+
+
 def test_rows_of_a_mask_are_aligned_where_the_kernel_wants_it(monkeypatch):
     visible = torch.rand(2, 1, 3, 13, generator=torch.Generator().manual_seed(0)) > 0.5
     monkeypatch.setattr("modern_llm.models.kernels.attention_route", lambda *facts: REPEATED)
