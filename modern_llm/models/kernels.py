@@ -157,6 +157,35 @@ def fused_attention(
     return out.transpose(1, 2)
 
 
+def attention_with_lse(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, scale: float) -> tuple[Tensor, Tensor]:
+    """`fused_attention` of queries that all see the same keys, and the logarithm of the sum under each softmax.
+
+    Without gradients. A CPU's fused kernel gives both, in 0.6 to 1.3 of the time of two products (measured in fp32 and
+    bf16); the kernels of other devices read one query at a time badly or take no mask, and two products do.
+
+    Args:
+        q: (B, T, H, D).
+        k, v: (B, n, Hkv, D), Hkv a divisor of H.
+        mask: (1 or B, 1, 1, n) additive, or None; some key of each row is seen.
+        scale: of the scores.
+
+    Returns:
+        (B, T, H, D), and (B, T, H) in fp32 at least.
+    """
+    T = q.shape[1]
+    q, k, v = (t.transpose(1, 2) for t in (_heads_as_tokens(q, k.shape[2]), k, v))  # (B, Hkv, T G, D)
+    if device_of(q).type == "cpu":
+        mask = None if mask is None else mask.to(q.dtype)
+        out, lse = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(q, k, v, attn_mask=mask, scale=scale)
+    else:
+        scores = torch.matmul(q, k.transpose(2, 3))
+        scores = scores.to(torch.promote_types(scores.dtype, torch.float32)).mul_(scale)
+        scores = scores if mask is None else scores.add_(mask)
+        lse = scores.logsumexp(-1)
+        out = torch.matmul(scores.sub_(lse[..., None]).exp_().to(v.dtype), v)
+    return _tokens_as_heads(out.transpose(1, 2), T), _tokens_as_heads(lse.transpose(1, 2), T)
+
+
 def _heads_as_tokens(q: Tensor, groups: int) -> Tensor:
     """(B, T, H, D) queries as (B, T G, Hkv, D): the G heads that share keys are so many queries to them, where all T
     tokens see the same keys. A kernel then reads each key once, and multiplies it with G T queries at a time."""

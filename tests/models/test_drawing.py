@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import pytest
 import torch
 
 from modern_llm.models import generate
+from modern_llm.models.attention.rope import NoRope
+from modern_llm.models.attention.sinks import LearnableSinks, SinkLogits
 from modern_llm.models.decoding.drawing import draw
 from modern_llm.models.decoding.sampling import Sampling
 
@@ -27,18 +30,25 @@ class Letters:
 
 
 PROMPTS = [[3, 9, 4, 11, 2], [5, 1], [8, 8, 30, 12, 6, 1, 2]]
-MODELS = [{}, {"use_attention_sinks": True}]
+MODELS: list[dict[str, Any]] = [
+    {},
+    {"use_attention_sinks": True},
+    {"group_size": 2, "attention_softcap": 20.0},
+    {"group_size": 4, "use_attention_sinks": True, "sinks": LearnableSinks(window=40, num_sinks=2)},
+    {"group_size": 2, "use_attention_sinks": True, "sinks": SinkLogits(window=8)},
+    {"group_size": 2, "rope": NoRope()},
+]
 
 
 @pytest.mark.parametrize("options", MODELS)
-@pytest.mark.parametrize("prompts", [PROMPTS, [PROMPTS[0]], [[4], [5, 6]]])
-def test_each_answer_is_the_one_that_its_seed_draws_alone(tiny, options, prompts) -> None:
+@pytest.mark.parametrize(("prompts", "n"), [(PROMPTS, 4), ([PROMPTS[0]], 4), ([[4], [5, 6]], 4), (PROMPTS, 1)])
+def test_each_answer_is_the_one_that_its_seed_draws_alone(tiny, options, prompts, n) -> None:
     model = tiny(max_seq_len=64, **options).eval()
-    seeds = list(range(100, 100 + 4 * len(prompts)))
-    drawn = draw(model, Letters(), prompts, 4, max_new_tokens=12, sampling=SAMPLING, seeds=seeds)
+    seeds = list(range(100, 100 + n * len(prompts)))
+    drawn = draw(model, Letters(), prompts, n, max_new_tokens=12, sampling=SAMPLING, seeds=seeds)
     ended = 0
     for prompt, answers in zip(prompts, drawn, strict=True):
-        assert len(answers) == 4
+        assert len(answers) == n
         for answer in answers:
             (alone,) = generate(model, torch.tensor([prompt]), max_new_tokens=12, sampling=SAMPLING,
                                 seed=seeds.pop(0), eos_id=7)  # fmt: skip
@@ -53,7 +63,7 @@ def test_each_answer_is_the_one_that_its_seed_draws_alone(tiny, options, prompts
             torch.testing.assert_close(torch.tensor(answer.log_probs), known, rtol=0, atol=1e-5)
             entropy = torch.distributions.Categorical(logits=chance).entropy()
             torch.testing.assert_close(torch.tensor(answer.entropies), entropy, rtol=0, atol=1e-5)
-    if len(prompts) == 3:
+    if n * len(prompts) == 12:
         assert ended
 
 

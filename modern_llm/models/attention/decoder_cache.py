@@ -106,6 +106,20 @@ class DecoderCache:
         self.last = {name: last[rows] for name, last in self.last.items()}
         return True
 
+    def share(self, owners: Sequence[int]) -> bool:
+        """Hold a text for each of the owners (B,), which goes on from the one of that number that is held now: those
+        are held once. What follows comes one token at a time. False: this cache cannot, and holds what it held. A ring
+        cannot, whose first tokens leave it one by one, nor can what has no log-sum-exp: capped scores, and the parts of
+        others."""
+        config = self.parts[0].config
+        if config.attention_softcap is not None or config.attention or config.block or not self.joins:
+            return False
+        for part in self.parts:
+            part.share(owners)
+        rows = torch.tensor(owners, device=self.parts[0]._keys[0].device)
+        self.last = {name: last[rows] for name, last in self.last.items()}
+        return True
+
     @property
     def joins(self) -> bool:
         """Whether `join` is possible: nothing is evicted."""

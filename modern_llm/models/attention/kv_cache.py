@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
 from modern_llm.models.attention.joining import at_the_end, joined_marks, joined_states
 from modern_llm.models.attention.layers import AttentionView
 from modern_llm.models.attention.rotary import Rotation, rotate
+from modern_llm.models.attention.trunks import Trunks
 from modern_llm.models.config import ModernLLMConfig
 
 
@@ -30,6 +33,7 @@ class KVCache:
         positions: (B, C) position of every slot's token in its text, or None where no text is padded.
         real: (B, C) False at padding, or None where no text is padded.
         real_tokens: (B, 1) tokens seen so far without padding, or None where no text is padded.
+        trunks: what several texts go on from, which is held once, in front of what each has of its own; None: nothing.
 
     Raises:
         ValueError: unbounded, and the model has no window.
@@ -56,21 +60,29 @@ class KVCache:
                 "max_tokens=None: an unbounded stream needs a model with an attention window. "
                 "Set model.use_attention_sinks=true, or give a number of tokens."
             )
-        # (B, C, Hkv, D), in memory with the tokens of one head side by side, as attention reads them.
-        shape = (batch_size, config.n_kv_heads, self.capacity, config.head_size)
-        self._keys, self._values = (
-            [torch.empty(shape, dtype=dtype, device=device).transpose(1, 2) for _ in layers] for _ in range(2)
-        )
+        self._keys, self._values = self._memory(batch_size, self.capacity, dtype, device)
         # Kept keys at their own positions: in `_keys` they turn with the window.
         self._kept_keys: list[Tensor | None] = [None] * len(layers)
         self.length = 0
         self.positions: Tensor | None = None
         self.real: Tensor | None = None
         self.real_tokens: Tensor | None = None
+        self.trunks: Trunks | None = None
         self.reversible, self._last_pass = False, 0
         # What the last pass took the place of in a ring: the tokens that came, and by layer what lay in their slots.
         self._arrived: list[int] = []
         self._replaced: dict[int, tuple[Tensor, Tensor]] = {}
+
+    def _memory(self, rows: int, tokens: int, dtype: torch.dtype, device: torch.device) -> list[list[Tensor]]:
+        """For keys and for values of each layer (B, C, Hkv, D), in memory with the tokens of one head side by side, as
+        attention reads them."""
+        shape = (rows, self.config.n_kv_heads, tokens, self.config.head_size)
+        return [[torch.empty(shape, dtype=dtype, device=device).transpose(1, 2) for _ in self.layers] for _ in "kv"]
+
+    @property
+    def shared(self) -> int:
+        """Tokens that lie in `trunks`."""
+        return 0 if self.trunks is None else self.trunks.length
 
     def _slot(self, position: int) -> int:
         if not self.ring or position < self.kept:
@@ -102,7 +114,7 @@ class KVCache:
 
         Returns:
             Keys and values of all tokens that were held and of the new ones, (B, n, Hkv, D) each: oldest first, or, for
-            one token, which sees them all, as they lie.
+            one token, which sees them all, as they lie. What lies in `trunks` is not among them.
 
         Raises:
             ValueError: a full cache has no room for them.
@@ -110,7 +122,7 @@ class KVCache:
         start, stop = self.length, self.length + keys.shape[1]
         if not self.ring:
             self._write(layer, keys, values)
-            return self._keys[layer][:, :stop], self._values[layer][:, :stop]
+            return self._keys[layer][:, : stop - self.shared], self._values[layer][:, : stop - self.shared]
         if start and stop - start == 1:
             self._write(layer, keys, values)
             kept = self._kept_keys[layer]
@@ -133,8 +145,8 @@ class KVCache:
                 raise ValueError(
                     f"the cache holds {self.capacity} tokens and was given {stop}. Ask new_cache for more max_tokens."
                 )
-            self._keys[layer][:, start:stop] = keys
-            self._values[layer][:, start:stop] = values
+            own = slice(start - self.shared, stop - self.shared)
+            self._keys[layer][:, own], self._values[layer][:, own] = keys, values
             return
         if self.reversible and stop - start > 1:
             self._set_aside(layer, start, stop)
@@ -215,11 +227,30 @@ class KVCache:
         copy.length = self.length
         return copy
 
+    def share(self, owners: Sequence[int]) -> None:
+        """Hold a text for each of the owners (B,), which goes on from the one of that number that is held now: those
+        become `trunks`. Not for a ring; what follows comes one token at a time."""
+        keys, values = (
+            [t.transpose(1, 2)[:, :, : self.length].contiguous().transpose(1, 2) for t in held]
+            for held in (self._keys, self._values)
+        )
+        real = None if self.real is None else self.real[:, : self.length]
+        self.trunks = Trunks(dict(zip(self.layers, keys, strict=True)), dict(zip(self.layers, values, strict=True)),
+                             real, owners)  # fmt: skip
+        dtype, device, room = keys[0].dtype, keys[0].device, self.capacity - self.length
+        self._keys, self._values = self._memory(len(owners), room, dtype, device)
+        self._keep_marks(torch.tensor(owners, device=device))
+
     def keep(self, rows: Tensor) -> None:
         """Hold the texts of the rows (n,) alone, each as often as it is named."""
         for held in (self._keys, self._values):
             held[:] = [tensor.transpose(1, 2)[rows].transpose(1, 2) for tensor in held]
         self._kept_keys = [None if kept is None else kept[rows] for kept in self._kept_keys]
+        self._keep_marks(rows)
+        if self.trunks is not None:
+            self.trunks.keep(rows.tolist())
+
+    def _keep_marks(self, rows: Tensor) -> None:
         self.positions, self.real, self.real_tokens = (
             None if marks is None else marks[rows] for marks in (self.positions, self.real, self.real_tokens)
         )

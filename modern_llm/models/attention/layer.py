@@ -63,7 +63,9 @@ class Attention(nn.Module):
             # kernel applies.
             q = F.pad(q, (0, 0, 0, 0, k.shape[1] - T, 0))
         dropout = self.attention_dropout if self.training else 0.0
-        if plan.branches is not None:
+        if plan.trunks is not None:
+            out = plan.trunks.attend(self.layer, q, k, v, plan.mask, self.scale)
+        elif plan.branches is not None:
             out = plan.branches.attend(q, k, v, self.scale, dropout)
         elif plan.blocks is not None:
             out = plan.blocks.attend(q, k, v, self.scale, self.softcap)

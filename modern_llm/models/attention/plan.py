@@ -20,6 +20,7 @@ from modern_llm.models.attention.flexible import VisibleBlocks
 from modern_llm.models.attention.kv_cache import KVCache
 from modern_llm.models.attention.layers import AttentionView
 from modern_llm.models.attention.rotary import NoRotation, Rotary, Rotation
+from modern_llm.models.attention.trunks import Trunks
 from modern_llm.models.attention.visibility import Tokens, as_keys, as_queries, sees_branch, visible_pairs
 from modern_llm.models.kernels import additive_mask
 
@@ -45,6 +46,7 @@ class AttentionPlan:
         real, positions: (B, T) of the new tokens where a text is padded, for the cache.
         branches: computes attention instead of a mask, where branches stand behind their trunks.
         blocks: likewise, by FlexAttention; there is no `visible` then.
+        trunks: compute attention to what a cache holds once for several texts; mask is for the other keys then.
     """
 
     rotation: Rotation | None
@@ -57,6 +59,7 @@ class AttentionPlan:
     positions: Tensor | None = None
     branches: Branches | None = None
     blocks: VisibleBlocks | None = None
+    trunks: Trunks | None = None
 
 
 def plan_attention(
@@ -168,7 +171,8 @@ def _plan_decoding(
     moves = view.sinks_move(past + 1)
     if attention_mask is None and cache.real is None:
         turn = rotary.span(past - last_place, past - last_place + 1) if moves else None
-        return AttentionPlan(rotary.span(past, past + 1), causal=False, sink_turn=rotary.without_factor(turn))
+        turn = rotary.without_factor(turn)
+        return AttentionPlan(rotary.span(past, past + 1), causal=False, sink_turn=turn, trunks=cache.trunks)
     real, positions = _padded_positions(cache, attention_mask, 1)
     visible = cache.real_with_next(real) == real  # (B, n): padding is seen by padding alone
     turn = rotary.at((positions - last_place).clamp(min=0), past + 1) if moves else None
@@ -176,10 +180,11 @@ def _plan_decoding(
         rotary.at(positions, past + 1),
         causal=False,
         visible=visible[:, None],
-        mask=_mask(view, visible[:, None], dtype),
+        mask=_mask(view, visible[:, None, cache.shared :], dtype),
         sink_turn=rotary.without_factor(turn),
         real=real,
         positions=positions,
+        trunks=cache.trunks,
     )
 
 

@@ -68,8 +68,8 @@ def draw(
     stop: Sequence[str] = (),
     seeds: Sequence[int],
 ) -> list[list[Drawn]]:
-    """n answers to each of P prompts. Every prompt is computed once; all P x n answers are written in one batch, which
-    those that have ended leave.
+    """n answers to each of P prompts. Every prompt is computed once and, where the cache can share it, held and read
+    once; all P x n answers are written in one batch, which those that have ended leave.
 
     Args:
         model: in evaluation mode.
@@ -94,7 +94,9 @@ def draw(
         before = real[:, :-1]
         held = model.new_cache(len(prompts), longest + max_new_tokens)
         model.hidden_states(padded[:, :-1], attention_mask=None if bool(before.all()) else before, cache=held)
-        if held.keep(owners):
+        # A compiled step reads keys and values where they lie.
+        shared = n > 1 and not sampling.compile and hasattr(held, "share") and held.share(owners.tolist())
+        if shared or held.keep(owners):
             cache, given, mask = held, padded[owners, -1:], real[owners, -1:]
     thoughts = _Thoughts()
     closed: set[int] = set()

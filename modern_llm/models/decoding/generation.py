@@ -89,6 +89,14 @@ class Prefix(NamedTuple):
         """A cache for `batch_size` texts that begin with it and then have `max_tokens` tokens each."""
         return self.cache.repeated(batch_size, len(self.ids) + max_tokens)
 
+    def shared(self, batch_size: int, max_tokens: int) -> Any:
+        """Likewise, for texts that come one token at a time: they share it where its cache can."""
+        if batch_size > 1 and hasattr(self.cache, "share"):
+            cache = self.repeated(1, max_tokens)
+            if cache.share([0] * batch_size):
+                return cache
+        return self.repeated(batch_size, max_tokens)
+
 
 def prefilled(model: CausalLM, ids: Sequence[int]) -> Prefix:
     """One text as the prefix of others that begin with it."""
@@ -164,7 +172,8 @@ def stream_tokens(
             in_front = 0 if prefix is None else len(prefix.ids)
             room = fixed_capacity(in_front + room) - in_front
         if prefix is not None:
-            cache, known = prefix.repeated(B, room or 0), prefix.ids
+            repeated = prefix.shared if T == 1 and not sampling.compile else prefix.repeated
+            cache, known = repeated(B, room or 0), prefix.ids
         if sampling.repetition_penalty != 1:
             occurred = torch.zeros(B, len(head.weight), dtype=torch.bool, device=device).scatter_(1, input_ids, True)
             if attention_mask is not None:  # the padding id counts only where it is a real token
