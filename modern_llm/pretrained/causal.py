@@ -193,7 +193,7 @@ class HuggingFaceCausalLM(HuggingFaceBody):
         with (
             self.compiled_unless(cache is not None),
             masks_as_given(input_ids.device),
-            attention_by(branches, self.model.config),
+            attention_by(branches, cache, self.model.config),
         ):
             output = self.body(input_ids=input_ids, use_cache=cache is not None, return_dict=True, **given)
         return HiddenStates(output.last_hidden_state)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -9,6 +10,7 @@ from torch import Tensor
 from transformers.cache_utils import Cache, DynamicCache, DynamicLayer, EncoderDecoderCache
 
 from modern_llm.models.attention.joining import at_the_end, joined_marks, joined_states
+from modern_llm.models.attention.trunks import Trunks
 from modern_llm.models.kernels import compute_dtype
 
 
@@ -18,12 +20,14 @@ class _Layer(DynamicLayer):
     def __init__(self, max_tokens: int) -> None:
         super().__init__()
         self.max_tokens, self.length = max_tokens, 0
+        self.shared = 0  # tokens of `length` that lie in trunks
 
     def _write(self, keys: Tensor, values: Tensor, batch_size: int) -> tuple[Tensor, Tensor]:
-        """Store (B, H, T, D) behind what is held, in memory for `batch_size` texts; returns all that is held then."""
+        """Store (B, H, T, D) behind what is held, in memory for `batch_size` texts; returns all that is held then, but
+        for what lies in trunks."""
         if self.keys is None or self.values is None:
             self.dtype, self.device = keys.dtype, keys.device
-            shapes = [(batch_size, t.shape[1], self.max_tokens, t.shape[3]) for t in (keys, values)]
+            shapes = [(batch_size, t.shape[1], self.max_tokens - self.shared, t.shape[3]) for t in (keys, values)]
             self.keys, self.values = keys.new_empty(shapes[0]), values.new_empty(shapes[1])
             self.is_initialized = True
         start, stop = self.length, self.length + keys.shape[2]
@@ -31,9 +35,18 @@ class _Layer(DynamicLayer):
             raise ValueError(
                 f"the cache holds {self.max_tokens} tokens and was given {stop}. Ask new_cache for more max_tokens."
             )
-        self.keys[:, :, start:stop], self.values[:, :, start:stop] = keys, values
+        own = slice(start - self.shared, stop - self.shared)
+        self.keys[:, :, own], self.values[:, :, own] = keys, values
         self.length = stop
-        return self.keys[:, :, :stop], self.values[:, :, :stop]
+        return self.keys[:, :, : own.stop], self.values[:, :, : own.stop]
+
+    def shared_states(self) -> tuple[Tensor, Tensor]:
+        """Keys and values (B, L, H, D) of all tokens, which are no longer held here."""
+        assert self.keys is not None
+        assert self.values is not None
+        states = [t[:, :, : self.length].contiguous().transpose(1, 2) for t in (self.keys, self.values)]
+        self.shared, self.keys, self.values = self.length, None, None
+        return states[0], states[1]
 
     def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
         # What autocast would make of all that is held in every step, made once.
@@ -64,6 +77,8 @@ class HuggingFaceCache:
     Attributes:
         length: tokens seen so far, padding included.
         real: (B, length) False at padding, or None where no text is padded.
+        trunks: what several texts go on from, which is held once, in front of what each has of its own; None: nothing.
+        attended: layers whose attention to it is computed here, and not by `transformers`.
 
     Raises:
         ValueError: unbounded.
@@ -75,6 +90,8 @@ class HuggingFaceCache:
         self.layers = [_Layer(max_tokens) for _ in range(n_layers)]
         self.states = Cache(layers=list(self.layers))
         self.real: Tensor | None = None
+        self.trunks: Trunks | None = None
+        self.attended: set[int] = set()
 
     @property
     def length(self) -> int:
@@ -93,8 +110,23 @@ class HuggingFaceCache:
         self.real = torch.cat([old, new], dim=1)
         return self.real
 
+    def share(self, owners: Sequence[int]) -> bool:
+        """Hold a text for each of the owners (B,), which goes on from the one of that number that is held now: those
+        are held once. What follows comes one token at a time. False: this cache cannot, and holds what it held: the
+        model, as its passes have shown, computes the attention of some layer in its own way."""
+        if self.attended != set(range(len(self.layers))):
+            return False
+        states = dict(enumerate(layer.shared_states() for layer in self.layers))
+        keys, values = ({number: pair[i] for number, pair in states.items()} for i in range(2))
+        self.trunks = Trunks(keys, values, self.real, owners)
+        if self.real is not None:
+            self.real = self.real[torch.tensor(owners, device=self.real.device)]
+        return True
+
     def keep(self, rows: Tensor) -> bool:
         """Hold the texts of the rows (n,) alone, each as often as it is named; always possible here."""
+        if self.trunks is not None:
+            self.trunks.keep(rows.tolist())
         for layer in self.layers:
             if layer.keys is not None and layer.values is not None:
                 layer.keys, layer.values = layer.keys[rows], layer.values[rows]
@@ -138,6 +170,7 @@ class HuggingFaceCache:
         copy.layers = [layer.repeated(batch_size, max_tokens) for layer in self.layers]
         copy.states = Cache(layers=list(copy.layers))
         copy.real = None if self.real is None else self.real.repeat(batch_size, 1)
+        copy.attended = set(self.attended)
         return copy
 
 
