@@ -11,7 +11,7 @@ from transformers.cache_utils import Cache, DynamicCache, DynamicLayer, EncoderD
 
 from modern_llm.models.attention.joining import at_the_end, joined_marks, joined_states
 from modern_llm.models.attention.trunks import Trunks
-from modern_llm.models.kernels import compute_dtype
+from modern_llm.models.kernels import compute_dtype, device_of, shares_keys
 
 
 class _Layer(DynamicLayer):
@@ -112,13 +112,18 @@ class HuggingFaceCache:
 
     def share(self, owners: Sequence[int]) -> bool:
         """Hold a text for each of the owners (B,), which goes on from the one of that number that is held now: those
-        are held once. What follows comes one token at a time. False: this cache cannot, and holds what it held: the
-        model, as its passes have shown, computes the attention of some layer in its own way."""
-        if self.attended != set(range(len(self.layers))):
+        are held once. What follows comes one token at a time. False: it does not pay, or this cache cannot, because
+        the model, as its passes have shown, computes the attention of some layer in its own way; it holds what it
+        held."""
+        keys = self.layers[0].keys
+        if keys is None or self.attended != set(range(len(self.layers))):
+            return False
+        copies = (len(owners) - len(keys)) * self.length
+        if not shares_keys(copies * keys.shape[1] * keys.shape[3], device_of(keys)):
             return False
         states = dict(enumerate(layer.shared_states() for layer in self.layers))
-        keys, values = ({number: pair[i] for number, pair in states.items()} for i in range(2))
-        self.trunks = Trunks(keys, values, self.real, owners)
+        of_keys, of_values = ({number: pair[i] for number, pair in states.items()} for i in range(2))
+        self.trunks = Trunks(of_keys, of_values, self.real, owners)
         if self.real is not None:
             self.real = self.real[torch.tensor(owners, device=self.real.device)]
         return True

@@ -40,6 +40,11 @@ MODELS: list[dict[str, Any]] = [
 ]
 
 
+@pytest.fixture(autouse=True)
+def _shared_however_short(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("modern_llm.models.kernels._FEWEST_SHARED", 0)
+
+
 @pytest.mark.parametrize("options", MODELS)
 @pytest.mark.parametrize(("prompts", "n"), [(PROMPTS, 4), ([PROMPTS[0]], 4), ([[4], [5, 6]], 4), (PROMPTS, 1)])
 def test_each_answer_is_the_one_that_its_seed_draws_alone(tiny, options, prompts, n) -> None:

@@ -16,6 +16,7 @@ from modern_llm.models.kernels import (
     computing_as,
     fused_attention,
     padded_vocabulary,
+    shares_keys,
     takes_grouped_products,
 )
 from modern_llm.models.norm import RMSNorm
@@ -109,6 +110,22 @@ def test_one_token_reads_its_keys_once_for_all_heads_that_share_them(masked):
     scores = torch.einsum("bthd,bnhd->bhtn", q, k[:, :, head_of]) * 0.3
     chance = scores.masked_fill(~visible[:, None, None], -torch.inf).softmax(-1)
     torch.testing.assert_close(got, torch.einsum("bhtn,bnhd->bthd", chance, v[:, :, head_of]))
+
+
+@pytest.mark.parametrize(
+    ("rows", "trunks", "tokens", "device", "expected"),
+    [
+        (64, 1, 100, CPU, True),
+        (32, 4, 100, CPU, True),
+        (32, 4, 50, CPU, False),
+        (2, 1, 500, CPU, False),
+        (4, 4, 10**6, CPU, False),
+        (64, 1, 100, SM86, False),
+        (128, 16, 500, SM86, True),
+    ],
+)
+def test_what_is_long_or_has_many_answers_is_shared(rows, trunks, tokens, device, expected):
+    assert shares_keys((rows - trunks) * tokens * 3 * 64, device) is expected
 
 
 def test_rows_of_a_mask_are_aligned_where_the_kernel_wants_it(monkeypatch):

@@ -40,6 +40,11 @@ def softmax_over(q: Tensor, k: Tensor, visible: Tensor) -> tuple[Tensor, Tensor]
     return scores.softmax(-1), scores.logsumexp(-1).transpose(1, 2)
 
 
+@pytest.fixture(autouse=True)
+def _shared_however_short(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("modern_llm.models.kernels._FEWEST_SHARED", 0)
+
+
 @pytest.mark.parametrize("device", ["cpu", "cuda"])
 @pytest.mark.parametrize("masked", [False, True])
 def test_attention_comes_with_the_logarithm_of_its_sum(device, masked) -> None:

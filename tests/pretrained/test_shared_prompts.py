@@ -43,6 +43,11 @@ def made(name: str) -> HuggingFaceCausalLM:
     return HuggingFaceCausalLM(theirs).eval()
 
 
+@pytest.fixture(autouse=True)
+def _shared_however_short(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("modern_llm.models.kernels._FEWEST_SHARED", 0)
+
+
 @pytest.mark.parametrize("name", [*SHARING, *KEEPING])
 def test_answers_are_those_of_whole_passes_of_transformers(name: str) -> None:
     model = made(name)

@@ -11,6 +11,7 @@ from modern_llm.models.attention.kv_cache import KVCache
 from modern_llm.models.attention.layers import AttentionView
 from modern_llm.models.attention.rotary import Rotation
 from modern_llm.models.config import ModernLLMConfig
+from modern_llm.models.kernels import device_of, shares_keys
 
 
 class DecoderCache:
@@ -108,15 +109,18 @@ class DecoderCache:
 
     def share(self, owners: Sequence[int]) -> bool:
         """Hold a text for each of the owners (B,), which goes on from the one of that number that is held now: those
-        are held once. What follows comes one token at a time. False: this cache cannot, and holds what it held. A ring
-        cannot, whose first tokens leave it one by one, nor can what has no log-sum-exp: capped scores, and the parts of
-        others."""
-        config = self.parts[0].config
+        are held once. What follows comes one token at a time. False: this cache cannot, or it does not pay, and it
+        holds what it held. A ring cannot, whose first tokens leave it one by one, nor can what has no log-sum-exp:
+        capped scores, and the parts of others."""
+        config, keys = self.parts[0].config, self.parts[0]._keys[0]
         if config.attention_softcap is not None or config.attention or config.block or not self.joins:
+            return False
+        copies = (len(owners) - len(keys)) * self.length
+        if not shares_keys(copies * config.n_kv_heads * config.head_size, device_of(keys)):
             return False
         for part in self.parts:
             part.share(owners)
-        rows = torch.tensor(owners, device=self.parts[0]._keys[0].device)
+        rows = torch.tensor(owners, device=keys.device)
         self.last = {name: last[rows] for name, last in self.last.items()}
         return True
 
