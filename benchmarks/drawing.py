@@ -6,7 +6,8 @@
 SmolLM2-135M-Instruct on GSM8K's problems, temperature 1, fp32 or bf16. A rate is the tokens of a side's answers, up to
 the end of each, per processor second: what is computed behind the end of an answer does not count, and what else runs
 on the machine does not either. Theirs is `generate` with `num_return_sequences`, all answers side by side, the way TRL
-and best-of-n scripts call it; ours is what `task=best_of_n` and `task=rl` call.
+and best-of-n scripts call it; ours is what `task=best_of_n` calls for one problem, and what `task=rl` does for several,
+which notes the log-probability of every token beside.
 """
 
 from __future__ import annotations
@@ -21,8 +22,10 @@ from harness import figure, print_table
 from smollm2 import gsm8k, loaded_model
 
 from modern_llm.data.chat import ChatWriter, with_chat
-from modern_llm.evaluation.answering import write_answers
 from modern_llm.models import from_hugging_face
+from modern_llm.models.decoding.drawing import draw
+from modern_llm.models.decoding.endings import without_end
+from modern_llm.models.decoding.generation import continue_ids, prefilled
 from modern_llm.models.decoding.sampling import Sampling
 
 CASES = {"best of 64": (1, 64), "drawing for RL": (4, 8)}  # problems, answers to each
@@ -58,10 +61,15 @@ def main() -> None:
             return sum(len(list(takewhile(lambda token: token != end, text))) for text in texts[:, longest:].tolist())
 
         def run_ours(seed: int, asked: list[list[int]] = asked, n: int = answers) -> int:
-            wanted = [prompt for prompt in asked for _ in range(n)]
-            texts = write_answers(ours, tokenizer, wanted, max_new_tokens=flags.new_tokens, batch_size=len(wanted),
-                                  sampling=Sampling(temperature=1.0), seed=seed)  # fmt: skip
-            return sum(len(tokenizer.encode(text.text)) for text in texts)
+            sampling, limit = Sampling(temperature=1.0), flags.new_tokens
+            if len(asked) == 1:
+                prefix = prefilled(ours, asked[0][:-1])
+                texts = continue_ids(ours, tokenizer, [asked[0][-1:]] * n, max_new_tokens=limit, sampling=sampling,
+                                     seed=seed, prefix=prefix)  # fmt: skip
+                return sum(len(tokenizer.encode(text.text)) for text in texts)
+            seeds = range(seed, seed + len(asked) * n)
+            drawn = draw(ours, tokenizer, asked, n, max_new_tokens=limit, sampling=sampling, seeds=seeds)
+            return sum(len(without_end(one.ids, end)) for group in drawn for one in group)
 
         rates: dict[str, list[float]] = {"transformers": [], "modern_llm": []}
         for seed in range(flags.rounds):
