@@ -162,7 +162,7 @@ def attention_with_lse(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, sca
     """`fused_attention` of queries that all see the same keys, and the logarithm of the sum under each softmax.
 
     Without gradients. A CPU's fused kernel gives both, in 0.6 to 1.3 of the time of two products (measured in fp32 and
-    bf16); the kernels of other devices read one query at a time badly or take no mask, and two products do.
+    bf16); elsewhere it is two products, with the scores in memory.
 
     Args:
         q: (B, T, H, D).
@@ -193,7 +193,7 @@ def shares_keys(copies: int, device: Device) -> bool:
 
     Two softmaxes and putting them together take a CPU 0.1 ms more than one, and more with the rows; reading the copies
     takes as long at 2000 keys of three heads of 64 (measured in fp32 and bf16, 2 to 64 rows, 8 to 512 tokens). A card
-    launches some thirty kernels instead of one; what it is spared there is memory.
+    launches many kernels instead of one, so more has to be spared there; its bound is an estimate.
     """
     return copies >= (_FEWEST_SHARED if device.type == "cpu" else _FEWEST_SHARED_ON_CARD)
 
