@@ -35,12 +35,16 @@ def solved(loaded: LoadedModel, path: Path, n: int = 5, **changes: Any) -> Any:
 
 
 @pytest.mark.parametrize("kind", ["own", "llama", "gpt2"])
-@pytest.mark.parametrize("sampling", [WARM, Sampling(temperature=1.5, repetition_penalty=1.3)])
+@pytest.mark.parametrize(
+    "sampling", [WARM, Sampling(temperature=1.5, repetition_penalty=1.3), Sampling(temperature=1.5, lookup=3)]
+)
+@pytest.mark.parametrize("batch_size", [1, 3, 16])
 def test_a_shared_prompt_gives_the_answers_of_whole_prompts(
-    load: Callable[..., LoadedModel], tmp_path: Path, kind: str, sampling: Sampling
+    load: Callable[..., LoadedModel], tmp_path: Path, kind: str, sampling: Sampling, batch_size: int
 ) -> None:
+    """In batches that cut the answers to a problem, and in one that holds all problems."""
     loaded = load(kind)
-    found = solved(loaded, tmp_path / "a.jsonl", sampling=sampling)
+    found = solved(loaded, tmp_path / "a.jsonl", sampling=sampling, batch_size=batch_size)
     for number, (prompt, attempts) in enumerate(zip(PROMPTS, found, strict=True)):
         model: Any = loaded.model
         options: dict[str, Any] = {"max_new_tokens": 6}
@@ -80,13 +84,17 @@ def test_what_was_sampled_is_not_sampled_again(
     path.write_bytes(b"".join(lines[:8]) + lines[8][:10])  # a line that was not written to its end
     written = 0
 
-    def counted(*args: Any, **options: Any) -> Any:
-        nonlocal written
-        answers = continue_ids(*args, **options)
-        written += len(answers)
-        return answers
+    def counting(write: Callable[..., Any]) -> Callable[..., Any]:
+        def counted(*args: Any, **options: Any) -> Any:
+            nonlocal written
+            answers = write(*args, **options)
+            written += len(answers)
+            return answers
 
-    monkeypatch.setattr(rollouts, "continue_ids", counted)
+        return counted
+
+    for name in ("continue_ids", "continue_owned"):
+        monkeypatch.setattr(rollouts, name, counting(getattr(rollouts, name)))
     assert solved(loaded, path) == whole
     assert written == 18 - 8
     assert path.read_bytes() == b"".join(lines)
@@ -98,7 +106,7 @@ def test_answers_stand_in_the_file_with_what_is_said_of_them(load: Callable[...,
     found = solved(load("llama"), tmp_path / "a.jsonl", greedy=False, numbers=[7, 3, 5],
                    describe=lambda place, text: {"letters": len(text), "place": place})  # fmt: skip
     rows = [json.loads(line) for line in (tmp_path / "a.jsonl").read_text().splitlines()]
-    assert [row["problem"] for row in rows] == [7] * 5 + [3] * 5 + [5] * 5
+    assert [row["problem"] for row in rows] == [3] * 5 + [5] * 5 + [7] * 5  # prompts of like lengths together
     assert all(row["letters"] == len(row["text"]) for row in rows)
     assert found[1].greedy is None
     assert [s.text for s in found[1].samples] == [row["text"] for row in rows if row["place"] == 1]
@@ -122,7 +130,7 @@ def test_answers_side_by_side_are_those_of_one_problem_at_a_time(tmp_path: Path,
     assert [problem.index for problem in fitting] == [0, 1, 3]
     assert [a.greedy.text for a in attempts if a.greedy is not None] == [texts[problem.index] for problem in fitting]
     rows = [row for row in map(json.loads, path.read_text().splitlines()) if row["sample"] == GREEDY_SAMPLE]
-    assert [row["correct"] for row in rows] == [right[problem.index] for problem in fitting]
+    assert {row["problem"]: row["correct"] for row in rows} == {p.index: right[p.index] for p in fitting}
 
 
 class TestRefusals:
