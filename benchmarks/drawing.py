@@ -23,9 +23,8 @@ from smollm2 import gsm8k, loaded_model
 
 from modern_llm.data.chat import ChatWriter, with_chat
 from modern_llm.models import from_hugging_face
-from modern_llm.models.decoding.drawing import draw
+from modern_llm.models.decoding.drawing import continue_owned, draw
 from modern_llm.models.decoding.endings import without_end
-from modern_llm.models.decoding.generation import continue_ids, prefilled
 from modern_llm.models.decoding.sampling import Sampling
 
 CASES = {"best of 64": (1, 64), "drawing for RL": (4, 8)}  # problems, answers to each
@@ -62,12 +61,11 @@ def main() -> None:
 
         def run_ours(seed: int, asked: list[list[int]] = asked, n: int = answers) -> int:
             sampling, limit = Sampling(temperature=1.0), flags.new_tokens
-            if len(asked) == 1:
-                prefix = prefilled(ours, asked[0][:-1])
-                texts = continue_ids(ours, tokenizer, [asked[0][-1:]] * n, max_new_tokens=limit, sampling=sampling,
-                                     seed=seed, prefix=prefix)  # fmt: skip
-                return sum(len(tokenizer.encode(text.text)) for text in texts)
             seeds = range(seed, seed + len(asked) * n)
+            if len(asked) == 1:
+                written = continue_owned(ours, tokenizer, asked, [0] * n, max_new_tokens=limit, sampling=sampling,
+                                         seeds=seeds)  # fmt: skip
+                return sum(len(without_end(ids, end)) for ids, _ in written)
             drawn = draw(ours, tokenizer, asked, n, max_new_tokens=limit, sampling=sampling, seeds=seeds)
             return sum(len(without_end(one.ids, end)) for group in drawn for one in group)
 
