@@ -91,7 +91,10 @@ def has_cpp_compiler() -> bool:
 @contextmanager
 def collecting_little() -> Iterator[None]:
     """Within it the garbage collector looks at what is new alone: to go through all that was there before, the
-    libraries themselves, takes longer than many a step."""
+    libraries themselves, takes longer than many a step. Whoever has frozen it before keeps it as it is."""
+    if gc.get_freeze_count():
+        yield
+        return
     gc.collect()
     gc.freeze()
     try:
