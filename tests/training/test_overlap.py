@@ -22,6 +22,7 @@ from modern_llm.training.ahead import ReadAhead, may_be_read_ahead
 from modern_llm.training.behind import Behind
 from modern_llm.training.callbacks import Callback
 from modern_llm.training.checkpoint import CheckpointError, Checkpoints, model_tensors
+from modern_llm.training.runtime import collecting_little
 
 CPU = torch.device("cpu")
 
@@ -131,9 +132,20 @@ def test_the_collector_leaves_alone_what_was_there_before(tmp_path: Path, corpus
 
     loop = trainer(tmp_path)
     loop.callbacks = [Watch()]
-    loop.fit(model(), LanguageModeling(), stream(corpus))
-    assert min(frozen) > 10_000
-    assert gc.get_freeze_count() == 0
+    gc.unfreeze()
+    try:
+        loop.fit(model(), LanguageModeling(), stream(corpus))
+        assert min(frozen) > 10_000
+        assert gc.get_freeze_count() == 0
+    finally:
+        gc.freeze()  # as all tests are
+
+
+def test_what_was_frozen_before_stays_so() -> None:
+    gc.freeze()
+    with collecting_little():
+        pass
+    assert gc.get_freeze_count() > 0
 
 
 def test_a_file_is_what_the_library_reads_and_its_hash_is_its_own(tmp_path: Path) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 import math
 from pathlib import Path
 from typing import Any
@@ -22,7 +21,7 @@ from modern_llm.training.dropout import switch_off_dropout
 from modern_llm.training.guard import TrainingDivergedError
 from modern_llm.training.optimization.optimizers import AdamW, Muon
 from modern_llm.training.optimization.schedules import Constant
-from modern_llm.training.runtime import Runtime, collecting_little
+from modern_llm.training.runtime import Runtime
 from modern_llm.training.settings import Hardware
 
 
@@ -292,15 +291,3 @@ def test_frozen_maps_in_16_bits_compute_what_autocast_computed_of_them(kind: str
     frozen = [p for name, p in net.named_parameters() if f"{targets[0]}.base_layer.weight" in name]
     assert {p.dtype for p in frozen} == {torch.bfloat16}
     assert net.output_head.weight.dtype == (torch.float32 if kind == "gpt2" else torch.bfloat16)  # gpt2's is tied
-
-
-def test_the_garbage_collector_is_left_as_it_was_found() -> None:
-    gc.freeze()
-    with collecting_little():
-        pass
-    assert gc.get_freeze_count() > 0
-    gc.unfreeze()
-    with collecting_little():
-        assert gc.get_freeze_count() > 0
-    assert gc.get_freeze_count() == 0
-    gc.freeze()  # as all tests are
