@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,18 @@ NAMES = {
     "t5": "google-t5/t5-small",
     "flan": "google/flan-t5-small",
 }
+
+
+class Letters:
+    """Ids as letters; 7 ends a text."""
+
+    eos_id, bos_id = 7, None
+
+    def encode(self, text: str) -> list[int]:
+        return [ord(c) - 65 for c in text]
+
+    def decode(self, ids: Sequence[int]) -> str:
+        return "".join(chr(65 + i) for i in ids)
 
 
 def byte_tokenizer() -> Tokenizer:

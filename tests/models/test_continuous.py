@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 import torch
+from made_models import Letters
 from parts import PARTS
 from transformers import AutoConfig, AutoModelForCausalLM
 
@@ -115,15 +116,6 @@ def test_caches_that_forget_take_no_waiting_prompts(tiny) -> None:
 @pytest.mark.parametrize("settings", [{}, {"sliding_window": 6}], ids=["waiting", "in batches"])
 def test_an_answer_does_not_depend_on_how_many_are_written_side_by_side(tiny, prompts, settings) -> None:
     """Drawn by the seed and its number, and with a penalty on what all prompts begin with."""
-
-    class Letters:
-        eos_id, bos_id = 7, None
-
-        def encode(self, text: str) -> list[int]:
-            return [ord(c) - 65 for c in text]
-
-        def decode(self, ids: Any) -> str:
-            return "".join(chr(65 + i) for i in ids)
 
     model = tiny(max_seq_len=64, **settings).double()
     begun = [[4, 19, 33, *prompt] for prompt in prompts]

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any
 
 import pytest
 import torch
+from made_models import Letters
 
 from modern_llm.models import generate
 from modern_llm.models.attention.rope import NoRope
@@ -15,18 +15,6 @@ from modern_llm.models.decoding.drawing import draw
 from modern_llm.models.decoding.sampling import Sampling
 
 SAMPLING = Sampling(temperature=3.0)
-
-
-class Letters:
-    """Ids as letters; 7 ends a text."""
-
-    eos_id, bos_id = 7, None
-
-    def encode(self, text: str) -> list[int]:
-        return [ord(c) - 65 for c in text]
-
-    def decode(self, ids: Sequence[int]) -> str:
-        return "".join(chr(65 + i) for i in ids)
 
 
 PROMPTS = [[3, 9, 4, 11, 2], [5, 1], [8, 8, 30, 12, 6, 1, 2]]

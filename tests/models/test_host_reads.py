@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 import torch
+from made_models import Letters
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
@@ -82,15 +83,6 @@ def test_texts_are_cut_where_they_end(tiny, token_ids, monkeypatch, eight_at_onc
 
 
 def test_drawn_answers_keep_their_log_probabilities(tiny, monkeypatch) -> None:
-    class Letters:
-        eos_id, bos_id = 7, None
-
-        def encode(self, text: str) -> list[int]:
-            return [ord(c) - 65 for c in text]
-
-        def decode(self, ids: Any) -> str:
-            return "".join(chr(65 + i) for i in ids)
-
     model, found = tiny(max_seq_len=64).double(), list[Any]()
     for every in (1, 8):
         monkeypatch.setattr(endings, "tokens_per_read", lambda device, every=every: every)

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any
 
 import pytest
 import torch
 from foreign_models import SOURCES, foreign_config
+from made_models import Letters
 
 from modern_llm.models.decoding.drawing import draw
 from modern_llm.models.decoding.generation import generate, prefilled
@@ -17,18 +17,6 @@ from modern_llm.pretrained.causal import HuggingFaceCausalLM
 SHARING = ["llama-mqa", "mistral-full", "qwen3", "smollm3", "gpt2"]
 KEEPING = ["mistral-window", "qwen2-some-windows", "gemma2", "gpt-oss"]
 PROMPTS = [[3, 9, 4, 11, 2], [5, 1], [8, 8, 30, 12, 6, 1, 2]]
-
-
-class Letters:
-    """Ids as letters; 7 ends a text."""
-
-    eos_id, bos_id = 7, None
-
-    def encode(self, text: str) -> list[int]:
-        return [ord(c) - 65 for c in text]
-
-    def decode(self, ids: Sequence[int]) -> str:
-        return "".join(chr(65 + i) for i in ids)
 
 
 @torch.no_grad()
