@@ -34,7 +34,7 @@ from modern_llm.training.optimization.optimizers import AdamW, Muon
 from modern_llm.training.optimization.rates import Rates
 from modern_llm.training.parallel.shards import whole
 
-STEPS = 30
+STEPS = 16
 NORMUON = Muon(lr=0.01, weight_decay=0.1, momentum_start=0.8, polynomial="polar_express", update_scale="spectral",
                variance_decay=0.9, cautious_decay=True, rates=Rates(embeddings=3.0, heads=0.5))  # fmt: skip
 
@@ -54,7 +54,7 @@ class Heldout:
 
 def fitted(folder: Path, dtype: torch.dtype, net: Any, objective: Any, data: Any, sharding: str, **changes: Any) -> Any:
     """The loop over `data`; nothing is saved before the end."""
-    settings = {"max_steps": STEPS, "batch_size": 8, "log_every": 1, "eval_every": 10, "save_every": 30, **changes}
+    settings = {"max_steps": STEPS, "batch_size": 8, "log_every": 1, "eval_every": 8, "save_every": STEPS, **changes}
     loop = trainer(folder, {"micro_batch_size": 3, "sharding": sharding}, **settings)
     loop.fit(net.to(dtype), objective, data, Heldout() if isinstance(objective, LanguageModeling) else None)
     return net
