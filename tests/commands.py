@@ -49,7 +49,8 @@ class Command:
         self._folder = top / str(next(_NUMBERS))
         self._folder.mkdir()
         environment = {**os.environ, **(env or {})}
-        request = {"words": words, "cwd": str(cwd), "env": environment}
+        streams = [str(self._folder / name) for name in ("stdin", "stdout", "stderr")]
+        request = {"words": words, "cwd": str(cwd), "env": environment, "streams": streams}
         (self._folder / "request.json").write_text(json.dumps(request))
         (self._folder / "stdin").write_text(stdin)
         assert server.stdin is not None
@@ -105,9 +106,15 @@ _NUMBERS = itertools.count()
 def _server() -> tuple[subprocess.Popen[str], Path]:
     """What forks the commands, and the folder where it finds them; one for each process that tests."""
     top = Path(tempfile.mkdtemp(prefix="commands_"))
+    os.mkfifo(top / "requests")
+    known = {"launch": str(ROOT / "launch.py"), "path": os.environ.get("PYTHONPATH")}
+    (top / "server.json").write_text(json.dumps(known))
+    job = (ROOT / "tests" / "warm_job.py").read_text()
+    (top / "python").write_text(f"#!{sys.executable} -IS\n{job}")
+    (top / "python").chmod(0o755)
     read, write = os.pipe()
     server = subprocess.Popen(
-        [sys.executable, str(ROOT / "tests" / "warm.py"), str(read)],
+        [sys.executable, str(ROOT / "tests" / "warm.py"), str(read), str(top)],
         pass_fds=[read],
         stdin=subprocess.DEVNULL,
         text=True,
