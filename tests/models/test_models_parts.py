@@ -273,8 +273,8 @@ def test_gradients_equal_finite_differences(loud, token_ids, settings):
         logits = torch.func.functional_call(model, overrides, (ids,), tie_weights=True).logits
         return F.cross_entropy(logits[0], labels[0])
 
-    whole = "block" in settings or "attention" in settings  # so many weights that they are tried in random directions
-    assert torch.autograd.gradcheck(loss, parameters, fast_mode=whole)
+    many = sum(p.numel() for p in parameters) > 500  # these are tried in random directions
+    assert torch.autograd.gradcheck(loss, parameters, fast_mode=many)
 
 
 @every_part
