@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -15,7 +15,7 @@ from modern_llm.checks import require
 from modern_llm.data.solutions.settings import MOST_SAMPLES
 from modern_llm.models.decoding.continuous import takes_waiting
 from modern_llm.models.decoding.drawing import continue_owned
-from modern_llm.models.decoding.generation import CausalLM, Continuation, Prefix, TextCodec, continue_ids, prefilled
+from modern_llm.models.decoding.generation import CausalLM, Continuation, TextCodec
 from modern_llm.models.decoding.sampling import GREEDY, Sampling
 
 GREEDY_SAMPLE = -1  # stands for the greedy answer among the numbers of samples
@@ -131,7 +131,8 @@ def solve(
 ) -> list[Attempts]:
     """Answer each prompt greedily and n times at random.
 
-    The prompt of a problem is computed once, and all its answers continue it. Several problems are answered side by
+    All answers to a problem continue its prompt, which is computed once for those that are written side by side, and
+    answers that wait take the place of those that have ended (`continue_owned`). Several problems are answered side by
     side where the model's cache `takes_waiting`. An answer depends on the seed, on the number of its problem and on its
     own number, and, but for rounding, on nothing that is computed beside it.
 
@@ -142,10 +143,10 @@ def solve(
         n: answers that are drawn of each.
         max_new_tokens, sampling, stop: as in `continue_ids`.
         greedy: write the most likely answer too.
-        batch_size: answers that are written side by side.
+        batch_size: answers that are written side by side. Most likely ones that are looked up come one by one.
         seed: of the draws.
         numbers: of the problems in their split; None: 0, 1, 2 and so on.
-        file: where answers go as they come. What it holds is not sampled again.
+        file: where answers go as they end. What it holds is not sampled again.
         describe: what else its lines say of an answer: called with the place of the prompt, and the text.
         progress: called with how many problems are done, of how many.
 
@@ -155,62 +156,34 @@ def solve(
     numbers = list(range(len(prompts))) if numbers is None else numbers
     require(1 <= n <= MOST_SAMPLES, "n", n, f"must lie between 1 and {MOST_SAMPLES}", "Change it")
     longest = max(map(len, prompts), default=0) + max_new_tokens
-    mixes = not sampling.compile and sampling.repetition_penalty == 1 and takes_waiting(model, longest)
     missing = [file.missing(number, n, greedy) for number in numbers]
     left = [len(samples) for samples in missing]
-    prefix: tuple[int, Prefix] | None = None  # of the problem that was answered last
-    for place_of, samples in _chunks(missing, [len(prompt) for prompt in prompts], batch_size, mixes, sampling.lookup):
-        seeds = [
-            ((seed * 2**31 + numbers[place]) * MOST_SAMPLES + max(sample, 0)) % 2**63
-            for place, sample in zip(place_of, samples, strict=True)
-        ]
-        how: dict[str, Any] = {"max_new_tokens": max_new_tokens, "stop": stop, "sampling": sampling}
-        if samples[0] == GREEDY_SAMPLE:
-            how["sampling"] = replace(GREEDY, lookup=sampling.lookup)
-        places = sorted(set(place_of))
-        if mixes and len(samples) > 1:
-            owners = [places.index(place) for place in place_of]
-            asked = [prompts[place] for place in places]
-            written = [one for _, one in continue_owned(model, tokenizer, asked, owners, seeds=seeds, **how)]
-        else:
-            (place,) = places
-            *shared, last = prompts[place]
-            if shared and (prefix is None or prefix[0] != place):
-                prefix = place, prefilled(model, shared)
-            behind = prefix[1] if shared and prefix is not None else None
-            written = continue_ids(model, tokenizer, [[last]] * len(samples), seed=seeds, prefix=behind, **how)
-        file.add(
-            [
-                {"problem": numbers[place], "sample": sample, **describe(place, c.text), "text": c.text,
-                 "ended": c.ended}
-                for place, sample, c in zip(place_of, samples, written, strict=True)
-            ]
-        )  # fmt: skip
-        for place in place_of:
+
+    def answer(wanted: Sequence[tuple[int, int]], sampling: Sampling, rows: int) -> None:
+        """Write samples, each by the place of its problem and its number."""
+        numbered = {place: number for number, place in enumerate(dict.fromkeys(place for place, _ in wanted))}
+        owners = [numbered[place] for place, _ in wanted]
+        seeds = [((seed * 2**31 + numbers[place]) * MOST_SAMPLES + max(sample, 0)) % 2**63 for place, sample in wanted]
+
+        def ended(text: int, said: Continuation) -> None:
+            place, sample = wanted[text]
+            row = {"problem": numbers[place], "sample": sample, **describe(place, said.text)}
+            file.add([{**row, "text": said.text, "ended": said.ended}])
             left[place] -= 1
-        progress(left.count(0), len(prompts))
+            if not left[place]:
+                progress(left.count(0), len(prompts))
+
+        continue_owned(model, tokenizer, [prompts[place] for place in numbered], owners, rows, sampling=sampling,
+                       max_new_tokens=max_new_tokens, stop=stop, seeds=seeds, ended=ended)  # fmt: skip
+
+    places = range(len(prompts))
+    mixes = not sampling.compile and takes_waiting(model, longest)
+    for group in [places] if mixes else [[place] for place in places]:
+        wanted = [(place, sample) for place in group for sample in missing[place]]
+        likely = [one for one in wanted if one[1] == GREEDY_SAMPLE]
+        drawn = [one for one in wanted if one[1] != GREEDY_SAMPLE]
+        if likely:
+            answer(likely, replace(GREEDY, lookup=sampling.lookup), 1 if sampling.lookup else batch_size)
+        if drawn:
+            answer(drawn, sampling, batch_size)
     return [file.attempts(number, n, greedy) for number in numbers]
-
-
-def _chunks(
-    missing: Sequence[Sequence[int]], lengths: Sequence[int], batch_size: int, mixes: bool, lookup: int
-) -> Iterator[tuple[list[int], list[int]]]:
-    """What is written side by side: places of the problems, and numbers of the samples. Greedy answers are apart, and
-    one by one where they are looked up.
-
-    Args:
-        missing: samples of each problem.
-        lengths: of the prompts; like ones come together.
-        batch_size: answers.
-        mixes: whether several problems may be in one batch.
-        lookup: as in `Sampling`.
-    """
-    order = sorted(range(len(missing)), key=lambda place: lengths[place])
-    groups = [order] if mixes else [[place] for place in order]
-    for group in groups:
-        for drawn in (False, True):
-            wanted = [(p, s) for p in group for s in missing[p] if (s != GREEDY_SAMPLE) == drawn]
-            size = 1 if lookup and not drawn else batch_size
-            for start in range(0, len(wanted), size):
-                places, samples = zip(*wanted[start : start + size], strict=True)
-                yield list(places), list(samples)

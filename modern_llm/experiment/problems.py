@@ -174,8 +174,8 @@ def ask(
         data: how the problems are asked.
         n: answers that are drawn of each.
         asking: how the model is asked.
-        path: JSON-lines file that the answers go to as they come.
-        batch_size: answers of a problem that are written side by side.
+        path: JSON-lines file that the answers go to as they end.
+        batch_size: answers that are written side by side.
         seed: of the draws.
         greedy: write the most likely answer too.
 

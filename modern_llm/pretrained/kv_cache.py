@@ -11,7 +11,7 @@ from transformers.cache_utils import Cache, DynamicCache, DynamicLayer, EncoderD
 
 from modern_llm.models.attention.joining import at_the_end, joined_marks, joined_states
 from modern_llm.models.attention.trunks import Trunks
-from modern_llm.models.kernels import compute_dtype, device_of, shares_keys
+from modern_llm.models.kernels import additive_mask, compute_dtype, device_of, shares_keys
 
 
 class _Layer(DynamicLayer):
@@ -27,7 +27,7 @@ class _Layer(DynamicLayer):
         for what lies in trunks."""
         if self.keys is None or self.values is None:
             self.dtype, self.device = keys.dtype, keys.device
-            shapes = [(batch_size, t.shape[1], self.max_tokens - self.shared, t.shape[3]) for t in (keys, values)]
+            shapes = [(batch_size, t.shape[1], self.max_tokens, t.shape[3]) for t in (keys, values)]
             self.keys, self.values = keys.new_empty(shapes[0]), values.new_empty(shapes[1])
             self.is_initialized = True
         start, stop = self.length, self.length + keys.shape[2]
@@ -40,12 +40,18 @@ class _Layer(DynamicLayer):
         self.length = stop
         return self.keys[:, :, : own.stop], self.values[:, :, : own.stop]
 
-    def shared_states(self) -> tuple[Tensor, Tensor]:
-        """Keys and values (B, L, H, D) of all tokens, which are no longer held here."""
+    def shared_states(self, batch_size: int) -> tuple[Tensor, Tensor]:
+        """Keys and values (P, L, H, D) of all tokens, which are no longer held here: what is left is for `batch_size`
+        texts that go on from them."""
         assert self.keys is not None
         assert self.values is not None
         states = [t[:, :, : self.length].contiguous().transpose(1, 2) for t in (self.keys, self.values)]
-        self.shared, self.keys, self.values = self.length, None, None
+        self.shared = self.length
+        self.keys, self.values = (
+            t.new_empty(batch_size, t.shape[1], self.max_tokens - self.shared, t.shape[3])
+            for t in (self.keys, self.values)
+        )
+        self.keys[:, :, :1] = self.values[:, :, :1] = 0  # what `joined_states` takes as padding
         return states[0], states[1]
 
     def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
@@ -92,6 +98,8 @@ class HuggingFaceCache:
         self.real: Tensor | None = None
         self.trunks: Trunks | None = None
         self.attended: set[int] = set()
+        self._pads_behind_trunks = False
+        self._mask_behind_trunks: Tensor | None = None
 
     @property
     def length(self) -> int:
@@ -107,21 +115,27 @@ class HuggingFaceCache:
         else:
             new = attention_mask.bool()
         old = new.new_ones(batch_size, self.length) if self.real is None else self.real
-        self.real = torch.cat([old, new], dim=1)
+        self.real, self._mask_behind_trunks = torch.cat([old, new], dim=1), None
         return self.real
 
-    def share(self, owners: Sequence[int]) -> bool:
+    def mask_behind_trunks(self, dtype: torch.dtype) -> Tensor | None:
+        """(B, 1, 1, n) additive, of what each text has of its own; None: all is seen. Within a pass."""
+        if self._pads_behind_trunks and self._mask_behind_trunks is None and self.trunks and self.real is not None:
+            self._mask_behind_trunks = additive_mask(self.real[:, None, None, self.trunks.length :], dtype)
+        return self._mask_behind_trunks
+
+    def share(self, owners: Sequence[int], always: bool = False) -> bool:
         """Hold a text for each of the owners (B,), which goes on from the one of that number that is held now: those
-        are held once. What follows comes one token at a time. False: it does not pay, or this cache cannot, because
-        the model, as its passes have shown, computes the attention of some layer in its own way; it holds what it
-        held."""
+        are held once. What follows comes one token at a time. False: it does not pay, unless it is to be `always` so,
+        or this cache cannot, because the model, as its passes have shown, computes the attention of some layer in its
+        own way; it holds what it held."""
         keys = self.layers[0].keys
         if keys is None or self.attended != set(range(len(self.layers))):
             return False
         copies = (len(owners) - len(keys)) * self.length
-        if not shares_keys(copies * keys.shape[1] * keys.shape[3], device_of(keys)):
+        if not always and not shares_keys(copies * keys.shape[1] * keys.shape[3], device_of(keys)):
             return False
-        states = dict(enumerate(layer.shared_states() for layer in self.layers))
+        states = dict(enumerate(layer.shared_states(len(owners)) for layer in self.layers))
         of_keys, of_values = ({number: pair[i] for number, pair in states.items()} for i in range(2))
         self.trunks = Trunks(of_keys, of_values, self.real, owners)
         if self.real is not None:
@@ -138,26 +152,42 @@ class HuggingFaceCache:
         self.real = None if self.real is None else self.real[rows]
         return True
 
-    joins = True
+    joins = forgets_apart = True
 
-    def join(self, rows: Tensor, other: HuggingFaceCache | None, length: int) -> None:
-        """Hold the texts of the rows (n,) and, behind them, those of another cache. None has more than `length` real
-        tokens; `length` becomes that, and padding stands in front of the shorter ones."""
-        self.keep(rows)
+    def join(
+        self,
+        rows: Tensor,
+        other: HuggingFaceCache | None,
+        length: int,
+        shared: int = 0,
+        forgotten: Tensor | None = None,
+    ) -> None:
+        """As `DecoderCache.join`."""
+        self.real = None if self.real is None else self.real[rows]
+        if forgotten is not None:
+            read = torch.arange(self.length, device=rows.device) < self.length - forgotten[:, None]
+            self.real = read if self.real is None else self.real & read
         caches = [self] if other is None else [self, other]
+        counts = [len(rows)] + [len(cache.layers[0]) for cache in caches[1:]]
         real = [
-            torch.ones(len(cache.layers[0]), cache.length, dtype=torch.bool, device=rows.device)
-            if cache.real is None
-            else cache.real
-            for cache in caches
+            torch.ones(count, cache.length, dtype=torch.bool, device=rows.device) if cache.real is None else cache.real
+            for count, cache in zip(counts, caches, strict=True)
         ]
-        orders = [at_the_end(marks, length) for marks in real]
-        self.real = joined_marks(real, orders, length)
+        in_front = [marks[:, : cache.layers[0].shared] for marks, cache in zip(real, caches, strict=True)]
+        own = [marks[:, cache.layers[0].shared :] for marks, cache in zip(real, caches, strict=True)]
+        orders = [at_the_end(marks, length - shared) for marks in own]
+        self.real = joined_marks(own, orders, length - shared)
+        if self.trunks is not None:
+            self.trunks.keep(rows.tolist())
+            self.trunks.join(None if other is None else other.trunks, shared)
+            trunks = joined_marks(in_front, [at_the_end(marks, shared) for marks in in_front], shared)
+            self.real, self._pads_behind_trunks = torch.cat([trunks, self.real], 1), True
         for i, layer in enumerate(self.layers):
+            room = layer.max_tokens - layer.shared
             for held in ("keys", "values"):
                 states = [getattr(cache.layers[i], held) for cache in caches]
-                setattr(layer, held, joined_states(states, orders, layer.max_tokens))
-            layer.length = length
+                setattr(layer, held, joined_states(states, orders, room, rows))
+            layer.length, layer.shared, layer.max_tokens = length, shared, shared + room
 
     def make_reversible(self) -> bool:
         """From here on, let the last tokens be forgotten again; always possible here."""
@@ -186,7 +216,7 @@ class Seq2SeqCache(HuggingFaceCache):
         super().__init__(n_layers, max_tokens)
         self.states = EncoderDecoderCache(Cache(layers=list(self.layers)), DynamicCache())
 
-    joins = False  # the encoder's states belong to all texts
+    joins = forgets_apart = False  # the encoder's states belong to all texts
 
     def keep(self, rows: Tensor) -> bool:
         """Not possible: the encoder's states belong to all texts."""

@@ -88,8 +88,8 @@ def attention_by(branches: Branches | None, cache: HuggingFaceCache | None, conf
             cache.attended.add(layer)
         if cache is not None and cache.trunks is not None:
             assert layer is not None  # or the cache would not be shared
-            # Nothing is padded behind a trunk, and the trunks know what is padded in them.
-            return cache.trunks.attend(layer, q, k, v, None, scale), None
+            # The trunks know what is padded in them.
+            return cache.trunks.attend(layer, q, k, v, cache.mask_behind_trunks(q.dtype), scale), None
         if plain and branches is not None and q.shape[1] == k.shape[1]:
             return branches.attend(q, k, v, scale, given.get("dropout") or 0.0), None
         by_key = attention_mask is None or attention_mask.shape[1:3] == (1, 1)

@@ -94,7 +94,7 @@ def solved(
     """
     found: dict[str, list[Any]] = {"groups": [], "greedy": [], "teacher_kl": []}
     for name, one in (("groups", drawer), ("greedy", greedy)):
-        for places in one.chunks(len(asked)):
+        for places in one.parts(len(asked)):
             groups = one.marked(one.draw([asked[place] for place in places], turn))
             found[name] += groups
             if teacher is not None and one is drawer:

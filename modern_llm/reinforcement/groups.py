@@ -28,6 +28,7 @@ from modern_llm.reinforcement.rewards import Marker, marks_with_parts
 from modern_llm.training.runtime import Runtime
 
 _SEEDS = 2**63
+_TURNS = 4  # times the rows are drawn in one go: what is idle behind the longest answers is a small share then
 
 
 @dataclass(frozen=True)
@@ -128,7 +129,7 @@ class Drawer:
         samples: answers G to each problem.
         max_new_tokens, sampling, stop: as `draw` takes them.
         seed: of the draws.
-        rows: answers that are written side by side.
+        rows: answers that are written side by side, at most.
     """
 
     loaded: LoadedModel
@@ -141,14 +142,16 @@ class Drawer:
     seed: int
     rows: int
 
-    def chunks(self, count: int) -> Iterator[range]:
-        """Places of so many problems that are drawn side by side."""
-        size = max(self.rows // self.samples, 1)
+    def parts(self, count: int, processes: int = 1) -> Iterator[range]:
+        """Places of so many problems that are drawn in one go, such that each process has some and a run that is killed
+        loses few."""
+        few = _TURNS * self.rows // self.samples
+        size = max(min(few, -(-count // processes)), 1)
         return (range(start, min(start + size, count)) for start in range(0, count, size))
 
     def draw(self, asked: Sequence[Asked], turn: int) -> list[Group]:
-        """Answers to problems, in one batch. They depend on the seed, the turn, the problems and, by rounding alone, on
-        what is drawn beside them."""
+        """Answers to problems, `rows` at once: others take the place of those that have ended. They depend on the seed,
+        the turn, the problems and, by rounding alone, on what is drawn beside them."""
         seeds = [
             int(np.random.SeedSequence([self.seed, turn, one.problem.index, sample]).generate_state(1, np.uint64)[0])
             % _SEEDS
@@ -161,6 +164,7 @@ class Drawer:
                 self.loaded.tokenizer,
                 [one.prompt_ids for one in asked],
                 self.samples,
+                self.rows,
                 max_new_tokens=self.max_new_tokens,
                 sampling=self.sampling,
                 stop=self.stop,

@@ -154,11 +154,11 @@ class RolloutStream:
     def _answered(
         self, asked: Sequence[Asked], first: int, turn: int, file: GroupFile, seconds: dict[str, float]
     ) -> list[Group]:
-        """Answers to problems, whose places in the draw begin with `first`: each process draws a part of the chunks."""
+        """Answers to problems, whose places in the draw begin with `first`: each process draws some of the
+        parts. One that is not whole on disk is drawn again, so that it comes out as it would have."""
         own: list[tuple[int, Group]] = []
-        missing = [
-            places for places in self.drawer.chunks(len(asked)) if any(first + p not in file.found for p in places)
-        ]
+        parts = self.drawer.parts(len(asked), world().count)
+        missing = [places for places in parts if any(first + p not in file.found for p in places)]
         for number, places in enumerate(missing):
             if number % world().count != world().rank:
                 continue

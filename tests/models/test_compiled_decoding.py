@@ -15,6 +15,7 @@ from modern_llm.models.attention.rope import NoRope, YarnRope
 from modern_llm.models.attention.sinks import LearnableSinks, SinkLogits, StreamingSinks
 from modern_llm.models.config import MoEConfig
 from modern_llm.models.decoding import compiled
+from modern_llm.models.decoding.continuous import generate_waiting
 from modern_llm.models.decoding.generation import prefilled
 from modern_llm.models.decoding.sampling import Sampling
 
@@ -108,3 +109,15 @@ def test_models_that_take_no_compiled_steps_are_refused(tiny, token_ids, setting
         Sampling(compile=True, lookup=3)
     with pytest.raises(ValueError, match="needs an end"):
         next(stream_tokens(tiny(), token_ids(1, 4), sampling=Sampling(compile=True)))
+
+
+def test_batches_of_compiled_steps_follow_each_other(tiny, graphs) -> None:
+    """Texts to three prompts, two of them in a batch that no other text enters."""
+    model = tiny(max_seq_len=64).double()
+    options: dict[str, Any] = {"owners": [0, 0, 1, 2, 2, 2], "max_new_tokens": 6, "eos_id": 60, "seeds": range(6)}
+    plain, compiled = (
+        generate_waiting(model, [[3, 9, 4], [5], [8, 30]], 3, sampling=Sampling(temperature=2.0, compile=on), **options)
+        for on in (False, True)
+    )
+    assert compiled == plain
+    assert len(graphs) == 1

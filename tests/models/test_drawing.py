@@ -33,12 +33,13 @@ def _shared_however_short(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("modern_llm.models.kernels._FEWEST_SHARED", 0)
 
 
+@pytest.mark.parametrize("rows", [None, 1, 3])
 @pytest.mark.parametrize("options", MODELS)
 @pytest.mark.parametrize(("prompts", "n"), [(PROMPTS, 4), ([PROMPTS[0]], 4), ([[4], [5, 6]], 4), (PROMPTS, 1)])
-def test_each_answer_is_the_one_that_its_seed_draws_alone(tiny, options, prompts, n) -> None:
+def test_each_answer_is_the_one_that_its_seed_draws_alone(tiny, options, prompts, n, rows) -> None:
     model = tiny(max_seq_len=64, **options).eval()
     seeds = list(range(100, 100 + n * len(prompts)))
-    drawn = draw(model, Letters(), prompts, n, max_new_tokens=12, sampling=SAMPLING, seeds=seeds)
+    drawn = draw(model, Letters(), prompts, n, rows, max_new_tokens=12, sampling=SAMPLING, seeds=seeds)
     ended = 0
     for prompt, answers in zip(prompts, drawn, strict=True):
         assert len(answers) == n

@@ -13,7 +13,7 @@ from torch.overrides import TorchFunctionMode
 from modern_llm.models import generate
 from modern_llm.models.attention.sinks import LearnableSinks, StreamingSinks
 from modern_llm.models.config import MoEConfig
-from modern_llm.models.decoding import endings
+from modern_llm.models.decoding import continuous, endings
 from modern_llm.models.decoding.drawing import draw
 from modern_llm.models.decoding.sampling import GREEDY, Sampling
 from modern_llm.models.kernels import Device, tokens_per_read
@@ -42,7 +42,8 @@ class Reads(TorchFunctionMode):
 @pytest.fixture
 def eight_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
     """As on a GPU."""
-    monkeypatch.setattr(endings, "tokens_per_read", lambda device: tokens_per_read(Device("cuda")))
+    for module in (endings, continuous):
+        monkeypatch.setattr(module, "tokens_per_read", lambda device: tokens_per_read(Device("cuda")))
 
 
 def _reads(model: Any, ids: Tensor, mask: Tensor | None, tokens: int, sampling: Sampling) -> int:
@@ -85,7 +86,7 @@ def test_texts_are_cut_where_they_end(tiny, token_ids, monkeypatch, eight_at_onc
 def test_drawn_answers_keep_their_log_probabilities(tiny, monkeypatch) -> None:
     model, found = tiny(max_seq_len=64).double(), list[Any]()
     for every in (1, 8):
-        monkeypatch.setattr(endings, "tokens_per_read", lambda device, every=every: every)
+        monkeypatch.setattr(continuous, "tokens_per_read", lambda device, every=every: every)
         found.append(draw(model, Letters(), [[3, 9, 4], [5, 1]], 12, max_new_tokens=20,
                           sampling=Sampling(temperature=3.0), seeds=range(24)))  # fmt: skip
     assert any(answer.ended for answers in found[0] for answer in answers)

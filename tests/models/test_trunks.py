@@ -78,6 +78,43 @@ def test_each_text_sees_its_trunk_and_its_own(owners, rows) -> None:
     torch.testing.assert_close(got, torch.einsum("bhtn,bnhd->bthd", chance, values), rtol=1e-6, atol=1e-6)
 
 
+@pytest.mark.parametrize(("lengths", "joined"), [((7, 4), 7), ((4, 7), 7), ((7, 4), 5), ((4, 4), 4)])
+@pytest.mark.parametrize("rows", [[0, 1, 2, 3, 4, 5], [5, 1, 1, 0]])
+def test_texts_on_joined_trunks_see_what_they_saw(lengths, joined, rows) -> None:
+    """Trunks of newcomers that are shorter, longer, or as long; one that nobody goes on from any more was the longest.
+    Each text against the dense softmax over its own tokens alone."""
+    owners, newcomers = [1, 0, 2, 0, 0, 1], [1, 0, 0]
+    keys, values, real = [], [], []
+    for seed, (count, length) in enumerate(zip((3, 2), lengths, strict=True)):
+        keys.append(random(count, length, 2, 8, seed=seed))
+        values.append(random(count, length, 2, 8, seed=seed + 10))
+        real.append(torch.arange(length) >= torch.arange(count)[:, None] * (length > joined or length == 7))
+    if joined == 5:
+        real[0] &= torch.arange(7) >= 2
+    first = Trunks({4: keys[0]}, {4: values[0]}, real[0], owners)
+    second = Trunks({4: keys[1]}, {4: values[1]}, None if lengths[1] == 4 else real[1], newcomers)
+    first.keep(rows)
+    first.join(second, joined)
+    assert first.length == joined
+    texts = [(0, owners[row]) for row in rows] + [(1, owner) for owner in newcomers]
+    for _ in range(2):  # and once more, when some have left
+        B = len(texts)
+        q, k, v = random(B, 1, 6, 8, seed=3), random(B, 4, 2, 8, seed=4), random(B, 4, 2, 8, seed=5)
+        own = torch.arange(4) >= (torch.arange(B) % 4)[:, None]
+        got = first.attend(4, q, k, v, additive_mask(own[:, None, None], torch.float64), 0.3)
+        for b, (of, trunk) in enumerate(texts):
+            seen = real[of][trunk] if of == 0 or lengths[1] != 4 else torch.ones(4, dtype=torch.bool)
+            text_keys = torch.cat([keys[of][trunk][seen], k[b][own[b]]])[None]
+            text_values = torch.cat([values[of][trunk][seen], v[b][own[b]]])[None].repeat_interleave(3, 2)
+            chance, _ = softmax_over(q[b : b + 1], text_keys, torch.ones(text_keys.shape[:2], dtype=torch.bool))
+            expected = torch.einsum("bhtn,bnhd->bthd", chance, text_values)
+            torch.testing.assert_close(got[b : b + 1], expected, rtol=1e-12, atol=1e-12)
+        left = [0, B - 1, 2]
+        texts = [texts[row] for row in left]
+        first.keep(left)
+        first.join(None, joined)
+
+
 @pytest.mark.parametrize("padded", [False, True])
 @pytest.mark.parametrize("name", SHARING)
 @torch.no_grad()
@@ -119,6 +156,22 @@ def test_a_trunk_is_held_once_however_many_texts_go_on_from_it(tiny, token_ids) 
     assert sum(map(_bytes, cache.parts)) == (2 * 30 + 16 * 10) * a_token
     cache.keep(torch.tensor([9, 10]))  # the first trunk is left by all
     assert sum(map(_bytes, cache.parts)) == (1 * 30 + 2 * 10) * a_token
+
+
+@torch.no_grad()
+def test_newcomers_hold_their_prompts_once_or_take_one_that_is_held(tiny, token_ids) -> None:
+    model = tiny(max_seq_len=64)
+    cache, more = model.new_cache(2, 40), model.new_cache(1, 25)
+    for held, (rows, tokens) in ((cache, (2, 30)), (more, (1, 15))):
+        model.hidden_states(token_ids(rows, tokens), cache=held)
+    assert cache.share([0] * 8 + [1] * 8)
+    assert more.share([0] * 4)
+    model.hidden_states(token_ids(16, 1), cache=cache)
+    a_token = 2 * model.config.n_layers * model.config.n_kv_heads * model.config.head_size * 4
+    # Four texts stay, two begin anew behind their prompts, and four come with one of their own.
+    cache.join(torch.tensor([0, 1, 8, 9, 8, 0]), more, 31, shared=30, forgotten=torch.tensor([0, 0, 0, 0, 1, 1]))
+    assert sum(map(_bytes, cache.parts)) == (3 * 30 + 10 * 10) * a_token
+    assert cache.length == 31
 
 
 @pytest.mark.parametrize("settings", [{"sliding_window": 6}, {"attention_softcap": 5.0}])

@@ -36,11 +36,12 @@ def _shared_however_short(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("modern_llm.models.kernels._FEWEST_SHARED", 0)
 
 
+@pytest.mark.parametrize("rows", [None, 3])
 @pytest.mark.parametrize("name", [*SHARING, *KEEPING])
-def test_answers_are_those_of_whole_passes_of_transformers(name: str) -> None:
+def test_answers_are_those_of_whole_passes_of_transformers(name: str, rows: int | None) -> None:
     model = made(name)
     sampling = Sampling(temperature=3.0)
-    drawn = draw(model, Letters(), PROMPTS, 4, max_new_tokens=12, sampling=sampling, seeds=list(range(12)))
+    drawn = draw(model, Letters(), PROMPTS, 4, rows, max_new_tokens=12, sampling=sampling, seeds=list(range(12)))
     seed, ended = 0, 0
     for prompt, answers in zip(PROMPTS, drawn, strict=True):
         for answer in answers:

@@ -160,9 +160,9 @@ def test_a_run_that_is_stopped_anywhere_ends_as_if_it_had_not_been(
 ) -> None:
     made = task(base, 7, drawing=Drawing(samples=4, updates=updates), model=ModelFromRun(str(base), lora),
                 policy_loss=PolicyLoss(beta=beta, mean="answers", teacher=taught),
-                teacher=teacher if taught else None, hardware=replace(HARDWARE, eval_batch_size=8))  # fmt: skip
+                teacher=teacher if taught else None, hardware=replace(HARDWARE, eval_batch_size=2))  # fmt: skip
     run(made, tmp_path / "whole")
-    # Stopped in the middle of drawing: two chunks of the draw are on disk.
+    # Stopped in the middle of drawing, two answers at once: one of two parts of the draw is on disk.
     marked.clear()
     before = 4 * 3  # of the policy before training: 2 drawn answers and the most likely one to each of 4 sums
     draws = 2 if updates == 1 else 1
@@ -183,7 +183,7 @@ def test_a_run_that_is_stopped_anywhere_ends_as_if_it_had_not_been(
 def test_the_parts_of_a_sum_are_logged_one_by_one(base: Path, tmp_path: Path) -> None:
     """Also of a draw that a killed run had begun, whose marks are read from the disk."""
     reward = WeightedSum({"small": SmallLetters(), "letter": FormatReward("[a-m]")}, {"letter": 0.25})
-    made = task(base, 3, reward=reward, hardware=replace(HARDWARE, eval_batch_size=8), save_every=100)
+    made = task(base, 3, reward=reward, hardware=replace(HARDWARE, eval_batch_size=2), save_every=100)
     made = replace(made, trainer=replace(made.trainer, monitor="validation_reward/letter"))
     marks_left[0] = 12 + 16 + 9
     with pytest.raises(Stopped):
@@ -209,7 +209,7 @@ def test_the_parts_of_a_sum_are_logged_one_by_one(base: Path, tmp_path: Path) ->
 
 
 def test_what_was_drawn_is_not_drawn_again(base: Path, tmp_path: Path) -> None:
-    made = task(base, 3, hardware=replace(HARDWARE, eval_batch_size=8), save_every=100)
+    made = task(base, 3, hardware=replace(HARDWARE, eval_batch_size=2), save_every=100)
     marks_left[0] = 12 + 16 * 2 + 9  # in the third draw; no checkpoint has been written
     with pytest.raises(Stopped):
         run(made, tmp_path)

@@ -83,32 +83,66 @@ def test_what_was_sampled_is_not_sampled_again(
     assert len(lines) == 3 * 6
     path.write_bytes(b"".join(lines[:8]) + lines[8][:10])  # a line that was not written to its end
     written = 0
+    write = rollouts.continue_owned
 
-    def counting(write: Callable[..., Any]) -> Callable[..., Any]:
-        def counted(*args: Any, **options: Any) -> Any:
-            nonlocal written
-            answers = write(*args, **options)
-            written += len(answers)
-            return answers
+    def counted(*args: Any, **options: Any) -> Any:
+        nonlocal written
+        answers = write(*args, **options)
+        written += len(answers)
+        return answers
 
-        return counted
-
-    for name in ("continue_ids", "continue_owned"):
-        monkeypatch.setattr(rollouts, name, counting(getattr(rollouts, name)))
+    monkeypatch.setattr(rollouts, "continue_owned", counted)
     assert solved(loaded, path) == whole
     assert written == 18 - 8
-    assert path.read_bytes() == b"".join(lines)
+    assert path.read_bytes().startswith(b"".join(lines[:8]))
+    assert sorted(path.read_bytes().splitlines(keepends=True)) == sorted(lines)
     assert solved(loaded, path) == whole
     assert written == 18 - 8
+
+
+@pytest.mark.parametrize("kind", ["own", "gpt2"])
+def test_a_run_that_is_cut_off_has_written_what_had_ended(
+    load: Callable[..., LoadedModel], tmp_path: Path, kind: str
+) -> None:
+    """And goes on to the same answers, of which none is sampled again."""
+    loaded, sampling = load(kind), Sampling(temperature=3.0)
+    options: dict[str, Any] = {"max_new_tokens": 40, "stop": ["e", "a", "t", "n"], "sampling": sampling, "n": 9}
+    whole = solved(loaded, tmp_path / "whole.jsonl", **options)
+    marked: list[tuple[int, str]] = []
+
+    def cut_off(place: int, text: str) -> dict[str, Any]:
+        if len(marked) == 14:
+            raise KeyboardInterrupt
+        marked.append((place, text))
+        return {}
+
+    path = tmp_path / "cut.jsonl"
+    with pytest.raises(KeyboardInterrupt):
+        solved(loaded, path, describe=cut_off, **options)
+    rows = [json.loads(line) for line in path.read_text().splitlines()]
+    assert [(row["problem"], row["text"]) for row in rows] == marked
+    assert len(rows) == 14
+    done: list[tuple[int, int]] = []
+    again = solved(loaded, path, describe=lambda place, text: marked.append((place, text)) or {},
+                   progress=lambda *told: done.append(told), **options)  # fmt: skip
+    assert again == whole
+    assert len(marked) == 3 * 10
+    assert [told for told, _ in done] == sorted(told for told, _ in done)
+    assert done[-1] == (3, 3)
+    lines = [(tmp_path / name).read_text().splitlines() for name in ("whole.jsonl", "cut.jsonl")]
+    assert sorted(lines[0]) == sorted(lines[1])
+    order = [row["sample"] for row in map(json.loads, lines[0]) if row["problem"] == 0 and row["sample"] >= 0]
+    assert order != sorted(order)  # short answers are not held back by long ones
 
 
 def test_answers_stand_in_the_file_with_what_is_said_of_them(load: Callable[..., LoadedModel], tmp_path: Path) -> None:
     found = solved(load("llama"), tmp_path / "a.jsonl", greedy=False, numbers=[7, 3, 5],
                    describe=lambda place, text: {"letters": len(text), "place": place})  # fmt: skip
     rows = [json.loads(line) for line in (tmp_path / "a.jsonl").read_text().splitlines()]
-    assert [row["problem"] for row in rows] == [3] * 5 + [5] * 5 + [7] * 5  # prompts of like lengths together
+    assert sorted((row["problem"], row["sample"]) for row in rows) == [(p, s) for p in (3, 5, 7) for s in range(5)]
     assert all(row["letters"] == len(row["text"]) for row in rows)
     assert found[1].greedy is None
+    rows.sort(key=lambda row: row["sample"])
     assert [s.text for s in found[1].samples] == [row["text"] for row in rows if row["place"] == 1]
 
 

@@ -107,16 +107,16 @@ class DecoderCache:
         self.last = {name: last[rows] for name, last in self.last.items()}
         return True
 
-    def share(self, owners: Sequence[int]) -> bool:
+    def share(self, owners: Sequence[int], always: bool = False) -> bool:
         """Hold a text for each of the owners (B,), which goes on from the one of that number that is held now: those
-        are held once. What follows comes one token at a time. False: this cache cannot, or it does not pay, and it
-        holds what it held. A ring cannot, whose first tokens leave it one by one, nor can what has no log-sum-exp:
-        capped scores, and the parts of others."""
+        are held once. What follows comes one token at a time. False: this cache cannot, or it does not pay, unless it
+        is to be `always` so, and it holds what it held. A ring cannot, whose first tokens leave it one by one, nor can
+        what has no log-sum-exp: capped scores, and the parts of others."""
         config, keys = self.parts[0].config, self.parts[0]._keys[0]
         if config.attention_softcap is not None or config.attention or config.block or not self.joins:
             return False
         copies = (len(owners) - len(keys)) * self.length
-        if not shares_keys(copies * config.n_kv_heads * config.head_size, device_of(keys)):
+        if not always and not shares_keys(copies * config.n_kv_heads * config.head_size, device_of(keys)):
             return False
         for part in self.parts:
             part.share(owners)
@@ -129,11 +129,20 @@ class DecoderCache:
         """Whether `join` is possible: nothing is evicted."""
         return not any(part.ring for part in self.parts)
 
-    def join(self, rows: Tensor, other: DecoderCache | None, length: int) -> None:
-        """Hold the texts of the rows (n,) and, behind them, those of another cache. None has more than `length` real
-        tokens; `length` becomes that, and padding stands in front of the shorter ones."""
+    @property
+    def forgets_apart(self) -> bool:
+        """Whether `join` can forget another number of tokens of each text: nothing looks back by other means."""
+        return self.joins and not self.last
+
+    def join(
+        self, rows: Tensor, other: DecoderCache | None, length: int, shared: int = 0, forgotten: Tensor | None = None
+    ) -> None:
+        """Hold the texts of the rows (n,), each as often as it is named and, where this cache `forgets_apart`, without
+        its last `forgotten` (n,) tokens; and, behind them, those of another cache. None has more than `length` real
+        tokens then; `length` becomes that, and padding stands in front of the shorter ones. Where prompts are shared,
+        in both caches, `shared` of the tokens are those of the longest one, and padding stands in front of each."""
         added = [None] * len(self.parts) if other is None else other.parts
         for part, more in zip(self.parts, added, strict=True):
-            part.join(rows, more, length)
+            part.join(rows, more, length, shared, forgotten)
         for name, last in self.last.items():
             self.last[name] = torch.cat([last[rows]] if other is None else [last[rows], other.last[name]])

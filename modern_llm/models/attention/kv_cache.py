@@ -30,6 +30,7 @@ class KVCache:
 
     Attributes:
         length: tokens seen so far, padding included.
+        capacity: tokens C of each text that there is room for, beside those in `trunks`.
         positions: (B, C) position of every slot's token in its text, or None where no text is padded.
         real: (B, C) False at padding, or None where no text is padded.
         real_tokens: (B, 1) tokens seen so far without padding, or None where no text is padded.
@@ -86,7 +87,7 @@ class KVCache:
 
     def _slot(self, position: int) -> int:
         if not self.ring or position < self.kept:
-            return position
+            return position - self.shared
         return self.kept + (position - self.kept) % (self.capacity - self.kept)
 
     def _survivors(self, start: int, stop: int) -> list[int]:
@@ -141,9 +142,10 @@ class KVCache:
     def _write(self, layer: int, keys: Tensor, values: Tensor) -> None:
         start, stop = self.length, self.length + keys.shape[1]
         if not self.ring:
-            if stop > self.capacity:
+            if stop - self.shared > self.capacity:
+                room = self.shared + self.capacity
                 raise ValueError(
-                    f"the cache holds {self.capacity} tokens and was given {stop}. Ask new_cache for more max_tokens."
+                    f"the cache holds {room} tokens and was given {stop}. Ask new_cache for more max_tokens."
                 )
             own = slice(start - self.shared, stop - self.shared)
             self._keys[layer][:, own], self._values[layer][:, own] = keys, values
@@ -200,7 +202,7 @@ class KVCache:
     def real_with_next(self, real: Tensor) -> Tensor:
         """(B, n) False at padding, of everything that `extend` gives back for one more token, itself real (B, 1) or
         not."""
-        filled = min(self.length + 1, self.capacity)
+        filled = min(self.length - self.shared + 1, self.capacity)
         slot = self._slot(self.length)
         held = real.new_ones(len(real), filled) if self.real is None else self.real[:, :filled].clone()
         held[:, slot] = real[:, 0]
@@ -237,14 +239,21 @@ class KVCache:
         real = None if self.real is None else self.real[:, : self.length]
         self.trunks = Trunks(dict(zip(self.layers, keys, strict=True)), dict(zip(self.layers, values, strict=True)),
                              real, owners)  # fmt: skip
-        dtype, device, room = keys[0].dtype, keys[0].device, self.capacity - self.length
-        self._keys, self._values = self._memory(len(owners), room, dtype, device)
+        B, dtype, device = len(owners), keys[0].dtype, keys[0].device
+        self.capacity -= self.length
+        self._keys, self._values = self._memory(B, self.capacity, dtype, device)
+        for states in (*self._keys, *self._values):
+            states[:, :1] = 0  # what `joined_states` takes as padding
         self._keep_marks(torch.tensor(owners, device=device))
+        if self.real is not None and self.positions is not None:  # what the trunks do not know themselves
+            self.real = self.real.new_ones(B, self.capacity)
+            self.positions = self.positions.new_zeros(B, self.capacity)
 
     def keep(self, rows: Tensor) -> None:
         """Hold the texts of the rows (n,) alone, each as often as it is named."""
         for held in (self._keys, self._values):
-            held[:] = [tensor.transpose(1, 2)[rows].transpose(1, 2) for tensor in held]
+            for layer, tensor in enumerate(held):  # one after the other: both would lie in memory
+                held[layer] = tensor.transpose(1, 2)[rows].transpose(1, 2)
         self._kept_keys = [None if kept is None else kept[rows] for kept in self._kept_keys]
         self._keep_marks(rows)
         if self.trunks is not None:
@@ -255,31 +264,48 @@ class KVCache:
             None if marks is None else marks[rows] for marks in (self.positions, self.real, self.real_tokens)
         )
 
-    def join(self, rows: Tensor, other: KVCache | None, length: int) -> None:
-        """Hold the texts of the rows (n,) and, behind them, those of another cache, all at the end of `length` tokens
-        with padding in front. Neither is a ring, and no text is longer."""
-        self._mark_padding(len(self._keys[0]))
-        self.keep(rows)
+    def join(
+        self, rows: Tensor, other: KVCache | None, length: int, shared: int = 0, forgotten: Tensor | None = None
+    ) -> None:
+        """Hold the texts of the rows (n,), each as often as it is named and without its last `forgotten` (n,) tokens,
+        and, behind them, those of another cache. All stand at the end of `length` tokens with padding in front, of
+        which `shared` are of trunks; neither is a ring, both have trunks or none, and no text and no trunk is longer.
+        """
         caches = [self] if other is None else [self, other]
         for cache in caches:
             cache._mark_padding(len(cache._keys[0]))
+        self._keep_marks(rows)
+        if forgotten is not None:
+            self._unread(forgotten)
         real = [cache.real for cache in caches if cache.real is not None]
         positions = [cache.positions for cache in caches if cache.positions is not None]
-        orders = [at_the_end(r[:, : cache.length], length) for r, cache in zip(real, caches, strict=True)]
+        own = [cache.length - cache.shared for cache in caches]
+        orders = [at_the_end(r[:, :tokens], length - shared) for r, tokens in zip(real, own, strict=True)]
+        if self.trunks is not None:
+            self.trunks.keep(rows.tolist())
+            self.trunks.join(None if other is None else other.trunks, shared)
         for layer in range(len(self._keys)):
             for held in ("_keys", "_values"):
                 states = [getattr(cache, held)[layer].transpose(1, 2) for cache in caches]
-                getattr(self, held)[layer] = joined_states(states, orders, self.capacity).transpose(1, 2)
+                getattr(self, held)[layer] = joined_states(states, orders, self.capacity, rows).transpose(1, 2)
         self.real, self.positions = (joined_marks(marks, orders, self.capacity) for marks in (real, positions))
         self.real_tokens = torch.cat([cache.real_tokens for cache in caches if cache.real_tokens is not None])
         self.length = length
+
+    def _unread(self, forgotten: Tensor) -> None:
+        """Make padding of the last tokens of each text, (B,) of them."""
+        assert self.real is not None
+        assert self.real_tokens is not None
+        last = self.length - self.shared - forgotten[:, None]
+        self.real = self.real & (torch.arange(self.capacity, device=last.device) < last)
+        self.real_tokens = self.real_tokens - forgotten[:, None]
 
     def _mark_padding(self, rows: int) -> None:
         """Tell real tokens from padding where no text was padded so far."""
         if self.real is None or self.positions is None:
             device = self._keys[0].device
             self.real = torch.ones(rows, self.capacity, dtype=torch.bool, device=device)
-            self.positions = torch.arange(self.capacity, device=device).repeat(rows, 1)
+            self.positions = torch.arange(self.shared, self.shared + self.capacity, device=device).repeat(rows, 1)
         if self.real_tokens is None:
             self.real_tokens = torch.full((rows, 1), self.length, device=self._keys[0].device)
 

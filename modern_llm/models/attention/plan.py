@@ -180,7 +180,7 @@ def _plan_decoding(
         rotary.at(positions, past + 1),
         causal=False,
         visible=visible[:, None],
-        mask=_mask(view, visible[:, None, cache.shared :], dtype),
+        mask=_mask(view, visible[:, None], dtype),
         sink_turn=rotary.without_factor(turn),
         real=real,
         positions=positions,

@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor
 
+from modern_llm.models.attention.joining import at_the_end, joined_marks, joined_states
 from modern_llm.models.kernels import additive_mask, attention_with_lse
 
 
@@ -63,6 +64,30 @@ class Trunks:
     def keep(self, rows: Sequence[int]) -> None:
         """Go on with the texts of these rows alone."""
         self._arrange([self._owners[row] for row in rows])
+
+    def join(self, other: Trunks | None, length: int) -> None:
+        """Go on with these texts and, behind them, those on other trunks. No trunk has more than `length` real tokens;
+        `length` becomes that, and padding stands in front of the shorter ones."""
+        joined = [self] if other is None else [self, other]
+        if all(trunks.length == length for trunks in joined) and other is None:
+            return
+        padded = any(trunks._real is not None or trunks.length != length for trunks in joined)
+        real = [trunks._real_tokens() for trunks in joined]
+        orders = [at_the_end(marks, length) for marks in real]
+        for held in ("_keys", "_values"):
+            for layer in self._keys:
+                states = [getattr(trunks, held)[layer].transpose(1, 2) for trunks in joined]
+                getattr(self, held)[layer] = joined_states(states, orders, length).transpose(1, 2)
+        self._real, self.length = joined_marks(real, orders, length) if padded else None, length
+        P = self._shape[0]
+        self._arrange(self._owners + ([] if other is None else [P + owner for owner in other._owners]))
+
+    def _real_tokens(self) -> Tensor:
+        """(P, L) False at padding."""
+        if self._real is not None:
+            return self._real
+        first = next(iter(self._keys.values()))
+        return torch.ones(first.shape[:2], dtype=torch.bool, device=first.device)
 
     def attend(self, layer: int, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, scale: float) -> Tensor:
         """Attention of one token of each text to all of its trunk, and to what the text has of its own.

@@ -1,21 +1,25 @@
-"""Several answers to each of several prompts, all written side by side, and what the model thought of every token."""
+"""Several answers to each of several prompts, written side by side, and what the model thought of every token."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from modern_llm.models.decoding.continuous import padded_left
-from modern_llm.models.decoding.endings import collect_texts, stop_place, stops, without_end
+from modern_llm.models.decoding.continuous import generate_waiting
+from modern_llm.models.decoding.endings import collect_texts, stops, without_end
 from modern_llm.models.decoding.generation import (
     CausalLM,
     Continuation,
-    DecodingCache,
     Observe,
+    Prefix,
     TextCodec,
+    as_continuation,
+    prefilled,
     stream_tokens,
 )
 from modern_llm.models.decoding.sampling import Sampling
@@ -69,56 +73,68 @@ def continue_owned(
     tokenizer: TextCodec,
     prompts: Sequence[Sequence[int]],
     owners: Sequence[int],
+    rows: int | None = None,
     *,
     max_new_tokens: int,
     sampling: Sampling,
     stop: Sequence[str] = (),
     seeds: Sequence[int],
     observe: Observe | None = None,
+    ended: Callable[[int, Continuation], None] = lambda text, written: None,
 ) -> list[tuple[list[int], Continuation]]:
-    """Continue P prompts, each as often as it is named. Every prompt is computed once and, where the cache can share
-    it, held and read once; all B texts are written in one batch, which those that have ended leave.
+    """Continue P prompts, each as often as it is named, by `generate_waiting`; one after the other where one row is
+    all, with `sampling.lookup`.
 
     Args:
         model: in evaluation mode, with a cache that `takes_waiting`, unless prompts are equally long.
         tokenizer: of the model.
         prompts: ids of each, not empty.
         owners: (B,) number of the prompt that each text continues; none is left out.
+        rows: most texts that are written side by side; None: all.
         max_new_tokens: at most so many tokens each.
-        sampling: how a token is chosen, without a repetition penalty, which would have to read the prompts again.
+        sampling: how a token is chosen.
         stop: strings that end a text, cut before the first one behind its first visible character.
         seeds: (B,) of the texts.
-        observe: as in `stream_tokens`.
+        observe: as in `generate_waiting`.
+        ended: called as a text ends, with its number and what was written.
 
     Returns:
         Of each text the ids, with the end of text where it was drawn, and what was written.
     """
-    device, eos_id = model.output_head.weight.device, tokenizer.eos_id
-    longest, B = max(map(len, prompts)), len(owners)
-    padded, real = padded_left(prompts, eos_id, device)
-    rows = torch.tensor(list(owners), device=device)
-    cache: DecodingCache | None = None
-    given, mask = padded[rows], real[rows]
-    if min(map(len, prompts)) > 1:  # the last token of each prompt is read with its continuations
-        before = real[:, :-1]
-        held = model.new_cache(len(prompts), longest + max_new_tokens)
-        model.hidden_states(padded[:, :-1], attention_mask=None if bool(before.all()) else before, cache=held)
-        # A compiled step reads keys and values where they lie.
-        may_share = len(prompts) < B and not sampling.compile and hasattr(held, "share")
-        if (may_share and held.share(list(owners))) or held.keep(rows):
-            cache, given, mask = held, padded[rows, -1:], real[rows, -1:]
-    closed: set[int] = set()
-    steps = stream_tokens(model, given, mask, max_new_tokens=max_new_tokens, sampling=sampling, seed=seeds,
-                          closed=closed, cache=cache, observe=observe)  # fmt: skip
+    written: dict[int, tuple[list[int], Continuation]] = {}
 
-    def finished(row: int, ids: list[int]) -> bool:
+    def finished(text: int, ids: list[int]) -> bool:
         return stops(tokenizer, ids, stop)
 
-    written = []
-    for row, ids in enumerate(collect_texts(steps, B, closed, eos_id, finished if stop else None)):
-        text = tokenizer.decode(without_end(ids, eos_id))
-        written.append((ids, Continuation(text[: stop_place(text, stop)], row in closed)))
-    return written
+    def told(text: int, ids: list[int]) -> None:
+        said = as_continuation(tokenizer, without_end(ids, tokenizer.eos_id), max_new_tokens, stop)
+        written[text] = ids, said
+        ended(text, said)
+
+    given: dict[str, Any] = {"max_new_tokens": max_new_tokens, "sampling": sampling}
+    ends: dict[str, Any] = {"eos_id": tokenizer.eos_id, "finished": finished if stop else None}
+    if min(rows or len(owners), len(owners)) == 1:
+        prefix: tuple[int, Prefix | None] | None = None
+        for text in sorted(range(len(owners)), key=lambda text: owners[text]):
+            *shared, last = prompts[owners[text]]
+            if prefix is None or prefix[0] != owners[text]:
+                prefix = owners[text], prefilled(model, shared) if shared else None
+            watch = None if observe is None else partial(_as_text, observe, text)
+            closed: set[int] = set()
+            start = torch.tensor([[last]], device=model.output_head.weight.device)
+            steps = stream_tokens(
+                model, start, seed=[seeds[text]], prefix=prefix[1], closed=closed, observe=watch, **given
+            )
+            told(text, *collect_texts(steps, 1, closed, **ends))
+    else:
+        generate_waiting(model, prompts, rows or len(owners), owners=owners, seeds=seeds, observe=observe, ended=told,
+                         **given, **ends)  # fmt: skip
+    return [written[text] for text in range(len(owners))]
+
+
+def _as_text(observe: Observe, text: int, rows: Sequence[int], logits: Tensor, ids: Tensor) -> None:
+    """The only row of a batch has the number of its text."""
+    observe([text], logits, ids)
 
 
 @torch.no_grad()
@@ -127,6 +143,7 @@ def draw(
     tokenizer: TextCodec,
     prompts: Sequence[Sequence[int]],
     n: int,
+    rows: int | None = None,
     *,
     max_new_tokens: int,
     sampling: Sampling,
@@ -136,7 +153,7 @@ def draw(
     """n answers to each of P prompts, by `continue_owned`, and what the model thought of them.
 
     Args:
-        model, tokenizer, prompts, max_new_tokens, sampling, stop: as there.
+        model, tokenizer, prompts, rows, max_new_tokens, sampling, stop: as there.
         n: answers to each.
         seeds: (P n,) of the answers: those to the first prompt first.
 
@@ -144,7 +161,7 @@ def draw(
         n answers to each prompt.
     """
     thoughts, owners = _Thoughts(), [owner for owner in range(len(prompts)) for _ in range(n)]
-    written = continue_owned(model, tokenizer, prompts, owners, max_new_tokens=max_new_tokens, sampling=sampling,
+    written = continue_owned(model, tokenizer, prompts, owners, rows, max_new_tokens=max_new_tokens, sampling=sampling,
                              stop=stop, seeds=seeds, observe=thoughts)  # fmt: skip
     drawn = []
     for (ids, one), known in zip(written, thoughts.by_row(len(owners)), strict=True):

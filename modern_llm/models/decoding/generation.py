@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from itertools import count
 from typing import Any, NamedTuple, Protocol
 
 import torch
@@ -255,6 +256,15 @@ class Continuation(NamedTuple):
     ended: bool  # by the end-of-text token or a stop string, and not by the limit
 
 
+def as_continuation(
+    tokenizer: TextCodec, ids: list[int], max_new_tokens: int, stop: Sequence[str], stop_in_blanks: bool = False
+) -> Continuation:
+    """What new ids without eos say; arguments as in `continue_ids`."""
+    text = tokenizer.decode(ids)
+    cut = stop_place(text, stop, stop_in_blanks)
+    return Continuation(text[:cut], ended=cut is not None or len(ids) < max_new_tokens)
+
+
 def continue_ids(
     model: CausalLM,
     tokenizer: TextCodec,
@@ -296,20 +306,17 @@ def continue_ids(
     def finished(row: int, ids: list[int]) -> bool:
         return stops(tokenizer, ids, stop, stop_in_blanks)
 
+    done = count(1)
     options: dict[str, Any] = {"max_new_tokens": max_new_tokens, "sampling": sampling, "eos_id": tokenizer.eos_id,
                                "finished": finished if stop else None, "prefix": prefix}  # fmt: skip
     if rows is not None and rows < len(prompts):
         seeds = range(seed, seed + len(prompts)) if isinstance(seed, int) else seed
-        texts = generate_waiting(model, prompts, rows, seeds=seeds, progress=progress, **options)
+        texts = generate_waiting(model, prompts, rows, seeds=seeds,
+                                 ended=lambda text, ids: progress(next(done), len(prompts)), **options)  # fmt: skip
     else:
         device = model.output_head.weight.device
         texts = generate(model, *padded_left(prompts, tokenizer.eos_id, device), seed=seed, **options)
-    continuations = []
-    for ids in texts:
-        text = tokenizer.decode(ids)
-        cut = stop_place(text, stop, stop_in_blanks)
-        continuations.append(Continuation(text[:cut], ended=cut is not None or len(ids) < max_new_tokens))
-    return continuations
+    return [as_continuation(tokenizer, ids, max_new_tokens, stop, stop_in_blanks) for ids in texts]
 
 
 def generate_text(
