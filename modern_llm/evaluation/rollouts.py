@@ -13,6 +13,7 @@ import torch
 
 from modern_llm.checks import require
 from modern_llm.data.solutions.settings import MOST_SAMPLES
+from modern_llm.files import write_text
 from modern_llm.models.decoding.continuous import takes_waiting
 from modern_llm.models.decoding.drawing import continue_owned
 from modern_llm.models.decoding.generation import CausalLM, Continuation, TextCodec
@@ -72,6 +73,14 @@ class AttemptFile:
                 file.write(json.dumps({**row, "settings": self.key}) + "\n")
         for row in rows:
             self.found[row["problem"], row["sample"]] = Continuation(row["text"], row["ended"])
+
+    def arrange(self) -> None:
+        """Put the lines into the order of problems and samples, so that a file does not tell how often a run was cut
+        off."""
+        lines = self.path.read_bytes().splitlines(keepends=True) if self.path.is_file() else []
+        ordered = sorted(lines, key=lambda line: _answer(self.path, 0, line)[0])
+        if ordered != lines:
+            write_text(self.path, b"".join(ordered).decode())
 
     def missing(self, problem: int, n: int, greedy: bool) -> list[int]:
         """Numbers of the samples of a problem that are still to be drawn."""
@@ -146,7 +155,7 @@ def solve(
         batch_size: answers that are written side by side. Most likely ones that are looked up come one by one.
         seed: of the draws.
         numbers: of the problems in their split; None: 0, 1, 2 and so on.
-        file: where answers go as they end. What it holds is not sampled again.
+        file: where answers go as they end, and stand in their order at last. What it holds is not sampled again.
         describe: what else its lines say of an answer: called with the place of the prompt, and the text.
         progress: called with how many problems are done, of how many.
 
@@ -186,4 +195,5 @@ def solve(
             answer(likely, replace(GREEDY, lookup=sampling.lookup), 1 if sampling.lookup else batch_size)
         if drawn:
             answer(drawn, sampling, batch_size)
+    file.arrange()
     return [file.attempts(number, n, greedy) for number in numbers]
