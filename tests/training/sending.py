@@ -1,10 +1,9 @@
 """One of several processes that train together and count what they hand to `torch.distributed` in a step. As
-together.py: `python sending.py FILE`; the first one writes, for each sharding and optimiser, bytes by kind."""
+together.py; the first one writes to a file, for each sharding and optimiser, bytes by kind."""
 
 from __future__ import annotations
 
 import json
-import sys
 import tempfile
 from collections import Counter
 from pathlib import Path
@@ -83,7 +82,3 @@ def main(file: Path) -> None:
             found[f"{sharding} {kind}"] = {n: (watch.at[TO][n] - watch.at[FROM][n]) / (TO - FROM) for n in sent.bytes}
     if world().is_first:
         file.write_text(json.dumps(found))
-
-
-if __name__ == "__main__":
-    main(Path(sys.argv[1]))

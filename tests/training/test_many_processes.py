@@ -30,21 +30,19 @@ CASES = ("all parts", "AdamW", "experts", "adapters", "preferences")
 CLOCKS = {"seconds", "tokens_per_second", "peak_memory_gb", "mfu"}
 
 
-def start_together(script: str, count: int, argument: Path) -> None:
-    """So many processes of a script of this folder, until they are done."""
+def start_together(module: str, count: int, argument: Path) -> None:
+    """So many processes of a module of this folder, until they are done."""
     with socket.socket() as place:
         place.bind(("127.0.0.1", 0))
         port = str(place.getsockname()[1])
     paths = os.pathsep.join([str(TESTS.parent), str(TESTS), str(TESTS / "training")])
     env = {**os.environ, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "WORLD_SIZE": str(count),
            "PYTHONPATH": paths, "OMP_NUM_THREADS": "1"}  # fmt: skip
-    command = [sys.executable, str(TESTS / "training" / script), str(argument)]
-    started = [subprocess.Popen(command, env=env | {"RANK": str(rank), "LOCAL_RANK": str(rank)},
-                                stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
-               for rank in range(count)]  # fmt: skip
-    for process in started:
-        said, _ = process.communicate(timeout=400)
-        assert process.returncode == 0, said[-3000:]
+    command = [sys.executable, str(TESTS / "training" / "ranks.py"), str(count), module, str(argument)]
+    done = subprocess.run(
+        command, env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, timeout=400, check=False
+    )
+    assert done.returncode == 0, done.stdout[-3000:]
 
 
 @pytest.fixture(scope="module")
@@ -59,7 +57,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., tuple[lis
     def all_of(count: int) -> Path:
         with FileLock(top / f"{count}.lock"):
             if not (top / f"{count} done").exists():
-                start_together("together.py", count, top / str(count))
+                start_together("together", count, top / str(count))
                 (top / f"{count} done").touch()
         return top / str(count)
 
@@ -106,7 +104,7 @@ def test_in_fp32_rounding_alone_differs(trained, sharding, case):
 @pytest.mark.parametrize("count", [2, 4])
 def test_messages_are_as_long_as_foretold(tmp_path, count):
     """Against what torch hands to its network library in a step."""
-    start_together("sending.py", count, tmp_path / "sent.json")
+    start_together("sending", count, tmp_path / "sent.json")
     sent = json.loads((tmp_path / "sent.json").read_text())
     for sharding in ("none", "optimizer", "full"):
         for name, optimizer in {"AdamW": AdamW(), "Muon": Muon()}.items():

@@ -20,7 +20,8 @@ DECODER = ["task=python_docs", "model.d_model=32", "model.n_layers=2", "model.n_
            "task.evaluation.tokens_in_training=1024"]  # fmt: skip
 LLAMA = ["model=pretrained", "model.name=made/llama"]
 PAIRS = ["task=dpo", "task/data=arithmetic_preferences", *LLAMA]
-RL = ["task=rl", "task/reward=length", "task.asking.max_new_tokens=8", *LLAMA]
+RL = ["task=rl", "task/reward=length", "task.asking.max_new_tokens=8", "task.evaluation.selection=4",
+      "task.evaluation.problems=4", *LLAMA]  # fmt: skip
 RUNS = {
     "decoder": DECODER,
     "documents": [*DECODER, "task.document_masking=true"],

@@ -1,9 +1,8 @@
 """One of several processes that train together: every case of `CASES`, its losses, metrics and weights kept by the
-first. `python together.py FOLDER`, with torchrun's environment and the folders of the tests on PYTHONPATH."""
+first. ranks.py starts them, with torchrun's environment and the folders of the tests on PYTHONPATH."""
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -114,7 +113,3 @@ def main(folder: Path) -> None:
                 assert sums.count(sums[0]) == len(sums), f"{place.name}: processes hold different weights"
                 if world().is_first:
                     torch.save(weights, place / "weights.pt")
-
-
-if __name__ == "__main__":
-    main(Path(sys.argv[1]))
