@@ -68,9 +68,9 @@ class Trunks:
     def join(self, other: Trunks | None, length: int) -> None:
         """Go on with these texts and, behind them, those on other trunks. No trunk has more than `length` real tokens;
         `length` becomes that, and padding stands in front of the shorter ones."""
-        joined = [self] if other is None else [self, other]
-        if all(trunks.length == length for trunks in joined) and other is None:
+        if other is None and self.length == length:
             return
+        joined = [self] if other is None else [self, other]
         padded = any(trunks._real is not None or trunks.length != length for trunks in joined)
         real = [trunks._real_tokens() for trunks in joined]
         orders = [at_the_end(marks, length) for marks in real]
