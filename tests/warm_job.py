@@ -10,6 +10,7 @@ import signal
 import sys
 import tempfile
 import time
+from contextlib import suppress
 from pathlib import Path
 
 HERE = Path(__file__).resolve().parent
@@ -44,9 +45,14 @@ def main(words: list[str]) -> int:
     with (HERE / "requests").open("w") as requests:
         requests.write(f"{folder}\n")
     pid = number_in(folder / "pid")
-    # A terminal interrupts a whole group, which is the job's session here.
-    signal.signal(signal.SIGINT, lambda *_: os.killpg(pid, signal.SIGINT))
-    signal.signal(signal.SIGTERM, lambda *_: os.kill(pid, signal.SIGTERM))
+
+    def hand_on(number: int, frame: object) -> None:
+        # A terminal interrupts a whole group, which is the job's session here. A job that has ended gets no signal.
+        with suppress(ProcessLookupError):
+            (os.killpg if number == signal.SIGINT else os.kill)(pid, number)
+
+    for number in handed_on:
+        signal.signal(number, hand_on)
     signal.pthread_sigmask(signal.SIG_UNBLOCK, handed_on)
     return number_in(folder / "status")
 
