@@ -39,18 +39,27 @@ class Command:
 
     Args:
         words: what stands behind `launch.py`.
+        program: what is run in its place.
         cwd: where it is typed.
         env: environment beside that of the tests.
         stdin: what it reads.
     """
 
-    def __init__(self, *words: str, cwd: Path = ROOT, env: dict[str, str] | None = None, stdin: str = "") -> None:
+    def __init__(
+        self,
+        *words: str,
+        program: Path = ROOT / "launch.py",
+        cwd: Path = ROOT,
+        env: dict[str, str] | None = None,
+        stdin: str = "",
+    ) -> None:
         server, top = _server()
         self._folder = top / str(next(_NUMBERS))
         self._folder.mkdir()
         environment = {**os.environ, **(env or {})}
         streams = [str(self._folder / name) for name in ("stdin", "stdout", "stderr")]
-        request = {"words": words, "cwd": str(cwd), "env": environment, "streams": streams}
+        typed = [str(program), *words]
+        request = {"typed": typed, "cwd": str(cwd), "env": environment, "streams": streams}
         (self._folder / "request.json").write_text(json.dumps(request))
         (self._folder / "stdin").write_text(stdin)
         assert server.stdin is not None

@@ -2,9 +2,10 @@
 
     python tests/warm.py FD FOLDER
 
-From the file descriptor it reads folders, one a line. A folder holds `request.json`, with the arguments of `launch.py`,
-the working directory, the environment, and where the command reads and writes. The command is in a session of its own;
-beside it stands a process that writes its number to `pid` and how it ended, as `subprocess` says it, to `status`.
+From the file descriptor it reads folders, one a line. A folder holds `request.json`, with what is typed behind
+`python`, the working directory, the environment, and where the command reads and writes. The command is in a session of
+its own; beside it stands a process that writes its number to `pid` and how it ended, as `subprocess` says it, to
+`status`.
 
 Jobs that a command starts ask in the same way, by FOLDER's `requests`: what a command knows as its interpreter is
 FOLDER's `python`, which stands for the forked job (`tests/warm_job.py`) and is any other script's real interpreter.
@@ -89,7 +90,7 @@ def become(request: dict[str, Any], interpreter: Path) -> None:
         opened = os.open(request["streams"][number], flags)
         os.dup2(opened, number)
         os.close(opened)
-    sys.argv = [str(ROOT / "launch.py"), *request["words"]]
+    sys.argv = request["typed"]
     if sys.platform == "linux":  # what stands for a job needs /proc and descriptors of processes
         sys.executable = str(interpreter)
 

@@ -33,7 +33,7 @@ def main(words: list[str]) -> int:
     """Ask for a job and wait for it: its exit status, as `subprocess` says it."""
     folder = Path(tempfile.mkdtemp(dir=HERE, prefix="job_"))
     request = {
-        "words": words,
+        "typed": words,
         "cwd": str(Path.cwd()),
         "env": dict(os.environ),
         "streams": [f"/proc/{os.getpid()}/fd/{number}" for number in range(3)],
@@ -60,7 +60,7 @@ def main(words: list[str]) -> int:
 if __name__ == "__main__":
     if not is_job(sys.argv[1:]):
         os.execv(sys.executable, [sys.executable, *sys.argv[1:]])
-    status = main(sys.argv[2:])
+    status = main(sys.argv[1:])
     if status < 0:
         signal.signal(-status, signal.SIG_DFL)
         os.kill(os.getpid(), -status)

@@ -1,4 +1,4 @@
-"""Processes that train together, forked from one that has imported what they run.
+"""Processes that train together, forked from one that has imported what they run (a `Command`).
 
     python ranks.py COUNT MODULE ARGUMENT
 
@@ -13,6 +13,8 @@ import importlib
 import os
 import sys
 from pathlib import Path
+
+HERE = Path(__file__).resolve().parent
 
 
 def main(count: int, module: str, argument: Path) -> None:
@@ -31,4 +33,5 @@ def main(count: int, module: str, argument: Path) -> None:
 
 
 if __name__ == "__main__":
+    sys.path[1:1] = [str(HERE.parent), str(HERE)]
     main(int(sys.argv[1]), sys.argv[2], Path(sys.argv[3]))

@@ -5,8 +5,6 @@ from __future__ import annotations
 import json
 import os
 import socket
-import subprocess
-import sys
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path
@@ -15,6 +13,7 @@ from typing import Any
 import loops
 import pytest
 import torch
+from commands import Command
 from filelock import FileLock
 from torch import nn
 
@@ -25,7 +24,6 @@ from modern_llm.training.parallel.replicated import _owners
 from modern_llm.training.parallel.traffic import Traffic, traffic
 from modern_llm.training.settings import Hardware, TrainerSettings
 
-TESTS = Path(__file__).resolve().parents[1]
 CASES = ("all parts", "AdamW", "experts", "adapters", "preferences")
 CLOCKS = {"seconds", "tokens_per_second", "peak_memory_gb", "mfu"}
 
@@ -35,14 +33,9 @@ def start_together(module: str, count: int, argument: Path) -> None:
     with socket.socket() as place:
         place.bind(("127.0.0.1", 0))
         port = str(place.getsockname()[1])
-    paths = os.pathsep.join([str(TESTS.parent), str(TESTS), str(TESTS / "training")])
-    env = {**os.environ, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "WORLD_SIZE": str(count),
-           "PYTHONPATH": paths, "OMP_NUM_THREADS": "1"}  # fmt: skip
-    command = [sys.executable, str(TESTS / "training" / "ranks.py"), str(count), module, str(argument)]
-    done = subprocess.run(
-        command, env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, timeout=400, check=False
-    )
-    assert done.returncode == 0, done.stdout[-3000:]
+    env = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "WORLD_SIZE": str(count)}
+    done = Command(str(count), module, str(argument), program=Path(__file__).with_name("ranks.py"), env=env).wait(400)
+    assert done.returncode == 0, done.stderr[-3000:]
 
 
 @pytest.fixture(scope="module")
@@ -78,7 +71,7 @@ def test_any_number_of_processes_gives_the_same(trained, count, sharding, case):
     average of the weights, experts that balance over the whole batch, adapters and preferences."""
     rows, weights = trained(count, case, sharding, "float64")
     expected_rows, expected = trained(1, case, "none", "float64")
-    assert len(rows) == len(expected_rows) >= 16
+    assert len(rows) == len(expected_rows) >= 8
     for row, one in zip(rows, expected_rows, strict=True):
         assert row == pytest.approx(one, rel=1e-10, abs=1e-10)
     assert weights.keys() == expected.keys()

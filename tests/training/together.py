@@ -1,5 +1,5 @@
 """One of several processes that train together: every case of `CASES`, its losses, metrics and weights kept by the
-first. ranks.py starts them, with torchrun's environment and the folders of the tests on PYTHONPATH."""
+first. ranks.py starts them, with the environment of torchrun."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ from modern_llm.training.optimization.optimizers import AdamW, Muon
 from modern_llm.training.optimization.rates import Rates
 from modern_llm.training.parallel.shards import whole
 
-STEPS = 16
+STEPS = 8
 NORMUON = Muon(lr=0.01, weight_decay=0.1, momentum_start=0.8, polynomial="polar_express", update_scale="spectral",
                variance_decay=0.9, cautious_decay=True, rates=Rates(embeddings=3.0, heads=0.5))  # fmt: skip
 
@@ -53,8 +53,8 @@ class Heldout:
 
 def fitted(folder: Path, dtype: torch.dtype, net: Any, objective: Any, data: Any, sharding: str, **changes: Any) -> Any:
     """The loop over `data`; nothing is saved before the end."""
-    settings = {"max_steps": STEPS, "batch_size": 8, "log_every": 1, "eval_every": 8, "save_every": STEPS, **changes}
-    loop = trainer(folder, {"micro_batch_size": 3, "sharding": sharding}, **settings)
+    settings = {"max_steps": STEPS, "save_every": STEPS, "eval_every": STEPS // 2, "log_every": 1, "batch_size": 8}
+    loop = trainer(folder, {"micro_batch_size": 3, "sharding": sharding}, **settings, **changes)
     loop.fit(net.to(dtype), objective, data, Heldout() if isinstance(objective, LanguageModeling) else None)
     return net
 
