@@ -8,7 +8,7 @@ import hydra
 from omegaconf import DictConfig
 
 from modern_llm.config.choices import CONFIG_FOLDER
-from modern_llm.config.composing import is_single_run
+from modern_llm.config.composing import composing_once, is_single_run
 from modern_llm.config.messages import readable_errors
 from modern_llm.processes import quiet_unless_first
 from modern_llm.runs.run import execute
@@ -23,6 +23,6 @@ def _composed(config: DictConfig) -> float | None:
 
 def main() -> None:
     """Run an experiment: `modern-llm [group=choice] [key=value] …`; `modern-llm --help` tells more."""
-    with readable_errors():
+    with readable_errors(), composing_once():
         quiet_unless_first()
         _composed()
