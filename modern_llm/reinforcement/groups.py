@@ -7,7 +7,7 @@ import math
 import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import nullcontext
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
@@ -187,7 +187,11 @@ class Drawer:
 
 def as_row(group: Group, place: int) -> dict[str, Any]:
     """A group as JSON."""
-    answers = [asdict(one) | {"reward": reward} for one, reward in zip(group.drawn, group.rewards, strict=True)]
+    names = [one.name for one in fields(Drawn)]  # not `asdict`, which copies number by number
+    answers = [
+        {name: getattr(one, name) for name in names} | {"reward": reward}
+        for one, reward in zip(group.drawn, group.rewards, strict=True)
+    ]
     question, parts = group.asked.problem.question, {"parts": group.parts} if group.parts else {}
     return {"place": place, "problem": group.index, "question": question, "answers": answers, **parts}
 

@@ -156,7 +156,7 @@ class RolloutStream:
     ) -> list[Group]:
         """Answers to problems, whose places in the draw begin with `first`: each process draws some of the
         parts. One that is not whole on disk is drawn again, so that it comes out as it would have."""
-        own: list[tuple[int, Group]] = []
+        rows: list[dict[str, Any]] = []
         parts = self.drawer.parts(len(asked), world().count)
         missing = [places for places in parts if any(first + p not in file.found for p in places)]
         for number, places in enumerate(missing):
@@ -168,11 +168,10 @@ class RolloutStream:
             groups = self.drawer.marked(groups)
             seconds["draw_seconds"] += middle - start
             seconds["mark_seconds"] += time.perf_counter() - middle
-            rows = [as_row(group, first + place) for place, group in zip(places, groups, strict=True)]
+            drawn = [as_row(group, first + place) for place, group in zip(places, groups, strict=True)]
             if world().count == 1:
-                file.add(rows)
-            own += [(first + place, group) for place, group in zip(places, groups, strict=True)]
-        rows = [as_row(group, place) for place, group in own]
+                file.add(drawn)
+            rows += drawn
         if world().count > 1:
             rows = [row for part in gathered(rows) for row in part]
             seconds |= agreed(lambda: seconds)
