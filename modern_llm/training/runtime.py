@@ -44,10 +44,23 @@ def _keep_freed_memory() -> None:
             mallopt(m_trim_threshold, 2**31 - 1)  # likewise
 
 
+class _HeapFacts(ctypes.Structure):
+    """glibc's `struct mallinfo2`; of its ten numbers of bytes, `fordblks` are freed and kept."""
+
+    _fields_ = tuple((name, ctypes.c_size_t) for name in ("arena", "ordblks", "smblks", "hblks", "hblkhd", "usmblks",
+                                                          "fsmblks", "uordblks", "fordblks", "keepcost"))  # fmt: skip
+
+
 def give_back_freed_memory() -> None:
-    """Undo what `_keep_freed_memory` has gathered: between phases that need blocks of other sizes."""
+    """Undo what `_keep_freed_memory` has gathered where that is more than 1 GB: between phases that need blocks of
+    other sizes."""
     if sys.platform.startswith("linux"):
-        trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
+        library = ctypes.CDLL(None)
+        trim, facts_of_heap = getattr(library, "malloc_trim", None), getattr(library, "mallinfo2", None)
+        if facts_of_heap is not None:  # since glibc 2.33
+            facts_of_heap.restype = _HeapFacts
+            if facts_of_heap().fordblks <= 2**30:
+                return
         if trim is not None:
             trim(0)
 
