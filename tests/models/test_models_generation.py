@@ -19,6 +19,7 @@ from modern_llm.models.attention.sinks import LearnableSinks, SinkLogits, Stream
 from modern_llm.models.config import MoEConfig
 from modern_llm.models.decoding.choosing import choose, filter_logits
 from modern_llm.models.decoding.sampling import GREEDY, Sampling
+from modern_llm.models.decoding.uniform import UniformNumbers
 
 
 class Letters:
@@ -143,8 +144,8 @@ def test_draws_follow_the_softmax(temperature):
     logits, draws = torch.tensor([1.0, 0.0, -1.0, 2.0, -torch.inf, 0.5]), 20_000
     sampling = Sampling(temperature=temperature)
     filtered = filter_logits(logits.expand(100, -1), sampling)
-    generators = [torch.Generator().manual_seed(seed) for seed in range(100)]
-    ids = torch.cat([choose(filtered, sampling, generators) for _ in range(draws // 100)])
+    numbers = UniformNumbers(range(100), filtered.device)
+    ids = torch.cat([choose(filtered, sampling, numbers) for _ in range(draws // 100)])
     counts = torch.bincount(ids, minlength=6).double()
     expected = draws * (logits / temperature).softmax(0).double()
     assert counts[4] == 0

@@ -7,6 +7,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from modern_llm.models.decoding.sampling import Sampling
+from modern_llm.models.decoding.uniform import UniformNumbers
 
 _BLOCK = 256  # ids
 
@@ -37,17 +38,16 @@ def filter_logits(logits: Tensor, sampling: Sampling, occurred: Tensor | None = 
     return logits
 
 
-def choose(logits: Tensor, sampling: Sampling, generators: list[torch.Generator]) -> Tensor:
+def choose(logits: Tensor, sampling: Sampling, numbers: UniformNumbers) -> Tensor:
     """One id per row of logits (B, V): the largest; or the first whose cumulated probability exceeds a uniform number,
-    which each row draws from its own generator, so that a text does not depend on its neighbours in the batch."""
+    which is the next one of `numbers` for the row."""
     if sampling.temperature == 0:
         return logits.argmax(dim=-1)
     chance = logits.softmax(dim=-1)
-    drawn = [torch.rand(1, generator=g, device=g.device, dtype=chance.dtype) for g in generators]
     # First a block of ids, then an id of it: a sum over all ids one by one takes a CPU ten times as long.
     blocks = F.pad(chance, (0, -chance.shape[-1] % _BLOCK)).unflatten(-1, (-1, _BLOCK))  # (B, blocks, _BLOCK)
     below = blocks.sum(dim=-1).cumsum(dim=-1)
-    block, rest = _place(below, torch.stack(drawn) * below[:, -1:])
+    block, rest = _place(below, numbers.next(chance.dtype) * below[:, -1:])
     inside = blocks.gather(1, block[..., None].expand(-1, -1, _BLOCK))[:, 0].cumsum(dim=-1)
     return (block * _BLOCK + _place(inside, rest)[0])[:, 0]
 

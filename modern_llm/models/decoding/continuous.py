@@ -13,6 +13,7 @@ from modern_llm.models.decoding.choosing import choose, filter_logits
 from modern_llm.models.decoding.compiled import CompiledSteps, fixed_capacity, holds_what_is_kept
 from modern_llm.models.decoding.endings import without_end
 from modern_llm.models.decoding.sampling import Sampling
+from modern_llm.models.decoding.uniform import UniformNumbers
 from modern_llm.models.kernels import device_of, tokens_per_read
 
 if TYPE_CHECKING:
@@ -45,6 +46,7 @@ class _Rows:
         own: tokens of each that the cache holds behind its prompt.
         begun: (n, d) hidden states of the last tokens of their prompts.
         last: (n, 1) newest ids.
+        numbers: that they are drawn with.
         occurred: (n, V) as in `filter_logits`, or None.
     """
 
@@ -52,20 +54,22 @@ class _Rows:
     own: list[int]
     begun: Tensor
     last: Tensor
+    numbers: UniformNumbers
     occurred: Tensor | None
 
     def at(self, places: list[int]) -> _Rows:
         rows = torch.tensor(places, dtype=torch.long, device=self.last.device)
         occurred = None if self.occurred is None else self.occurred[rows]
         texts, own = ([facts[place] for place in places] for facts in (self.texts, self.own))
-        return _Rows(texts, own, self.begun[rows], self.last[rows], occurred)
+        return _Rows(texts, own, self.begun[rows], self.last[rows], self.numbers.at(places), occurred)
 
     def with_more(self, more: _Rows) -> _Rows:
         occurred = None
         if self.occurred is not None and more.occurred is not None:
             occurred = torch.cat([self.occurred, more.occurred])
         begun, last = (torch.cat(pair) for pair in ((self.begun, more.begun), (self.last, more.last)))
-        return _Rows(self.texts + more.texts, self.own + more.own, begun, last, occurred)
+        numbers = self.numbers.with_more(more.numbers)
+        return _Rows(self.texts + more.texts, self.own + more.own, begun, last, numbers, occurred)
 
 
 @torch.no_grad()
@@ -138,14 +142,14 @@ class _Writer:
         self.every = tokens_per_read(device_of(self.head.weight))
         # Behind a prompt: rows are computed up to `every - 1` tokens beyond their end.
         self.room = max_new_tokens + self.every - 1
-        self.generators = [torch.Generator(self.device).manual_seed(seed) for seed in seeds]
+        self.seeds = seeds
         texts = range(len(self.owners))
         # From the end: the longest leave first, and those to one prompt are neighbours.
         self.waiting = sorted(texts, key=lambda text: (len(prompts[self.owners[text]]), -self.owners[text], -text))
         self.open = set(texts)
         self.cache: Any = None
         none = torch.zeros(0, 1, device=self.device)
-        self.batch = _Rows([], [], none, none.long(), None)
+        self.batch = _Rows([], [], none, none.long(), UniformNumbers([], self.device), None)
         self.capacity = 0  # tokens, of the cache
         self.shares = False  # whether prompts are held once in it
         self.steps: CompiledSteps | None = None
@@ -185,7 +189,7 @@ class _Writer:
     def _choose(self, batch: _Rows, hidden: Tensor) -> Tensor:
         """(n,) the next id of each row, of its last hidden state (n, d)."""
         logits = filter_logits(self.head.logits(hidden), self.sampling, batch.occurred)
-        ids = choose(logits, self.sampling, [self.generators[text] for text in batch.texts])
+        ids = choose(logits, self.sampling, batch.numbers)
         if self.observe is not None:
             self.observe(batch.texts, logits, ids)
         if batch.occurred is not None:
@@ -225,7 +229,8 @@ class _Writer:
         if self.cache is not None:
             begun = torch.cat([self.batch.begun[self._on_device(places)], begun])
         occurred = self._occurred(again + fresh)
-        newcomers = _Rows(again + fresh, [0] * len(entering), begun, self.batch.last[:0], occurred)
+        numbers = UniformNumbers([self.seeds[text] for text in again + fresh], self.device)
+        newcomers = _Rows(again + fresh, [0] * len(entering), begun, self.batch.last[:0], numbers, occurred)
         chosen = self._choose(newcomers, begun)
         if self.cache is None:
             self.cache, self.batch = more, newcomers

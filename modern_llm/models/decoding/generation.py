@@ -15,6 +15,7 @@ from modern_llm.models.decoding.continuous import Progress, generate_waiting, pa
 from modern_llm.models.decoding.endings import collect_texts, stop_place, stops, without_end
 from modern_llm.models.decoding.lookup import stream_by_lookup
 from modern_llm.models.decoding.sampling import GREEDY, Sampling
+from modern_llm.models.decoding.uniform import UniformNumbers
 from modern_llm.models.output_head import OutputHead
 
 
@@ -161,7 +162,7 @@ def stream_tokens(
         T = input_ids.shape[1]
     device = input_ids.device
     seeds = range(seed, seed + B) if isinstance(seed, int) else seed
-    generators = [torch.Generator(device).manual_seed(s) for s in seeds]
+    numbers = UniformNumbers(seeds, device)
     occurred = None
     was_training = model.training
     steps: CompiledSteps | None = None
@@ -185,7 +186,7 @@ def stream_tokens(
             cache = model.new_cache(B, room)
         if sampling.lookup and B == 1:
             yield from stream_by_lookup(model, head, cache, [*known, *input_ids[0].tolist()], T, max_new_tokens,
-                                        sampling, generators, occurred, observe)  # fmt: skip
+                                        sampling, numbers, occurred, observe)  # fmt: skip
             return
         step_ids, mask, produced = input_ids, attention_mask, 0
         rows, chosen = list(range(B)), input_ids[:, -1]  # rows that are computed; ids of all
@@ -194,7 +195,7 @@ def stream_tokens(
             leaving = () if sampling.compile or closed is None else closed
             staying = [place for place, row in enumerate(rows) if row not in leaving]
             if produced and 0 < 2 * len(staying) <= len(rows) and cache.keep(torch.tensor(staying, device=device)):
-                rows, generators = [rows[i] for i in staying], [generators[i] for i in staying]
+                rows, numbers = [rows[i] for i in staying], numbers.at(staying)
                 places = torch.tensor(rows, device=device)
                 step_ids = step_ids[staying]
                 occurred = None if occurred is None else occurred[staying]
@@ -206,7 +207,7 @@ def stream_tokens(
             else:
                 hidden = steps(step_ids)
             logits = filter_logits(head.logits(hidden), sampling, occurred)
-            ids = choose(logits, sampling, generators)
+            ids = choose(logits, sampling, numbers)
             if observe is not None:
                 observe(rows, logits, ids)
             if occurred is not None:

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from modern_llm.models.decoding.choosing import choose, filter_logits
 from modern_llm.models.decoding.sampling import Sampling
+from modern_llm.models.decoding.uniform import UniformNumbers
 from modern_llm.models.output_head import OutputHead
 
 if TYPE_CHECKING:
@@ -65,7 +66,7 @@ def stream_by_lookup(
     unread: int,
     max_new_tokens: int | None,
     sampling: Sampling,
-    generators: list[torch.Generator],
+    numbers: UniformNumbers,
     occurred: Tensor | None,
     observe: Observe | None,
 ) -> Iterator[Tensor]:
@@ -78,7 +79,7 @@ def stream_by_lookup(
             that came.
         ids: of the text, or of its end.
         unread: how many at its end the cache does not hold.
-        generators: that of the text.
+        numbers: of the text.
         occurred: (1, V) as in `filter_logits`.
 
     Yields:
@@ -103,7 +104,7 @@ def stream_by_lookup(
             proposed = text.proposed(room) if produced and len(rest) <= 1 + sampling.lookup else []
             step = torch.tensor([rest + proposed], device=device)
             hidden = model.hidden_states(step, cache=cache).hidden[0, -1 - len(proposed) :]
-            chosen = _chosen(head.logits(hidden), proposed, sampling, generators, occurred, observe)
+            chosen = _chosen(head.logits(hidden), proposed, sampling, numbers, occurred, observe)
             if len(chosen) <= len(proposed):
                 cache.forget(len(proposed) + 1 - len(chosen))
             if proposed:  # more where all were right, few where none was: a pass of three tokens costs hardly more
@@ -123,7 +124,7 @@ def _chosen(
     logits: Tensor,
     proposed: list[int],
     sampling: Sampling,
-    generators: list[torch.Generator],
+    numbers: UniformNumbers,
     occurred: Tensor | None,
     observe: Observe | None,
 ) -> list[int]:
@@ -136,7 +137,7 @@ def _chosen(
             found.append(best[place])
         else:
             row = filter_logits(logits[place : place + 1], sampling, occurred)
-            ids = choose(row, sampling, generators)
+            ids = choose(row, sampling, numbers)
             if observe is not None:
                 observe([0], row, ids)
             if occurred is not None:
