@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator, Sequence
 from copy import deepcopy
 from dataclasses import fields
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 from hydra._internal.core_plugins import file_config_source
 from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
@@ -40,13 +40,22 @@ _OPEN = {"arms", "sizes", "callbacks", "vars", "weights", "repeats"}
 
 
 class FileConfigSource(file_config_source.FileConfigSource):
-    """Configuration files as Hydra finds them. Bases can be named, and are no choices in help, completion and
-    messages; tables of names of one's own take new ones."""
+    """Configuration files as Hydra finds them, each parsed once while it does not change. Bases can be named, and are
+    no choices in help, completion and messages; tables of names of one's own take new ones."""
+
+    _parsed: ClassVar[dict[tuple[Any, ...], ConfigResult]] = {}
 
     def load_config(self, config_path: str) -> ConfigResult:
-        result = super().load_config(config_path)
-        _open_tables(result.config)
-        return result
+        try:
+            facts = Path(self.path, self._normalize_file_name(config_path)).stat()
+        except OSError:
+            return super().load_config(config_path)  # which says what is wrong
+        key = (self.provider, self.path, config_path, facts.st_ino, facts.st_mtime_ns, facts.st_size)
+        if key not in self._parsed:
+            result = super().load_config(config_path)
+            _open_tables(result.config)
+            self._parsed[key] = result
+        return deepcopy(self._parsed[key])
 
     def list(self, config_path: str, results_filter: ObjectType | None) -> list[str]:
         folder = Path(self.path, config_path)

@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+from typing import Any
+
 import pytest
+from hydra import compose, initialize_config_dir
+from hydra._internal.config_loader_impl import ConfigLoaderImpl
 from hydra._internal.hydra import Hydra
 from hydra._internal.utils import create_config_search_path
 from hydra.core.global_hydra import GlobalHydra
@@ -55,13 +60,28 @@ def test_it_comes_to_what_hydra_makes_of_it(overrides: list[str], mode: str) -> 
     assert run_of(overrides) == expected
 
 
-def test_no_file_is_read_twice(monkeypatch: pytest.MonkeyPatch) -> None:
-    read = []
-    load = OmegaConf.load
-    monkeypatch.setattr(OmegaConf, "load", lambda file: read.append(getattr(file, "name", file)) or load(file))
+def test_it_is_composed_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    composed, compose = list[list[str]](), ConfigLoaderImpl._load_configuration_impl
+
+    def counted(self: ConfigLoaderImpl, *, overrides: list[str], **more: Any) -> Any:
+        composed.append(overrides)
+        return compose(self, overrides=overrides, **more)
+
+    monkeypatch.setattr(ConfigLoaderImpl, "_load_configuration_impl", counted)
     run_of(["experiment=quick"])
-    twice = len(read)
-    read.clear()
+    assert len(composed) == 2
+    composed.clear()
     with composing_once():
         run_of(["experiment=quick"])
-    assert len(read) == len(set(read)) == twice / 2
+    assert len(composed) == 1
+
+
+def test_a_file_that_has_changed_is_read_again(tmp_path: Path) -> None:
+    file = tmp_path / "config.yaml"
+    for number in (1, 22, 333):
+        file.write_text(f"number: {number}\nof: [1, 2]\n")
+        for _ in range(2):
+            with initialize_config_dir(str(tmp_path), version_base="1.3"):
+                config = compose("config")
+            assert config == {"number": number, "of": [1, 2]}
+            config.of[0] = 7

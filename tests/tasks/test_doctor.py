@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from commands import ROOT
+from commands import ROOT, Command
 from hydra import initialize_config_dir
 from made_models import make_pairs, problems, write_split
 
@@ -122,15 +120,17 @@ def test_the_default_runs_here() -> None:
 
 def test_a_default_that_cannot_run_is_an_exit_status_and_nobody_is_asked(tmp_path: Path) -> None:
     """A Python without the documentation that the default reads, on a machine whose sockets do not connect."""
-    code = (
+    script = tmp_path / "script.py"
+    script.write_text(
         "import runpy, socket, sys\n"
         "def refuse(*args): raise AssertionError('the network was asked')\n"
         "socket.socket.connect = refuse\n"
         "sys.modules['pydoc_data'] = None\n"
-        f"sys.argv = ['launch.py', 'task=doctor', 'paths.outputs={tmp_path}', 'paths.mirror=null']\n"
-        f"runpy.run_path({str(ROOT / 'launch.py')!r}, run_name='__main__')\n"
+        f"sys.argv[0] = {str(ROOT / 'launch.py')!r}\n"
+        "runpy.run_path(sys.argv[0], run_name='__main__')\n"
     )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, timeout=120)
+    words = ["task=doctor", f"paths.outputs={tmp_path}", "paths.mirror=null"]
+    done = Command(*words, program=script, cwd=ROOT).wait(120)
     assert done.returncode == 1
     assert "python launch.py cannot run: ModuleNotFoundError" in done.stderr
     assert "the network was asked" not in done.stdout + done.stderr

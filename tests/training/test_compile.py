@@ -63,8 +63,9 @@ def graphs(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
 
 @pytest.mark.parametrize("name", PARTS)
 def test_a_deep_model_compiles_a_few_blocks_and_leaves_none_uncompiled(graphs: list[Any], name: str) -> None:
-    """Blocks are unlike each other where a part hands something on from one block to another alone."""
-    deep = model(n_layers=14, **PARTS[name]).train()
+    """More blocks than torch compiles one function anew; they differ where a part hands something on from one block to
+    another alone."""
+    deep = model(n_layers=10, **PARTS[name]).train()
     Runtime(HARDWARE).prepare(deep)
     ids = torch.randint(1, 50, (2, 16), generator=torch.Generator().manual_seed(0))
     LanguageModeling()(deep, {"input_ids": ids, "labels": ids.roll(-1, 1)}).loss_sum.backward()
@@ -74,7 +75,7 @@ def test_a_deep_model_compiles_a_few_blocks_and_leaves_none_uncompiled(graphs: l
         "parallel blocks, windows, some without positions",
         "state spaces, every second block ours",
     )
-    assert len(graphs) == (14 if name in ("unet", "backout") else 3 if name in two_kinds else 2)
+    assert len(graphs) == (10 if name in ("unet", "backout") else 3 if name in two_kinds else 2)
 
 
 def test_without_a_compiler_a_run_goes_on_uncompiled(monkeypatch: pytest.MonkeyPatch) -> None:
