@@ -45,7 +45,8 @@ def choose(logits: Tensor, sampling: Sampling, numbers: UniformNumbers) -> Tenso
         return logits.argmax(dim=-1)
     chance = logits.softmax(dim=-1)
     # First a block of ids, then an id of it: a sum over all ids one by one takes a CPU ten times as long.
-    blocks = F.pad(chance, (0, -chance.shape[-1] % _BLOCK)).unflatten(-1, (-1, _BLOCK))  # (B, blocks, _BLOCK)
+    missing = -chance.shape[-1] % _BLOCK
+    blocks = (F.pad(chance, (0, missing)) if missing else chance).unflatten(-1, (-1, _BLOCK))  # (B, blocks, _BLOCK)
     below = blocks.sum(dim=-1).cumsum(dim=-1)
     block, rest = _place(below, numbers.next(chance.dtype) * below[:, -1:])
     inside = blocks.gather(1, block[..., None].expand(-1, -1, _BLOCK))[:, 0].cumsum(dim=-1)

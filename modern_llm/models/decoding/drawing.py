@@ -52,11 +52,12 @@ class _Thoughts:
     values: list[Tensor] = field(default_factory=list)
 
     def __call__(self, rows: Sequence[int], logits: Tensor, ids: Tensor) -> None:
-        chance = logits.log_softmax(-1)  # (n, V)
-        # What a filter dropped has no chance, and adds nothing.
-        entropy = -(chance.exp() * chance.clamp(min=torch.finfo(chance.dtype).min)).sum(-1)
+        log_chance = logits.log_softmax(-1)  # (n, V)
+        chosen = log_chance.gather(1, ids[:, None])[:, 0]
+        # What a filter dropped has no chance, and adds nothing. In place: these are as many numbers as all logits.
+        entropy = -log_chance.exp().mul_(log_chance.clamp_(min=torch.finfo(log_chance.dtype).min)).sum(-1)
         self.rows.append(torch.as_tensor(list(rows)))
-        self.values.append(torch.stack([chance.gather(1, ids[:, None])[:, 0], entropy], 1))  # (n, 2)
+        self.values.append(torch.stack([chosen, entropy], 1))  # (n, 2)
 
     def by_row(self, count: int) -> list[list[tuple[float, float]]]:
         """Of each row, in the order of its tokens; read from the device once."""
