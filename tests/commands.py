@@ -8,6 +8,7 @@ import json
 import os
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import tempfile
@@ -203,6 +204,13 @@ class Workplace:
     def only_run(self) -> Path:
         (record,) = self.outputs.glob("*/*/config.yaml")
         return record.parent
+
+
+def free_port() -> int:
+    """On this machine, a moment ago."""
+    with socket.socket() as place:
+        place.bind(("127.0.0.1", 0))
+        return int(place.getsockname()[1])
 
 
 def wait_for(holds: Callable[[], bool], goes: Callable[[], bool], said: Callable[[], str] = str) -> None:

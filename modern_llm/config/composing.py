@@ -53,17 +53,16 @@ def composing_once() -> Iterator[None]:
     kept: list[tuple[list[str], DictConfig | Exception]] = []
 
     def get_mode(self: Hydra, config_name: str | None, overrides: list[str]) -> Any:
-        mode = None
+        found: DictConfig | Exception
         try:
-            config = self.config_loader.load_configuration(config_name, overrides, RunMode.RUN)
-            mode = config.hydra.mode
+            found = self.config_loader.load_configuration(config_name, overrides, RunMode.RUN)
+            mode = found.hydra.mode
             if mode is None:
-                config.hydra.mode = RunMode.RUN
-                config.hydra.overrides.hydra.append(_ONE_RUN)
-            kept.append((list(overrides) if mode else [*overrides, _ONE_RUN], config))
+                found.hydra.mode = RunMode.RUN
+                found.hydra.overrides.hydra.append(_ONE_RUN)
         except Exception as failure:  # it may be a sweep, which is composed otherwise
-            mode = mode_of(self, config_name, overrides)
-            kept.append((list(overrides) if mode else [*overrides, _ONE_RUN], failure))
+            found, mode = failure, mode_of(self, config_name, overrides)
+        kept.append((list(overrides) if mode else [*overrides, _ONE_RUN], found))
         return mode
 
     def load(self: ConfigLoaderImpl, config_name: str | None, overrides: list[str], run_mode: RunMode,

@@ -11,19 +11,13 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
-from commands import ROOT, Command, Workplace, final_weights, read_rows, result, wait_for
+from commands import ROOT, Command, Workplace, final_weights, free_port, read_rows, result, wait_for
 
 LENGTH = ["trainer.max_steps=60", "trainer.save_every=7", "trainer.eval_every=20", "trainer.log_every=1"]
 # What AdamW does is rounded alike by any number of processes for longer than what Muon does.
 WHOLE = [*LENGTH, "model.dropout=0.1", "trainer.batch_size=8", "hardware.micro_batch_size=3", "trainer/optimizer=adamw",
          "trainer.optimizer.lr=1e-3"]  # fmt: skip
 ONE_OF_TWO = ["hardware.sharding=optimizer"]
-
-
-def free_port() -> int:
-    with socket.socket() as place:
-        place.bind(("127.0.0.1", 0))
-        return place.getsockname()[1]
 
 
 def start(place: Workplace, count: int, *overrides: str, port: int | None = None,

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import socket
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path
@@ -13,7 +12,7 @@ from typing import Any
 import loops
 import pytest
 import torch
-from commands import Command
+from commands import Command, free_port
 from filelock import FileLock
 from torch import nn
 
@@ -30,10 +29,7 @@ CLOCKS = {"seconds", "tokens_per_second", "peak_memory_gb", "mfu"}
 
 def start_together(module: str, count: int, argument: Path) -> None:
     """So many processes of a module of this folder, until they are done."""
-    with socket.socket() as place:
-        place.bind(("127.0.0.1", 0))
-        port = str(place.getsockname()[1])
-    env = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "WORLD_SIZE": str(count)}
+    env = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port()), "WORLD_SIZE": str(count)}
     done = Command(str(count), module, str(argument), program=Path(__file__).with_name("ranks.py"), env=env).wait(400)
     assert done.returncode == 0, done.stderr[-3000:]
 

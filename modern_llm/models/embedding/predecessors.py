@@ -30,6 +30,7 @@ class Predecessors:
     ) -> None:
         self.cache, self._marks = cache, (attention_mask, document_ids, branch_ids)
         self.real = None if attention_mask is None else attention_mask.bool()
+        self._rows: dict[int, Tensor] = {}  # of the convolutions of all blocks
         self.index: Tensor | None = None  # (B, T) where the predecessor stands; -1: in front of this pass
         if self.real is not None or document_ids is not None or branch_ids is not None:
             given = next(t for t in (attention_mask, document_ids, branch_ids) if t is not None)
@@ -82,13 +83,17 @@ class Predecessors:
         without a cache; B * T where there is none. None: it is on its left."""
         if self.index is None:
             return None
+        if steps in self._rows:
+            return self._rows[steps]
         B, T = self.index.shape
         texts = torch.arange(0, B * T, T, device=self.index.device)[:, None]
         found = [self.index]
         for _ in range(1, steps):
             further = self.index.gather(1, found[-1].clamp(min=0))
             found.append(torch.where(found[-1] >= 0, further, -1))
-        return torch.stack([torch.where(places >= 0, texts + places, B * T).flatten() for places in found])
+        rows = [torch.where(places >= 0, texts + places, B * T).flatten() for places in found]
+        self._rows[steps] = torch.stack(rows)
+        return self._rows[steps]
 
     def _walk(self, steps: int) -> Tensor:
         """(B, 1 + steps + T) the place in front of every place of what `of` lines up: nothing, what is held, and the
